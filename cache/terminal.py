@@ -1,0 +1,103 @@
+"""What every command shares: errors in one line, progress with the time left, `--debug`."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cache.errors import UserError
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+T = TypeVar("T")
+
+
+class ZeusGroup(click.Group):
+    """A command group that prints a `UserError` (and a full disk) as one line and exits with 2; `--debug` shows the traceback."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.pop("debug", False)
+        try:
+            return super().invoke(ctx)
+        except (UserError, OSError) as error:
+            if debug:
+                raise
+            message = _one_line(error)
+            if message is None:
+                raise
+            click.echo(f"error: {message}", err=True)
+            sys.exit(2)
+
+
+def _one_line(error: Exception) -> str | None:
+    """The line to print for `error`, or None where it is a fault of ours and the traceback should be seen."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"no space left on the device{where}; free some and run the same command again: it goes on where it stopped"
+    if isinstance(error, PermissionError):
+        return f"no permission for {error.filename}; choose another folder or change its permissions"
+    return None
+
+
+def say(message: str) -> None:
+    """One plain line to the terminal (standard error, so that standard output stays for results)."""
+    console.print(message, markup=False)
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields `items` under a progress bar with count, elapsed time and time left; plain lines where there is no terminal."""
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield from bar.track(items, total=total, description=description)
+
+
+def split_names(value: str | None) -> tuple[str, ...] | None:
+    """'A,B' -> ('A', 'B'); None stays None (all)."""
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not names:
+        raise UserError(f"an empty list of names: {value!r}; give names separated by commas")
+    return names
+
+
+def choose(wanted: Sequence[str] | None, available: Sequence[str], what: str) -> tuple[str, ...]:
+    """`wanted` in the order of `available` (all of them for None).
+
+    Raises:
+        UserError: a name that is not available, naming those that are.
+    """
+    if wanted is None:
+        return tuple(available)
+    unknown = [name for name in wanted if name not in available]
+    if unknown:
+        raise UserError(f"unknown {what} {', '.join(unknown)}; there are: {', '.join(available)}")
+    return tuple(name for name in available if name in wanted)
+
+
+def existing(path: Path, what: str) -> Path:
+    """`path` if it exists; a UserError that names it otherwise."""
+    if not path.exists():
+        raise UserError(f"{what} {path} does not exist")
+    return path

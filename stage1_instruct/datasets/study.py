@@ -1,0 +1,59 @@
+"""What every reader gives: a study on one grid, and the dataset it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One subject: all modalities on one grid, in the array order of the file they came in.
+
+    Attributes:
+        subject: its name, unique within the dataset; letters, digits, '.', '_' and '-'.
+        grid: shape and affine shared by everything below.
+        images: modality -> float32 (grid.shape), in the order of the dataset's modalities.
+        labels: uint8 (grid.shape), 0 background, k = classes[k - 1]; None for a study without labels.
+        modality_labels: modality -> uint8 (grid.shape), where a modality was labelled on its own (CHAOS).
+        sources: name relative to the data root -> file, of everything that was read (for the digests).
+    """
+
+    subject: str
+    grid: Grid
+    images: Mapping[str, NDArray[np.float32]]
+    labels: NDArray[np.uint8] | None
+    modality_labels: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    sources: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of studies, known without reading a voxel.
+
+    Attributes:
+        name: the dataset's name, e.g. 'chaos'.
+        modalities: names of the modalities, in channel order.
+        terms: modality -> what the instruction calls it, e.g. 'T2w' -> 'MRI-T2' (Zeus, section 3.1).
+        classes: names of the classes, without background; label k is classes[k - 1].
+        instance: what the instruction asks to segment, e.g. 'brain tumour' (Zeus, section 3.1).
+        subjects: names, sorted.
+        load: reads one subject.
+        facts: anything that decides how voxels are read (label mapping and so on); becomes part of the recipe.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    terms: Mapping[str, str]
+    classes: tuple[str, ...]
+    instance: str
+    subjects: tuple[str, ...]
+    load: Callable[[str], Study]
+    facts: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Stage 2: everything trained. Cache in, masks out."""
