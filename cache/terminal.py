@@ -56,10 +56,8 @@ def say(message: str) -> None:
     console.print(message, markup=False)
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` under a progress bar with count, elapsed time and time left; plain lines where there is no terminal."""
-    if total is None and isinstance(items, Sequence):
-        total = len(items)
+def progress_bar() -> Progress:
+    """A progress bar with count, elapsed time and time left; silent where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -68,7 +66,14 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields `items` under a `progress_bar`."""
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    with progress_bar() as bar:
         yield from bar.track(items, total=total, description=description)
 
 

@@ -1,0 +1,250 @@
+"""Stage 1's loop: study -> slices -> embeddings -> instructions -> cache, one subject at a time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.layout import DatasetCard
+from cache.recipe import fingerprint, sha256_file
+from cache.terminal import progress_bar, say
+from cache.writer import CacheWriter, Instruction, SubjectSlices
+from stage1_instruct import slices as slicing
+from stage1_instruct.datasets.study import Dataset, Study
+from stage1_instruct.models.load import Models
+from stage1_instruct.prompts import question
+
+LAYERS = ("slices", "embeddings", "instructions")
+
+
+@dataclass
+class BuildReport:
+    """What a build cost: seconds by part, slice-modalities done by part, and the peak memory of the process."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    subjects: int = 0
+
+    @contextmanager
+    def timing(self, part: str, slice_modalities: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+        self.done[part] += slice_modalities
+
+    def per_slice_modality(self) -> dict[str, float]:
+        """part -> seconds a slice-modality."""
+        return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
+
+    @staticmethod
+    def peak_memory_bytes() -> int:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a cache is built.
+
+    Attributes:
+        out: the cache's path.
+        layers: which of slices, embeddings, instructions.
+        variant: name of the instruction layer.
+        store: 'uint8' or 'fp16' embeddings.
+        slice_step: every n-th slice of a volume.
+        batch_size: slice-modalities at a time through the encoder and the LLM; not part of the recipe.
+        pack: one file (True), shards (False), or by size (None).
+    """
+
+    out: Path
+    layers: tuple[str, ...] = LAYERS
+    variant: str = "lite"
+    store: str = "uint8"
+    slice_step: int = 1
+    batch_size: int = 8
+    pack: bool | None = None
+
+
+def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> BuildReport:
+    """Writes every wanted layer of every subject; subjects that are finished are left as they are.
+
+    Raises:
+        UserError: unreadable data, or a layer of that name made from another recipe.
+    """
+    card = DatasetCard(
+        name=dataset.name,
+        modalities=dataset.modalities,
+        terms=dict(dataset.terms),
+        classes=dataset.classes,
+        instance=dataset.instance,
+        subjects=dataset.subjects,
+        slice_step=options.slice_step,
+    )
+    writer = CacheWriter(options.out, card)
+    layers = _begin_layers(writer, dataset, models, options)
+    report = BuildReport()
+    waiting = [s for s in dataset.subjects if not all(writer.finished(layer, s) for layer in layers.values())]
+    if len(waiting) < len(dataset.subjects):
+        say(f"{len(dataset.subjects) - len(waiting)} of {len(dataset.subjects)} subjects are finished already")
+    with progress_bar() as bar:
+        task = bar.add_task(options.out.name, total=len(waiting))
+        for number, subject in enumerate(waiting, 1):
+            start = time.perf_counter()
+            slice_modalities = _build_subject(writer, dataset.load(subject), layers, models, dataset, options, report)
+            bar.advance(task)
+            report.subjects += 1
+            seconds = time.perf_counter() - start
+            say(
+                f"{subject}: {slice_modalities} slice-modalities in {seconds:.0f} s, subject {number} of {len(waiting)}"
+            )
+    writer.finalize(options.pack)
+    return report
+
+
+def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions) -> dict[str, str]:
+    """Opens the wanted layers under their recipes; kind -> layer name."""
+    names: dict[str, str] = {}
+    slices_recipe = {
+        "preprocessing": slicing.recipe(),
+        "slice_step": options.slice_step,
+        "dataset": {"name": dataset.name, "modalities": list(dataset.modalities), **dataset.facts},
+    }
+    names["slices"] = "slices"
+    writer.begin_layer("slices", slices_recipe)
+    if "slices" == options.layers[-1] and len(options.layers) == 1:
+        return names
+    embeddings_recipe = {
+        "slices": fingerprint(slices_recipe),
+        "encoder": models.encoder.recipe(),
+        "store": options.store,
+    }
+    names["embeddings"] = f"embeddings/{models.encoder.name}"
+    writer.begin_layer(names["embeddings"], embeddings_recipe, constants=models.encoder.constants())
+    if "instructions" in options.layers:
+        names["instructions"] = f"instructions/{options.variant}"
+        recipe = {
+            "embeddings": fingerprint(embeddings_recipe),
+            "terms": dict(dataset.terms),
+            "instance": dataset.instance,
+            **models.instruction_recipe(),
+        }
+        writer.begin_layer(names["instructions"], recipe)
+    return names
+
+
+def _build_subject(
+    writer: CacheWriter,
+    study: Study,
+    layers: dict[str, str],
+    models: Models,
+    dataset: Dataset,
+    options: BuildOptions,
+    report: BuildReport,
+) -> int:
+    """All missing layers of one subject; returns its number of slice-modalities."""
+    subject = study.subject
+    sources = {name: sha256_file(path) for name, path in sorted(study.sources.items())}
+    pictures = slicing.study_to_slices(study, step=options.slice_step)
+    count = pictures.images.shape[0] * pictures.images.shape[1]
+    if writer.finished("slices", subject):
+        writer.check_sources(subject, sources)
+    else:
+        with report.timing("writing slices", count):
+            writer.write_slices(
+                subject,
+                SubjectSlices(
+                    grid=study.grid,
+                    numbers=pictures.numbers,
+                    images=pictures.images,
+                    masks=pictures.masks,
+                    modality_masks=pictures.modality_masks,
+                    native_masks=pictures.native_masks,
+                    sources=sources,
+                ),
+            )
+    if "embeddings" in layers and not writer.finished(layers["embeddings"], subject):
+        size = models.encoder.input_size
+        images = pictures.images if size == pictures.images.shape[-1] else pictures.images_at(size)
+        with report.timing("image encoder", count):
+            embeddings = _encode(models, images, options.batch_size)
+        with report.timing("writing embeddings", count):
+            writer.write_embeddings(layers["embeddings"], subject, embeddings, store=options.store)
+        del embeddings
+    if "instructions" in layers and not writer.finished(layers["instructions"], subject):
+        _write_instructions(writer, subject, pictures.numbers, layers, models, dataset, options, report)
+    return count
+
+
+def _encode(models: Models, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+    """(n, M, size, size) -> (n, M, 256, 64, 64)."""
+    n, modalities = images.shape[:2]
+    flat = images.reshape(n * modalities, *images.shape[2:])
+    parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size)]
+    stacked = torch.cat([torch.as_tensor(part) for part in parts]).numpy()
+    return stacked.reshape(n, modalities, *stacked.shape[1:])
+
+
+def _write_instructions(
+    writer: CacheWriter,
+    subject: str,
+    numbers: NDArray[np.int32],
+    layers: dict[str, str],
+    models: Models,
+    dataset: Dataset,
+    options: BuildOptions,
+    report: BuildReport,
+) -> None:
+    """The image's tokens and the question go into the LLM, its answer into the text encoder (Zeus, Eqs. 2 and 3).
+
+    The tokens come from the embedding as it is stored, so that a variant added later sees what the first one saw.
+    """
+    embeddings = writer.embeddings(layers["embeddings"], subject)
+    flat = embeddings.reshape(-1, *embeddings.shape[2:])
+    keys = [(int(number), modality) for number in numbers for modality in dataset.modalities]
+    questions = [question(dataset.instance, dataset.terms[modality]) for _, modality in keys]
+    answers = []
+    with report.timing("LLM", len(keys)):
+        for at in range(0, len(keys), options.batch_size):
+            chosen = slice(at, at + options.batch_size)
+            tokens = models.image_tokens(torch.from_numpy(flat[chosen]))
+            answers += models.llm.generate(questions[chosen], tokens, max_new_tokens=models.max_new_tokens)
+    with report.timing("text encoder", len(keys)):
+        texts = models.text_encoder.encode([answer.text for answer in answers])
+    rows = [
+        Instruction(
+            slice_number=number,
+            modality=modality,
+            prompt=models.llm.prompt_text(asked),
+            text=answer.text,
+            prompt_tokens=answer.prompt_tokens,
+            output_tokens=answer.output_tokens,
+            stop_reason=answer.stop_reason,
+            seed=0,
+        )
+        for (number, modality), asked, answer in zip(keys, questions, answers)
+    ]
+    with report.timing("writing instructions", len(keys)):
+        shaped = np.asarray(texts, dtype=np.float32).reshape(len(numbers), len(dataset.modalities), -1)
+        writer.write_instructions(layers["instructions"], subject, shaped, rows)
+
+
+def _batches(items: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
+
+
+def parse_layers(names: Sequence[str]) -> tuple[str, ...]:
+    """The layers to build, with those they stand on."""
+    last = max(LAYERS.index(name) for name in names)
+    return LAYERS[: last + 1]
