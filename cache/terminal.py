@@ -45,7 +45,9 @@ def _one_line(error: Exception) -> str | None:
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"no space left on the device{where}; free some and run the same command again: it goes on where it stopped"
+        return (
+            f"no space left on the device{where}; free some and run the same command again: it goes on where it stopped"
+        )
     if isinstance(error, PermissionError):
         return f"no permission for {error.filename}; choose another folder or change its permissions"
     return None

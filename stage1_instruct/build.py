@@ -213,19 +213,15 @@ def _write_instructions(
     flat = embeddings.reshape(-1, *embeddings.shape[2:])
     keys = [(int(number), modality) for number in numbers for modality in dataset.modalities]
     questions = [question(dataset.instance, dataset.terms[modality]) for _, modality in keys]
-    answers = []
     with report.timing("LLM", len(keys)):
-        for at in range(0, len(keys), options.batch_size):
-            chosen = slice(at, at + options.batch_size)
-            tokens = models.image_tokens(torch.from_numpy(flat[chosen]))
-            answers += models.llm.generate(questions[chosen], tokens, max_new_tokens=models.max_new_tokens)
+        answers = models.instruct(questions, torch.from_numpy(flat))
     with report.timing("text encoder", len(keys)):
         texts = models.text_encoder.encode([answer.text for answer in answers])
     rows = [
         Instruction(
             slice_number=number,
             modality=modality,
-            prompt=models.llm.prompt_text(asked),
+            prompt=models.llm.template.prompt(asked),
             text=answer.text,
             prompt_tokens=answer.prompt_tokens,
             output_tokens=answer.output_tokens,

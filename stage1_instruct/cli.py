@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from cache.errors import UserError
 from cache.terminal import ZeusGroup, choose, existing, say, split_names
 
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "nnunet")
@@ -14,9 +13,15 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 models_options = [
-    click.option("--models", "profile", default="lite", show_default=True, help="Profile of frozen models, or a YAML file."),
     click.option(
-        "--set", "overrides", multiple=True, metavar="PART=VALUE", help="Replace one part of the profile, e.g. llm=FOLDER."
+        "--models", "profile", default="lite", show_default=True, help="Profile of frozen models, or a YAML file."
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PART=VALUE",
+        help="Replace one part of the profile, e.g. llm=FOLDER.",
     ),
     click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given."),
 ]
@@ -41,21 +46,35 @@ def main() -> None:
 
 
 @main.command("build-cache")
-@click.option("--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data.")
+@click.option(
+    "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
+)
 @click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]")
 @with_models
 @click.option("--out", type=FILE, help="The cache to write or go on with.  [default: cache/DATASET.h5]")
 @click.option("--variant", help="Name of the instruction layer.  [default: the profile's name]")
 @click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]")
 @click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]")
-@click.option("--labels", type=click.Choice(["default", "binary", "native"]), default="default", show_default=True,
-              help="binary merges all labels into one (the paper, for MSD); native keeps the classes.")
+@click.option(
+    "--labels",
+    type=click.Choice(["default", "binary", "native"]),
+    default="default",
+    show_default=True,
+    help="binary merges all labels into one (the paper, for MSD); native keeps the classes.",
+)
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th axial slice.")
-@click.option("--store", type=click.Choice(["uint8", "fp16"]), default="uint8", show_default=True,
-              help="uint8: 1 MiB a slice-modality, mask IoU 0.9986 against fp32; fp16: 2 MiB, exact to 2e-4.")
+@click.option(
+    "--store",
+    type=click.Choice(["uint8", "fp16"]),
+    default="uint8",
+    show_default=True,
+    help="uint8: 1 MiB a slice-modality, mask IoU 0.9986 against fp32; fp16: 2 MiB, exact to 2e-4.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Slice-modalities at a time.")
 @click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
-@click.option("--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]")
+@click.option(
+    "--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]"
+)
 def build_cache_command(
     dataset_name: str,
     data_root: Path | None,
@@ -86,7 +105,9 @@ def build_cache_command(
     wanted = choose(split_names(layers), ("slices", "embeddings", "instructions"), "layer")
     dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
     dataset = replace(dataset, subjects=choose(split_names(subjects), dataset.subjects, "subject"))
-    say(f"{dataset.name}: {len(dataset.subjects)} subjects, {', '.join(dataset.modalities)}; to segment: {dataset.instance}")
+    say(
+        f"{dataset.name}: {len(dataset.subjects)} subjects, {', '.join(dataset.modalities)}; to segment: {dataset.instance}"
+    )
     models = _models(profile, overrides, device)
     options = BuildOptions(
         out=out or Path("cache") / f"{dataset_name}.h5",
@@ -101,25 +122,21 @@ def build_cache_command(
     for part, seconds in report.per_slice_modality().items():
         say(f"  {part}: {seconds:.3f} s a slice-modality")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
-    click.echo(f"{options.out} is complete: {len(dataset.subjects)} subjects. Next: zeus-segment train --cache {options.out}")
+    click.echo(
+        f"{options.out} is complete: {len(dataset.subjects)} subjects. Next: zeus-segment train --cache {options.out}"
+    )
 
 
 def _models(profile_name: str, overrides: tuple[str, ...], device: str | None):
     """The frozen models of a profile; their weights are fetched when they are missing."""
     from stage1_instruct import weights
-    from stage1_instruct.models.load import load_models
-    from stage1_instruct.profiles import load_profile
+    from stage1_instruct.models.load import best_device, load_models
+    from stage1_instruct.profiles import load_profile, parse_overrides
 
-    pairs = {}
-    for override in overrides:
-        part, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: write it as PART=VALUE, e.g. --set llm=FOLDER")
-        pairs[part] = value
-    profile = load_profile(profile_name, pairs)
+    profile = load_profile(profile_name, parse_overrides(overrides))
     if not weights.is_present(profile):
         weights.fetch(profile)
-    return load_models(profile, device)
+    return load_models(profile, device or best_device())
 
 
 @main.command()
@@ -137,8 +154,13 @@ def fetch(profile: str) -> None:
 
 
 @main.command("make-demo")
-@click.option("--layout", type=click.Choice(["chaos", "msd", "nnunet"]), default="chaos", show_default=True,
-              help="chaos: DICOM and PNG; msd: 4D NIfTI; nnunet: nnU-Net v2 raw.")
+@click.option(
+    "--layout",
+    type=click.Choice(["chaos", "msd", "nnunet"]),
+    default="chaos",
+    show_default=True,
+    help="chaos: DICOM and PNG; msd: 4D NIfTI; nnunet: nnU-Net v2 raw.",
+)
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--subjects", type=click.IntRange(1), default=6, show_default=True, help="How many phantoms.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -169,10 +191,14 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 
 
 @main.command("train-projection")
-@click.option("--pairs", type=FILE, required=True, help="JSONL: caption, and an image path or subject, slice, modality.")
+@click.option(
+    "--pairs", type=FILE, required=True, help="JSONL: caption, and an image path or subject, slice, modality."
+)
 @click.option("--cache", type=FILE, help="The cache that pairs with subject, slice and modality refer to.")
 @with_models
-@click.option("--out", type=FILE, help="Weights to write.  [default: with the models in ZEUS_HOME, where build-cache finds them]")
+@click.option(
+    "--out", type=FILE, help="Weights to write.  [default: with the models in ZEUS_HOME, where build-cache finds them]"
+)
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
@@ -215,7 +241,9 @@ def train_projection_command(
 @click.option("--variant", help="Which instructions.  [default: the first]")
 @click.option("--png", type=FILE, help="Write images, labels and instructions of that slice as a picture.")
 @click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
-def inspect(cache: Path, subject: str | None, number: int | None, variant: str | None, png: Path | None, allow_partial: bool) -> None:
+def inspect(
+    cache: Path, subject: str | None, number: int | None, variant: str | None, png: Path | None, allow_partial: bool
+) -> None:
     """What is in a cache: layers, sizes, recipes; and an instruction beside its image."""
     from cache.reader import Cache
     from stage1_instruct.inspect import describe, draw_slice, pick_slice

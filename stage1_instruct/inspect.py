@@ -24,9 +24,13 @@ def describe(cache: Cache) -> None:
     click.echo(f"data set   {card.name}: {card.instance}")
     click.echo(f"modalities {', '.join(f'{name} ({card.terms[name]})' for name in card.modalities)}")
     click.echo(f"classes    {', '.join(card.classes)}")
-    click.echo(f"slices     {len(rows)} of {len(cache.subjects)} subjects, every {card.slice_step}.; {labelled} with labels")
+    click.echo(
+        f"slices     {len(rows)} of {len(cache.subjects)} subjects, every {card.slice_step}.; {labelled} with labels"
+    )
     for layer in cache.layers:
-        click.echo(f"layer      {layer}  {cache.layer_bytes(layer) / 2**20:,.1f} MiB  recipe {cache.fingerprint(layer)[:12]}")
+        click.echo(
+            f"layer      {layer}  {cache.layer_bytes(layer) / 2**20:,.1f} MiB  recipe {cache.fingerprint(layer)[:12]}"
+        )
     click.echo("subject            slices  with foreground  fold  native grid (mm, orientation)")
     for index, subject in enumerate(cache.subjects):
         own = rows[rows["subject"] == index]

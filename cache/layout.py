@@ -1,0 +1,190 @@
+"""The format in one place: what a cache holds, under which names, in which shapes.
+
+Beside `chaos.h5`, the one path the user passes, there may be
+
+    chaos.h5.d/<layer>/<subject>.<12 digits of the fingerprint>.h5     shards: one subject of one layer
+    chaos.h5.d/<layer>/_constants.<12 digits>.h5                       what a layer needs besides its rows
+    chaos.instructions.parquet                                         the instruction texts
+
+Every HDF5 file begins with a seal (`cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a
+subject's arrays in `/<layer>/<subject>/`: the same path in a shard and in a packed cache. All datasets are contiguous
+and unfiltered, so that row i lies at offset + i * (bytes of a row).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import UserError
+
+SCHEMA_VERSION = 1
+CONSTANTS = "_constants"
+ROW_HASH = "row_xxh3"
+
+_LAYER = re.compile(r"slices|(embeddings|instructions)/[A-Za-z0-9][A-Za-z0-9._-]*")
+_SUBJECT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array of a subject.
+
+    Attributes:
+        name: its name under `/<layer>/<subject>/`.
+        dtypes: the dtypes it may have.
+        axes: names of its axes; axes of one name have one length in a layer ('slice' and 'native ...': in a subject).
+        content: what it holds, with the unit.
+        required: whether every subject has it.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    axes: tuple[str, ...]
+    content: str
+    required: bool = True
+
+
+_BY_MODALITY = ("slice", "modality")
+
+LAYOUT: Mapping[str, tuple[ArrayLayout, ...]] = {
+    "slices": (
+        ArrayLayout("numbers", ("int32",), ("slice",), "slice number in the axial view of the native grid"),
+        ArrayLayout("foreground", ("int32",), ("slice",), "labelled pixels of the 256 x 256 mask; -1 without labels"),
+        ArrayLayout("images", ("uint8",), (*_BY_MODALITY, "row", "column"), "intensity 0 to 255, 256 x 256"),
+        ArrayLayout("masks", ("uint8",), ("slice", "row", "column"), "0 background, k = classes[k - 1]", False),
+        ArrayLayout("modality_masks", ("uint8",), (*_BY_MODALITY, "row", "column"), "masks of each modality", False),
+        ArrayLayout("native_masks", ("uint8",), ("slice", "native row", "native column"), "masks, axial view", False),
+    ),
+    "embeddings": (
+        ArrayLayout(
+            "values", ("uint8", "float16"), (*_BY_MODALITY, "channel", "grid row", "grid column"), "256 x 64 x 64"
+        ),
+        ArrayLayout("scale", ("float32",), (*_BY_MODALITY, "channel"), "embedding = values * scale + offset", False),
+        ArrayLayout("offset", ("float32",), (*_BY_MODALITY, "channel"), "embedding = values * scale + offset", False),
+    ),
+    "instructions": (
+        ArrayLayout("text_embedding", ("float32",), (*_BY_MODALITY, "width"), "the instruction, as encoded"),
+        ArrayLayout("text_xxh3", ("uint8",), (*_BY_MODALITY, "digest"), "xxh3_128 of its row in the Parquet table"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What every layer of a cache is about.
+
+    Attributes:
+        name: the dataset, e.g. 'chaos'.
+        modalities: in channel order.
+        terms: modality -> what the instruction calls it.
+        classes: label k is classes[k - 1]; background is not named.
+        instance: what the instruction asks to segment.
+        subjects: every subject a finished cache holds, in order.
+        slice_step: every how many-th axial slice is kept.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    terms: Mapping[str, str]
+    classes: tuple[str, ...]
+    instance: str
+    subjects: tuple[str, ...]
+    slice_step: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", dict(self.terms))
+        for name in ("modalities", "classes", "subjects"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(set(values)) != len(values):
+                raise UserError(f"dataset {self.name} names one of its {name} twice: {', '.join(values)}")
+        for subject in self.subjects:
+            if not _SUBJECT.fullmatch(subject) or subject in (".", "..", CONSTANTS):
+                raise UserError(f"subject {subject!r} of {self.name}: only letters, digits, '.', '_', '-' are possible")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DatasetCard:
+        return cls(**values)
+
+
+def kind_of(layer: str) -> str:
+    """'slices', 'embeddings' or 'instructions'.
+
+    Raises:
+        UserError: not a layer's name.
+    """
+    if not _LAYER.fullmatch(layer):
+        raise UserError(
+            f"{layer!r} is no layer; layers are slices, embeddings/ENCODER and instructions/VARIANT "
+            "with names of letters, digits, '.', '_', '-'"
+        )
+    return layer.partition("/")[0]
+
+
+def row_axes(layer: str) -> int:
+    """How many leading axes number the rows: 1 (slice) for `slices`, 2 (slice, modality) for the others."""
+    return 1 if kind_of(layer) == "slices" else 2
+
+
+def short_names(layers: Iterable[str], kind: str) -> tuple[str, ...]:
+    """The part after the slash of the layers of one kind."""
+    return tuple(layer.partition("/")[2] for layer in layers if layer.startswith(f"{kind}/"))
+
+
+def shard_folder(path: Path) -> Path:
+    return path.with_name(path.name + ".d")
+
+
+def shard_name(layer: str, subject: str, fingerprint: str, suffix: str = ".h5") -> str:
+    """Name of a shard relative to the shard folder."""
+    return f"{layer}/{subject}.{fingerprint[:12]}{suffix}"
+
+
+def split_shard_name(name: str) -> tuple[str, str]:
+    """(layer, subject) of a shard's name."""
+    layer, _, file = name.rpartition("/")
+    return layer, file.rsplit(".", 2)[0]
+
+
+def parquet_path(path: Path) -> Path:
+    return path.with_name(path.stem + ".instructions.parquet")
+
+
+def check_arrays(layer: str, arrays: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) -> None:
+    """Refuses arrays that are not as `LAYOUT` says.
+
+    Args:
+        sizes: lengths that are known beforehand, e.g. {'modality': 2}.
+
+    Raises:
+        ValueError: an array that is missing, unknown, or of another dtype or shape.
+    """
+    specs = {spec.name: spec for spec in LAYOUT[kind_of(layer)]}
+    wrong = set(arrays) ^ {name for name, spec in specs.items() if spec.required or name in arrays}
+    if wrong:
+        raise ValueError(f"{layer}: missing or unknown arrays {sorted(wrong)}")
+    known = dict(sizes)
+    if not all(array.size for array in arrays.values()):
+        raise ValueError(f"{layer}: an empty array; a subject without slices cannot be cached")
+    for name, array in arrays.items():
+        spec = specs[name]
+        if array.dtype.name not in spec.dtypes or array.ndim != len(spec.axes):
+            raise ValueError(f"{layer}/{name}: {array.dtype} {array.shape}, expected {spec.dtypes} over {spec.axes}")
+        for axis, size in zip(spec.axes, array.shape):
+            if known.setdefault(axis, size) != size:
+                raise ValueError(f"{layer}/{name}: axis '{axis}' has length {size}, expected {known[axis]}")
+
+
+def little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """`array`, C-contiguous and little-endian, as it is stored."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))

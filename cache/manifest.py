@@ -1,0 +1,205 @@
+"""What a file of a cache says about itself, and the index says about all of them: the JSON in `/manifest`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache.errors import UserError
+from cache.folds import assign_folds
+from cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, shard_folder
+from cache.recipe import canonical_json
+from cache.seal import check_seal
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """Where an array lies in its file."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def row_at(self, row: int, axes: int) -> int:
+        """Offset of a row, counted over the `axes` leading axes."""
+        return self.offset + row * (self.nbytes // math.prod(self.shape[:axes]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One subject of one layer.
+
+    Attributes:
+        file: name relative to the shard folder; '' is the cache file itself.
+        file_bytes: size of that shard, 0 for ''.
+        arrays: name -> where.
+        facts: what else is known; `slices`: the native grid and the digests of the source files, other layers: the
+            digest of the slices they were made from.
+    """
+
+    file: str
+    file_bytes: int
+    arrays: Mapping[str, StoredArray]
+    facts: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        arrays = {name: [array.offset, array.dtype, list(array.shape)] for name, array in self.arrays.items()}
+        return {"file": self.file, "file_bytes": self.file_bytes, "arrays": arrays, "facts": dict(self.facts)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Part:
+        arrays = {name: StoredArray(at, dtype, tuple(shape)) for name, (at, dtype, shape) in values["arrays"].items()}
+        return cls(values["file"], values["file_bytes"], arrays, values["facts"])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a file holds, or where what it lists is.
+
+    Attributes:
+        state: 'shard', or of the cache file: 'building' (lists nothing yet), 'sharded', 'packed'.
+        card: the dataset.
+        recipes: layer -> recipe.
+        parts: layer -> subject (or `CONSTANTS`) -> part.
+        folds: subject -> fold, -1 for unlabelled.
+    """
+
+    state: str
+    card: DatasetCard
+    recipes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Part]] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        parts = {layer: {name: part.to_json() for name, part in found.items()} for layer, found in self.parts.items()}
+        return canonical_json(
+            {
+                "state": self.state,
+                "card": self.card.to_json(),
+                "recipes": dict(self.recipes),
+                "parts": parts,
+                "folds": dict(self.folds),
+            }
+        ).encode()
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> Manifest:
+        values = json.loads(text)
+        parts = {
+            layer: {name: Part.from_json(part) for name, part in found.items()}
+            for layer, found in values["parts"].items()
+        }
+        card = DatasetCard.from_json(values["card"])
+        return cls(values["state"], card, values["recipes"], parts, values["folds"])
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a cache file or shard.
+
+    Raises:
+        UserError: not a cache, another schema version, truncated, damaged.
+    """
+    check_seal(path)
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            manifest = Manifest.from_bytes(bytes(file["manifest"][()]))
+        size = os.path.getsize(path)
+        own = [part for found in manifest.parts.values() for part in found.values() if part.file == ""]
+        for array in (array for part in own for array in part.arrays.values()):
+            if array.offset < 0 or array.offset + array.nbytes > size:
+                raise ValueError("an array lies outside the file")
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}); zeus-instruct verify says where; "
+            "copy it again from where it came, or delete it and build it again with zeus-instruct build-cache"
+        ) from error
+    return manifest
+
+
+def read_shard(folder: Path, name: str) -> Manifest:
+    """The manifest of a shard, its part (there is one) naming the shard as its file.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    path = folder / name
+    manifest = read_manifest(path)
+    size = path.stat().st_size
+    parts = {
+        layer: {subject: replace(part, file=name, file_bytes=size) for subject, part in found.items()}
+        for layer, found in manifest.parts.items()
+    }
+    return replace(manifest, parts=parts)
+
+
+def find_shards(folder: Path, layer: str = "*", subject: str = "*") -> list[str]:
+    """Names relative to the shard folder of the finished shards, sorted."""
+    layers = ("slices", "embeddings/*", "instructions/*") if layer == "*" else (layer,)
+    found = (path for name in layers for path in folder.glob(f"{name}/{subject}.{'?' * 12}.h5"))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def check_uniform(parts: Mapping[str, Mapping[str, Part]]) -> None:
+    """Refuses layers whose subjects do not have arrays of one dtype and one shape of a row.
+
+    Raises:
+        UserError: naming two subjects that differ.
+    """
+    for layer, found in parts.items():
+        seen: dict[str, tuple[str, Any]] = {}
+        for subject, part in found.items():
+            for spec in LAYOUT[kind_of(layer)]:
+                if subject == CONSTANTS or spec.name not in part.arrays or "native row" in spec.axes:
+                    continue
+                array = part.arrays[spec.name]
+                first, expected = seen.setdefault(spec.name, (subject, (array.dtype, array.shape[1:])))
+                if expected != (array.dtype, array.shape[1:]):
+                    raise UserError(
+                        f"{layer}/{spec.name} of {subject} is {array.dtype} {array.shape[1:]}, of {first} it is "
+                        f"{expected[0]} {expected[1]}; build them the same way (same --store) under another --out"
+                    )
+
+
+def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifest:
+    """What an unfinished build has: the layers that were begun, and the subjects that are finished in all of them.
+
+    Raises:
+        UserError: not `allow_partial`, or no subject is finished.
+    """
+    folder = shard_folder(path)
+    parts: dict[str, dict[str, Part]] = {}
+    recipes: dict[str, dict[str, Any]] = {}
+    for name in find_shards(folder):
+        shard = read_shard(folder, name)
+        recipes.update(shard.recipes)
+        for layer, found in shard.parts.items():
+            parts.setdefault(layer, {}).update(found)
+    subjects = index.card.subjects
+    lacking = {layer: [name for name in subjects if name not in found] for layer, found in parts.items()}
+    done = [name for name in subjects if parts and not any(name in names for names in lacking.values())]
+    if not allow_partial or not done or "slices" not in parts:
+        missing = "; ".join(f"{layer} lacks {', '.join(names)}" for layer, names in lacking.items() if names)
+        raise UserError(
+            f"{path} is unfinished: {len(done)} of {len(subjects)} subjects are finished"
+            + (f" ({missing})" if missing else "")
+            + "; run the same build-cache command again, it goes on"
+            + (", or use what is finished with --allow-partial" if done else "")
+        )
+    kept = {
+        layer: {name: part for name, part in found.items() if name in (*done, CONSTANTS)}
+        for layer, found in parts.items()
+    }
+    folds = assign_folds(done, [name for name in done if "masks" in kept["slices"][name].arrays])
+    return replace(index, recipes=recipes, parts=kept, folds=folds)

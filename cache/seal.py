@@ -1,0 +1,72 @@
+"""The first 512 bytes of every HDF5 file of a cache: a text that makes truncation and any flipped byte detectable.
+
+The block is HDF5's user block, so other HDF5 tools skip it and `head -c 512` shows it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import xxhash
+
+from cache.errors import UserError
+from cache.layout import SCHEMA_VERSION
+
+SEAL_BYTES = 512
+_MAGIC = b"zeus-union cache\n"
+_PIECE = 8 << 20
+
+
+def make_seal(size: int, digest: str) -> bytes:
+    """The seal of a file of `size` bytes in all, whose bytes after the seal have the xxh3_128 `digest`."""
+    text = _MAGIC + f"schema: {SCHEMA_VERSION}\nbytes: {size}\nxxh3_128 after byte {SEAL_BYTES}: {digest}\n".encode()
+    return text.ljust(SEAL_BYTES - 1) + b"\n"
+
+
+def hash_body(path: Path) -> str:
+    """xxh3_128 of everything after the seal, 32 hexadecimal digits."""
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(SEAL_BYTES)
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def read_seal(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(SEAL_BYTES)
+
+
+def check_seal(path: Path) -> None:
+    """Refuses what is no cache file, has another schema version, or has been cut short. Reads 512 bytes.
+
+    Raises:
+        UserError: saying what to do.
+    """
+    size = os.path.getsize(path)
+    block = read_seal(path)
+    again = "build it again with zeus-instruct build-cache"
+    if size == 0:
+        raise UserError(f"{path} is empty; delete it and {again}")
+    if not block.startswith(_MAGIC):
+        raise UserError(
+            f"{path} is not a Zeus cache (its first bytes are not a cache's); give the .h5 that build-cache wrote"
+        )
+    fields = dict(line.split(": ", 1) for line in block.decode("ascii", "replace").splitlines() if ": " in line)
+    if fields.get("schema") != str(SCHEMA_VERSION):
+        raise UserError(
+            f"{path} has cache schema version {fields.get('schema')}, this program reads version {SCHEMA_VERSION}; "
+            f"{again}, or use the version of zeus-union that made it"
+        )
+    if fields.get("bytes") != str(size):
+        raise UserError(
+            f"{path} is truncated or damaged: {size} bytes, its seal says {fields.get('bytes')}; "
+            f"copy it again from where it came, or delete it and {again}"
+        )
+
+
+def seal_holds(path: Path) -> bool:
+    """Whether not one bit differs from what was sealed. Reads the whole file."""
+    return read_seal(path) == make_seal(os.path.getsize(path), hash_body(path))

@@ -1,0 +1,224 @@
+"""How a file of a cache is written and its rows are read.
+
+Reading needs HDF5 for the manifest only: it holds the offset of every array, and rows come by `os.preadv`, which reads
+at the speed of a raw file, is not serialised by h5py's lock and survives a fork.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from cache.atomic import AtomicFile
+from cache.errors import UserError
+from cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
+from cache.manifest import Manifest, Part, StoredArray, read_manifest
+from cache.seal import SEAL_BYTES, hash_body, make_seal, read_seal, seal_holds
+
+OPEN_FILES = 32  # well under the 256 descriptors a process gets on some systems, and the 64 of a strict batch queue
+
+
+class Files:
+    """The files of one cache, opened as they are needed, the least recently used closed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = shard_folder(path)
+        self._seal: bytes | None = None
+        self._open = lru_cache(maxsize=OPEN_FILES)(self._open_file)
+
+    def manifest(self) -> Manifest:
+        """Reads the cache file's manifest; from then on, a cache file that was replaced since is refused.
+
+        Raises:
+            UserError: as `read_manifest`.
+        """
+        self.close()
+        self._seal = read_seal(self.path)
+        return read_manifest(self.path)
+
+    def _open_file(self, name: str) -> _OpenFile:
+        opened = _OpenFile(self.locate(name))
+        if not name and self._seal is not None and os.pread(opened.fd, SEAL_BYTES, 0) != self._seal:
+            raise UserError(f"{self.path} was replaced while it was in use (a layer was added?); start again")
+        return opened
+
+    def locate(self, name: str) -> Path:
+        return self.folder / name if name else self.path
+
+    def close(self) -> None:
+        self._open.cache_clear()
+
+    def read_into(self, file: str, offset: int, buffer: NDArray[Any]) -> None:
+        """Fills `buffer` (C-contiguous) with the bytes at `offset`.
+
+        Raises:
+            UserError: the file ends before.
+        """
+        opened = self._open(file)
+        view = buffer.data.cast("B")
+        while len(view):
+            count = os.preadv(opened.fd, [view], offset)
+            if count == 0:
+                raise UserError(f"{self.locate(file)} is truncated; zeus-instruct verify says what is lost")
+            view, offset = view[count:], offset + count
+
+    def array(self, part: Part, name: str) -> NDArray[Any]:
+        """A whole array, in fresh memory."""
+        stored = part.arrays[name]
+        values = np.empty(stored.shape, stored.dtype)
+        self.read_into(part.file, stored.offset, values)
+        return values
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody uses it any more, be it dropped from the list of open files or not."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = -1
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; copy the shard folder {path.name} lies in beside the cache") from None
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def row_hashes(arrays: Mapping[str, NDArray[Any]], axes: int) -> NDArray[np.uint8]:
+    """xxh3_128 of every row: the bytes of all arrays in the order of their names.
+
+    Args:
+        arrays: each (rows..., ...) with the same `axes` leading axes.
+
+    Returns:
+        uint8 (rows..., 16).
+    """
+    lead = next(iter(arrays.values())).shape[:axes]
+    count = int(np.prod(lead))
+    flat = [little_endian(arrays[name]).reshape(count, -1).view(np.uint8) for name in sorted(arrays)]
+    hashes = np.empty((count, 16), np.uint8)
+    for row in range(count):
+        digest = xxhash.xxh3_128()
+        for array in flat:
+            digest.update(array[row])
+        hashes[row] = np.frombuffer(digest.digest(), np.uint8)
+    return hashes.reshape(*lead, 16)
+
+
+def rows_digest(hashes: NDArray[np.uint8]) -> str:
+    """One digest of the hashes of a subject's rows: what the layers that are made from them keep."""
+    return xxhash.xxh3_128_hexdigest(hashes.tobytes())
+
+
+def damaged_rows(files: Files, layer: str, part: Part) -> Iterator[tuple[int, ...]]:
+    """Indices (slice,) or (slice, modality) of the rows whose bytes are not those that were written."""
+    axes = row_axes(layer)
+    stored = files.array(part, ROW_HASH)
+    arrays = {name: array for name, array in part.arrays.items() if name != ROW_HASH}
+    row = {name: np.empty(array.shape[axes:], array.dtype) for name, array in arrays.items()}
+    for number, index in enumerate(np.ndindex(stored.shape[:axes])):
+        for name, array in arrays.items():
+            files.read_into(part.file, array.row_at(number, axes), row[name])
+        if (row_hashes(row, 0) != stored[index]).any():
+            yield index
+
+
+class FileBuilder:
+    """Writes one HDF5 file of a cache; it appears under its name with `commit`, or not at all.
+
+    HDF5 lays out the file, the arrays' bytes are written by `AtomicFile` at the offsets HDF5 gave them.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.file = AtomicFile(final)
+        try:
+            self._h5 = h5py.File(self.file, "w", userblock_size=SEAL_BYTES, libver=("earliest", "v110"))
+        except BaseException:
+            self.file.discard()
+            raise
+
+    def __enter__(self) -> FileBuilder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._h5.close()
+        self.file.discard()
+
+    def allocate(self, name: str, dtype: str, shape: tuple[int, ...]) -> StoredArray:
+        """A contiguous dataset whose bytes are to be written with `file.write_at`."""
+        group, _, short = name.rpartition("/")
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        properties.set_obj_track_times(False)  # the same content gives the same bytes
+        dataset = h5py.h5d.create(
+            (self._h5.require_group(group) if group else self._h5).id,
+            short.encode(),
+            h5py.h5t.py_create(np.dtype(dtype), logical=True),
+            h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR),
+            properties,
+        )
+        stored = StoredArray(0, dtype, shape)
+        return replace(stored, offset=dataset.get_offset()) if stored.nbytes else stored
+
+    def add(self, name: str, array: NDArray[Any]) -> StoredArray:
+        array = little_endian(array)
+        stored = self.allocate(name, array.dtype.str, array.shape)
+        self.file.write_at(stored.offset, array.reshape(-1).view(np.uint8))
+        self.file.check()
+        return stored
+
+    def copy(self, name: str, files: Files, part: Part, array: str, piece: int = 16 << 20) -> StoredArray:
+        """Copies an array from another file in pieces of `piece` bytes."""
+        source = part.arrays[array]
+        stored = self.allocate(name, source.dtype, source.shape)
+        buffer = np.empty(min(piece, source.nbytes), np.uint8)
+        for start in range(0, source.nbytes, piece):
+            view = buffer[: source.nbytes - start]
+            files.read_into(part.file, source.offset + start, view)
+            self.file.write_at(stored.offset + start, view)
+            self.file.check()
+        return stored
+
+    def link(self, name: str, target: Path, inside: str) -> None:
+        """Lets people who browse the index follow it to a shard; nothing here reads through links."""
+        self._h5[name] = h5py.ExternalLink(str(target), inside)
+
+    def commit(self, manifest: Manifest) -> None:
+        """Writes the manifest and the seal, reads everything back, and gives the file its name.
+
+        Raises:
+            OSError: the disk is full, or what was written does not read back.
+        """
+        self.add("manifest", np.array(manifest.to_bytes()))
+        self._h5.close()
+        self.file.check()
+        self.file.write_at(0, make_seal(self.file.size, hash_body(self.file.temporary)))
+        self.file.sync()
+        written = Files(self.file.temporary)
+        sound = seal_holds(self.file.temporary) and not any(
+            True
+            for layer, found in manifest.parts.items()
+            for name, part in found.items()
+            if name != CONSTANTS and part.file == ""
+            for _ in damaged_rows(written, layer, part)
+        )
+        written.close()
+        if not sound:
+            raise OSError(errno.EIO, "what was written does not read back", str(self.file.final))
+        self.file.commit()

@@ -1,0 +1,313 @@
+"""Filling a cache, one subject at a time: what is finished stays finished, and the same command goes on.
+
+A subject of a layer is finished when its shard has its final name, and only then. Nothing is shared while writing, so
+several processes may each build some of the subjects; one of them calls `finalize` at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.atomic import make_folder, remove_stale, require_space
+from cache.errors import UserError
+from cache.folds import assign_folds
+from cache.grid import Grid
+from cache.instructions import Instruction, make_table, text_hashes, write_table
+from cache.layout import (
+    CONSTANTS,
+    ROW_HASH,
+    DatasetCard,
+    check_arrays,
+    kind_of,
+    row_axes,
+    shard_name,
+    split_shard_name,
+)
+from cache.manifest import Manifest, Part, check_uniform, find_shards, read_shard
+from cache.pack import part_bytes, remove_packed, write_index, write_packed
+from cache.quantize import decode, encode_fp16, encode_uint8
+from cache.recipe import describe, differences, fingerprint
+from cache.shard import FileBuilder, Files, row_hashes, rows_digest
+from cache.terminal import say
+
+PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
+
+_OPTIONAL = ("masks", "modality_masks", "native_masks")
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectSlices:
+    """The slices of one subject.
+
+    Attributes:
+        grid: the native grid.
+        numbers: int32 (n,), slice numbers in the axial view of `grid`.
+        images: uint8 (n, M, 256, 256).
+        masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1]; None without labels.
+        modality_masks: uint8 (n, M, 256, 256), where modalities were labelled on their own.
+        native_masks: uint8 (n, rows, columns), the masks in the axial view at the native resolution.
+        sources: name of each file that was read -> its sha256.
+    """
+
+    grid: Grid
+    numbers: NDArray[np.int32]
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8] | None
+    modality_masks: NDArray[np.uint8] | None
+    native_masks: NDArray[np.uint8] | None
+    sources: Mapping[str, str]
+
+
+class CacheWriter:
+    """Creates the cache at `path`, or goes on with it.
+
+    Raises:
+        UserError: `path` holds another dataset, has another schema version, or is damaged.
+    """
+
+    def __init__(self, path: Path | str, card: DatasetCard) -> None:
+        self.path = Path(path)
+        self.card = card
+        self._files = Files(self.path)
+        self._recipes: dict[str, dict[str, Any]] = {}
+        self._known: dict[tuple[str, str], Part] = {}
+        remove_stale(self.path.parent)
+        for folder, _, _ in os.walk(self._files.folder):
+            remove_stale(Path(folder))
+        if self.path.exists():
+            self._index = self._files.manifest()
+            self._check_card(self._index.card)
+        else:
+            for shard in find_shards(self._files.folder)[:1]:
+                self._check_card(read_shard(self._files.folder, shard).card)
+            self._index = Manifest("building", card)
+            with FileBuilder(self.path) as builder:
+                builder.commit(self._index)
+
+    def _check_card(self, card: DatasetCard) -> None:
+        changed = differences(card.to_json(), self.card.to_json())
+        if changed:
+            raise UserError(f"{self.path} holds another dataset ({describe(changed)}); give another --out")
+
+    def begin_layer(
+        self, layer: str, recipe: Mapping[str, Any], constants: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        """Says what a layer is made from; before anything else about the layer.
+
+        Args:
+            recipe: JSON-able, without paths or times.
+            constants: what stage 2 needs of the layer's model, e.g. the pretrained decoder.
+
+        Raises:
+            UserError: the layer exists and was made from something else, naming what differs.
+        """
+        kind_of(layer)
+        there = self._index.recipes.get(layer)
+        for shard in find_shards(self._files.folder, layer):
+            if not shard.endswith(f".{fingerprint(recipe)[:12]}.h5"):
+                there = read_shard(self._files.folder, shard).recipes[layer]
+        if there is not None and fingerprint(there) != fingerprint(recipe):
+            remedy = (
+                "give another --out" if layer == "slices" else "give --variant NAME for a new one, or another --out"
+            )
+            changed = describe(differences(there, recipe))
+            raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
+        self._recipes[layer] = dict(recipe)
+        if constants and self._part(layer, CONSTANTS) is None:
+            self._write(layer, CONSTANTS, constants, {})
+
+    def finished(self, layer: str, subject: str) -> bool:
+        """Whether the subject is in the layer for good.
+
+        Raises:
+            UserError: it is damaged, or was made from other slices than those that are there now.
+        """
+        part = self._part(layer, subject)
+        if part is not None and layer != "slices" and part.facts["slices"] != self._slices_digest(subject):
+            raise UserError(
+                f"{self._files.locate(part.file)} was made from other slices of {subject} than those in the cache; "
+                "delete it and run the same command again"
+            )
+        return part is not None
+
+    def check_sources(self, subject: str, sources: Mapping[str, str]) -> None:
+        """Refuses a finished subject whose source files have changed since.
+
+        Raises:
+            UserError: naming the files.
+        """
+        part = self._part("slices", subject)
+        if part is not None and (changed := differences({"": part.facts["sources"]}, {"": dict(sources)})):
+            names = ", ".join(name.lstrip(".") for name in changed)
+            raise UserError(f"files of {subject} have changed since {self.path} was built: {names}; give another --out")
+
+    def write_slices(self, subject: str, slices: SubjectSlices) -> None:
+        """Finishes a subject of the layer `slices`."""
+        count = len(slices.numbers)
+        foreground = np.full(count, -1, np.int32)
+        if slices.masks is not None:
+            foreground = np.count_nonzero(slices.masks, axis=(1, 2)).astype(np.int32)
+        arrays: dict[str, NDArray[Any]] = {
+            "numbers": np.asarray(slices.numbers, np.int32),
+            "foreground": foreground,
+            "images": slices.images,
+        }
+        arrays |= {name: array for name in _OPTIONAL if (array := getattr(slices, name)) is not None}
+        self._write_rows("slices", subject, arrays, {"grid": slices.grid.to_json(), "sources": dict(slices.sources)})
+
+    def slices(self, subject: str) -> SubjectSlices:
+        """What is stored of a finished subject."""
+        part = self._require("slices", subject)
+        arrays = {name: self._files.array(part, name) for name in part.arrays}
+        optional = {name: arrays.get(name) for name in _OPTIONAL}
+        grid = Grid.from_json(part.facts["grid"])
+        return SubjectSlices(grid, arrays["numbers"], arrays["images"], sources=part.facts["sources"], **optional)
+
+    def write_embeddings(self, layer: str, subject: str, embeddings: NDArray[np.float32], store: str = "uint8") -> None:
+        """Finishes a subject of a layer `embeddings/...`.
+
+        Args:
+            embeddings: float32 (n, M, 256, 64, 64).
+            store: 'uint8' or 'fp16'.
+
+        Raises:
+            UserError: NaN or infinite values, or values beyond fp16's range.
+        """
+        if store == "uint8":
+            values, scale, offset = encode_uint8(embeddings)
+            arrays: dict[str, NDArray[Any]] = {"values": values, "scale": scale, "offset": offset}
+        elif store == "fp16":
+            arrays = {"values": encode_fp16(embeddings)}
+        else:
+            raise UserError(f"unknown way to store embeddings {store!r}; there are uint8 and fp16")
+        self._write_rows(layer, subject, arrays, {"slices": self._slices_digest(subject)})
+
+    def embeddings(self, layer: str, subject: str) -> NDArray[np.float32]:
+        """float32 (n, M, 256, 64, 64) of a finished subject, exactly as stage 2 will see it."""
+        part = self._require(layer, subject)
+        arrays = {name: self._files.array(part, name) for name in part.arrays}
+        return decode(arrays["values"], arrays.get("scale"), arrays.get("offset")).numpy()
+
+    def write_instructions(
+        self, layer: str, subject: str, embeddings: NDArray[np.float32], rows: Sequence[Instruction]
+    ) -> None:
+        """Finishes a subject of a layer `instructions/...`.
+
+        Args:
+            embeddings: float32 (n, M, D), the encoded texts.
+            rows: n * M of them, modality by modality within a slice.
+        """
+        numbers = self._files.array(self._require("slices", subject), "numbers")
+        order = [(int(number), modality) for number in numbers for modality in self.card.modalities]
+        if [(row.slice_number, row.modality) for row in rows] != order:
+            raise ValueError(f"instructions of {subject} are not in the order of its slices and modalities")
+        table = make_table(subject, layer.partition("/")[2], rows)
+        hashes = text_hashes(table).reshape(len(numbers), len(self.card.modalities), 16)
+        # The texts first: the HDF5 shard is what says that both are there.
+        write_table(self._shard(layer, subject, ".parquet"), [table])
+        arrays: dict[str, NDArray[Any]] = {"text_embedding": embeddings, "text_xxh3": hashes}
+        self._write_rows(layer, subject, arrays, {"slices": self._slices_digest(subject)})
+
+    def finalize(self, pack: bool | None = None) -> None:
+        """Makes the cache one that can be read, from all layers in which every subject is finished.
+
+        Args:
+            pack: one file (True), or an index over the shards (False); None packs what is smaller than 20 GB. A packed
+                cache stays packed.
+
+        Raises:
+            UserError: a subject is missing in a layer that was begun here; no space for packing.
+        """
+        parts = self._all_parts()
+        missing = {layer: [s for s in self.card.subjects if s not in found] for layer, found in parts.items()}
+        for layer in {"slices", *self._recipes}:
+            if missing.get(layer, self.card.subjects):
+                names = ", ".join(missing.get(layer, self.card.subjects))
+                raise UserError(f"{self.path} is not finished: {layer} lacks {names}; run the same command again")
+        for layer in [layer for layer in parts if missing[layer]]:
+            say(f"layer {layer} is left out: it is not finished, {', '.join(missing[layer])} are missing")
+            del parts[layer]
+        for layer in parts:
+            for subject in self.card.subjects:
+                self.finished(layer, subject)
+        check_uniform(parts)
+        recipes = {layer: self._recipe(layer, found) for layer, found in parts.items()}
+        labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
+        folds = assign_folds(self.card.subjects, labelled)
+        manifest = Manifest("packed", self.card, recipes, parts, folds)
+        if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
+            if any(part.file for found in parts.values() for part in found.values()):
+                write_packed(self.path, manifest, self._files)
+            self._index = self._files.manifest()
+            remove_packed(self._index, self._files.folder)
+        else:
+            write_index(self.path, manifest, self._files)
+            self._index = self._files.manifest()
+        self._known.clear()
+
+    def _recipe(self, layer: str, found: Mapping[str, Part]) -> dict[str, Any]:
+        if layer in self._index.recipes:
+            return self._index.recipes[layer]
+        return read_shard(self._files.folder, next(iter(found.values())).file).recipes[layer]
+
+    def _all_parts(self) -> dict[str, dict[str, Part]]:
+        """Everything that is finished, by whichever process: layer -> subject -> part."""
+        parts = {layer: dict(found) for layer, found in self._index.parts.items()}
+        for shard in find_shards(self._files.folder):
+            layer, subject = split_shard_name(shard)
+            part = self._part(layer, subject)
+            if part is not None:
+                parts.setdefault(layer, {})[subject] = part
+        return parts
+
+    def _part(self, layer: str, subject: str) -> Part | None:
+        known = self._index.parts.get(layer, {}).get(subject) or self._known.get((layer, subject))
+        if known is None:
+            for shard in find_shards(self._files.folder, layer, subject):
+                known = read_shard(self._files.folder, shard).parts[layer][subject]
+                self._known[layer, subject] = known
+        return known
+
+    def _require(self, layer: str, subject: str) -> Part:
+        part = self._part(layer, subject)
+        if part is None:
+            raise UserError(f"{self.path} has no {layer} of {subject} yet; build that layer first")
+        return part
+
+    def _slices_digest(self, subject: str) -> str:
+        """Digest of the rows of `slices` that the other layers of a subject are made from."""
+        return rows_digest(self._files.array(self._require("slices", subject), ROW_HASH))
+
+    def _shard(self, layer: str, subject: str, suffix: str = ".h5") -> Path:
+        if layer not in self._recipes:
+            raise ValueError(f"begin_layer({layer!r}, ...) comes first")
+        return self._files.folder / shard_name(layer, subject, fingerprint(self._recipes[layer]), suffix)
+
+    def _write_rows(
+        self, layer: str, subject: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
+    ) -> None:
+        if subject not in self.card.subjects:
+            raise ValueError(f"{subject!r} is not a subject of {self.path}")
+        sizes = {"modality": len(self.card.modalities)}
+        if layer != "slices":
+            sizes["slice"] = self._require("slices", subject).arrays["numbers"].shape[0]
+        check_arrays(layer, arrays, sizes)
+        self._write(layer, subject, {**arrays, ROW_HASH: row_hashes(arrays, row_axes(layer))}, facts)
+
+    def _write(self, layer: str, subject: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        final = self._shard(layer, subject)
+        make_folder(final.parent)
+        require_space(final.parent, sum(array.nbytes for array in arrays.values()), f"{layer} of {subject}")
+        with FileBuilder(final) as builder:
+            stored = {name: builder.add(f"{layer}/{subject}/{name}", array) for name, array in arrays.items()}
+            part = Part("", 0, stored, facts)
+            builder.commit(Manifest("shard", self.card, {layer: self._recipes[layer]}, {layer: {subject: part}}))
+        self._known.pop((layer, subject), None)
+        self._files.close()

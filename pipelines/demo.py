@@ -1,0 +1,84 @@
+"""zeus demo: from nothing to masks and a picture, on the embedded models and a phantom."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cache.errors import UserError
+from cache.reader import Cache
+from cache.terminal import say
+from pipelines.report.picture import draw_run, telling_rows
+from stage1_instruct import weights
+from stage1_instruct.build import LAYERS, BuildOptions, build_cache
+from stage1_instruct.captions import make_pairs
+from stage1_instruct.datasets import open_dataset
+from stage1_instruct.models.load import best_device, load_models
+from stage1_instruct.profiles import load_profile
+from stage1_instruct.train_projection import read_pairs, train_projection
+from stage2_segment.config import RunConfig
+from stage2_segment.evaluate import evaluate_run
+from stage2_segment.predict import predict_rows, predict_run
+from stage2_segment.train import train_run
+
+DOWNLOAD_MEGABYTES = 213
+# Seconds on two cores; say them before the user waits.
+EXPECTED_MINUTES = 12
+
+
+def run_demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, device: str | None) -> Path:
+    """Writes OUT/{data,cache,run,masks,picture.png}; a finished step is not done again.
+
+    Returns:
+        The picture's path.
+    """
+    if subjects < 2:
+        raise UserError(f"--subjects {subjects}: the demo needs at least 2, one to train on and one to test on")
+    start = time.perf_counter()
+    device = device or best_device()
+    profile = load_profile("lite", {"projection": str(out / "projection.safetensors")})
+    missing = not weights.is_present(profile)
+    download = f"downloads {DOWNLOAD_MEGABYTES} MB of weights into {weights.zeus_home()}, then " if missing else ""
+    say(f"zeus demo: {download}works for about {EXPECTED_MINUTES} minutes on two cores; results in {out}")
+
+    if missing:
+        weights.fetch(profile)
+    say("1/6 phantom: DICOM and PNG in the CHAOS layout")
+    dataset = open_dataset("demo", out / "data", subjects=subjects, seed=seed)
+    cache_path = out / "cache" / "demo.h5"
+    options = BuildOptions(out=cache_path, slice_step=slice_step, pack=True)
+
+    say("2/6 image embeddings (LiteMedSAM)")
+    build_cache(dataset, load_models(load_profile("lite", {}), device), replace(options, layers=LAYERS[:2]))
+    with Cache(cache_path) as cache:
+        held_out = tuple(s for s in cache.subjects if cache.rows["fold"][cache.rows_of((s,))[0]] == 0)
+        training = tuple(s for s in cache.subjects if s not in held_out)
+
+    say(f"3/6 projection: captions of {', '.join(training)} through the frozen LLM; {', '.join(held_out)} held out")
+    if not (out / "projection.safetensors").exists():
+        with Cache(cache_path) as cache:
+            make_pairs(cache, training, out / "pairs.jsonl")
+            models = load_models(load_profile("lite", {}), device)
+            pairs = read_pairs(out / "pairs.jsonl")
+            train_projection(pairs, models, cache=cache, out=out / "projection.safetensors", epochs=2, seed=seed)
+
+    say("4/6 instructions (SmolLM2) and their embeddings (MiniLM)")
+    build_cache(dataset, load_models(profile, device), options)
+
+    say("5/6 training the aligner and the mask decoder from the cache")
+    run = out / "run"
+    train_run(RunConfig(cache=str(cache_path), out=str(run), fold=0, epochs=epochs, seed=seed, device=device), resume=run.exists())
+    evaluate_run(run)
+
+    say("6/6 masks in the studies' own grids, and a picture")
+    with Cache(cache_path) as cache:
+        predict_run(run, cache, out / "masks", subjects=held_out)
+        rows = telling_rows(cache, held_out)
+        predictions = predict_rows(run, cache, rows)
+        picture = out / "picture.png"
+        draw_run(cache, np.asarray(rows), predictions, None, picture, "zeus demo: held-out phantoms")
+    say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
+    return picture

@@ -1,0 +1,112 @@
+"""Captions made from labelled slices: what is where, how large and how bright, for training the projection."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import UserError
+
+if TYPE_CHECKING:
+    from cache.reader import Cache
+
+# Share of the body's area; the bounds that split CHAOS's organs and BraTS's tumours about evenly.
+SMALL, LARGE = 0.03, 0.12
+# Distance of an organ's mean grey value from the body's, in the body's standard deviations.
+CONTRAST = 0.4
+
+
+def describe(mask: NDArray[np.uint8], image: NDArray[np.uint8], classes: Sequence[str], term: str) -> str:
+    """A caption of one labelled slice, in the words of its axial view.
+
+    Args:
+        mask: uint8 (256, 256), 0 background, k = classes[k - 1].
+        image: uint8 (256, 256), the same slice; rows run to posterior, columns to the patient's left.
+        term: what the modality is called, e.g. 'MRI-T2'.
+    Returns:
+        e.g. 'The MRI-T2 slice shows the liver, large and dark, on the right; the spleen, small and bright, at the back
+        left. No left kidney is visible.' Left and right are the patient's. About 10 tokens an organ.
+    """
+    body = image > 0 if (image > 0).any() else np.ones_like(image, bool)
+    shown, absent = [], []
+    for label, name in enumerate(classes, start=1):
+        organ = mask == label
+        if organ.any():
+            shown.append(
+                f"the {name}, {_size(organ, body)} and {_brightness(organ, body, image)}, {_place(organ, body)}"
+            )
+        else:
+            absent.append(name)
+    if not shown:
+        return f"The {term} slice shows no {_either(absent)}."
+    caption = f"The {term} slice shows {'; '.join(shown)}."
+    return caption + (f" No {_either(absent)} is visible." if absent else "")
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _size(organ: NDArray[np.bool_], body: NDArray[np.bool_]) -> str:
+    share = organ.sum() / body.sum()
+    return "small" if share < SMALL else "large" if share > LARGE else "medium"
+
+
+def _brightness(organ: NDArray[np.bool_], body: NDArray[np.bool_], image: NDArray[np.uint8]) -> str:
+    values = image[body].astype(float)
+    contrast = (image[organ].mean() - values.mean()) / max(values.std(), 1.0)
+    return "bright" if contrast > CONTRAST else "dark" if contrast < -CONTRAST else "grey"
+
+
+def _place(organ: NDArray[np.bool_], body: NDArray[np.bool_]) -> str:
+    """Where the organ's centre lies within the body's bounding box, in thirds."""
+    names = (("at the front", "in the middle", "at the back"), ("right", "centre", "left"))
+    thirds = []
+    for axis in (1, 0):
+        extent = np.flatnonzero(body.any(axis))
+        centre = (np.nonzero(organ)[1 - axis].mean() - extent[0] + 0.5) / (extent[-1] - extent[0] + 1)
+        thirds.append(min(2, max(0, int(centre * 3))))
+    depth, side = names[0][thirds[0]], names[1][thirds[1]]
+    if side == "centre":
+        return "in the centre" if thirds[0] == 1 else depth
+    return f"on the {side}" if thirds[0] == 1 else f"{depth} {side}"
+
+
+def make_pairs(cache: Cache, subjects: Sequence[str], out: Path) -> int:
+    """Writes a pairs file (JSONL) of every labelled slice and modality of these subjects; atomic.
+
+    Returns:
+        How many pairs; slices without labels are left out.
+    Raises:
+        UserError: none of these slices is labelled.
+    """
+    rows = cache.rows_of(subjects)
+    rows = rows[cache.rows["labelled"][rows]]
+    if not len(rows):
+        raise UserError("none of these subjects is labelled: captions are made from labels, give a pairs file instead")
+    images, masks = cache.images(rows), cache.masks(rows)
+    card = cache.card
+    lines = []
+    for row, slice_images, mask in zip(cache.rows[rows], images, masks):
+        for modality, image in zip(cache.modalities, slice_images):
+            pair = {
+                "subject": cache.subjects[int(row["subject"])],
+                "slice": int(row["number"]),
+                "modality": modality,
+                "caption": describe(mask, image, cache.classes, card.terms[modality]),
+            }
+            lines.append(json.dumps(pair, ensure_ascii=False))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(lines)

@@ -1,0 +1,112 @@
+"""NIfTI volumes, read with nibabel and checked."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from cache.errors import UserError
+from cache.grid import Grid
+
+_UNREADABLE = (ImageFileError, EOFError, OSError, zlib.error, ValueError, np.exceptions.DTypePromotionError)
+
+
+def _load(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The array as float32 and the affine; any number of axes.
+
+    Raises:
+        UserError: missing, truncated, or not a NIfTI file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; expected a NIfTI file there")
+    try:
+        image: Any = nibabel.load(path)
+        return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine)
+    except _UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as NIfTI ({error}); it may be truncated, copy it again") from error
+
+
+def read_volume(path: Path) -> tuple[NDArray[np.float32], Grid]:
+    """A 3D volume float32 and its grid.
+
+    Raises:
+        UserError: unreadable, not 3D, or with NaN or infinite voxels.
+    """
+    volume, affine = _load(path)
+    if volume.ndim == 4 and volume.shape[3] == 1:
+        volume = volume[..., 0]
+    if volume.ndim != 3:
+        raise UserError(f"{path} has shape {volume.shape}, expected a 3D volume")
+    check_finite(volume, str(path))
+    return volume, Grid(volume.shape, affine)  # type: ignore[arg-type]
+
+
+def read_channels(
+    path: Path, channels: Mapping[str, int], count: int
+) -> tuple[dict[str, NDArray[np.float32]], Grid]:
+    """Some channels of a 4D volume (X, Y, Z, channel), by name.
+
+    Args:
+        channels: name -> index, those wanted.
+        count: how many channels dataset.json promises.
+    Raises:
+        UserError: unreadable, another number of channels, or NaN or infinite voxels in a wanted channel.
+    """
+    volume, affine = _load(path)
+    if volume.ndim == 3 and count == 1:
+        volume = volume[..., None]
+    if volume.ndim != 4 or volume.shape[3] != count:
+        raise UserError(f"{path} has shape {volume.shape}, dataset.json names {count} modalities; expected (X, Y, Z, {count})")
+    images = {name: np.ascontiguousarray(volume[..., index]) for name, index in channels.items()}
+    for name, image in images.items():
+        check_finite(image, f"{path}, modality {name}")
+    return images, Grid(volume.shape[:3], affine)  # type: ignore[arg-type]
+
+
+def read_labels(path: Path, grid: Grid, allowed: Sequence[int], image_path: Path) -> NDArray[np.uint8]:
+    """A label map on `grid`, uint8; whole numbers in a float file are fine.
+
+    Raises:
+        UserError: unreadable, on another grid than the image, or with a value that dataset.json does not name.
+    """
+    volume, own = read_volume(path)
+    check_same_grid(own, path, grid, image_path)
+    values = np.unique(volume)
+    unknown = [f"{value:g}" for value in values if value not in allowed]
+    if unknown:
+        raise UserError(
+            f"{path} holds label values {', '.join(unknown[:8])} that dataset.json does not name "
+            f"(it names {', '.join(map(str, allowed))}); correct one of the two"
+        )
+    return volume.astype(np.uint8)
+
+
+def check_finite(volume: NDArray[np.float32], where: str) -> None:
+    """Raises a UserError where a voxel is NaN or infinite."""
+    bad = int(volume.size - np.isfinite(volume).sum())
+    if bad:
+        raise UserError(
+            f"{where} holds {bad} voxels that are NaN or infinite of {volume.size}; "
+            "repair the file, or leave the modality out with --modalities"
+        )
+
+
+def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path) -> None:
+    """Raises a UserError unless both volumes have one shape and lie at one place (to 0.1 mm)."""
+    if grid.shape != reference.shape:
+        raise UserError(
+            f"{path} has shape {grid.shape}, {reference_path} has {reference.shape}; "
+            "all files of a study must lie on one grid, resample them first"
+        )
+    if not grid.same_as(reference, tolerance_mm=0.1):
+        raise UserError(
+            f"{path} and {reference_path} have one shape but lie at different places (their affines differ); "
+            "all files of a study must lie on one grid, resample them first"
+        )

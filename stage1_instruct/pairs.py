@@ -1,0 +1,163 @@
+"""Pairs of image and caption that the projection learns from, and their vision features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cache.errors import UserError
+from cache.grid import to_square
+from cache.terminal import progress
+
+if TYPE_CHECKING:
+    from cache.reader import Cache
+    from stage1_instruct.models.load import Models
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a pairs file.
+
+    Attributes:
+        caption: what the language model should say of the image.
+        instance: what the question asks to segment; empty: the cache's.
+        modality: what the question calls the modality; for a row of a cache the modality's name there.
+        image: a picture, or None where the image is a row of a cache.
+        subject, slice: the row of the cache.
+    """
+
+    caption: str
+    instance: str
+    modality: str
+    image: Path | None = None
+    subject: str = ""
+    slice: int = -1
+
+    @property
+    def source(self) -> tuple[str, int, str]:
+        """Equal for pairs that show the same image."""
+        return (str(self.image), -1, "") if self.image is not None else (self.subject, self.slice, self.modality)
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """A pairs file: JSON Lines, one object a line.
+
+    Each has 'caption', and either 'image' (a picture; relative to the file) with 'instance' and 'modality' for the
+    question, or 'subject', 'slice' and 'modality', a row of a cache.
+
+    Raises:
+        UserError: no such file, no pairs, or a malformed line, by its number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"no pairs at {path}: expected a file of JSON Lines with image and caption") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; expected JSON Lines with image and caption") from error
+    pairs = [_pair(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not pairs:
+        raise UserError(f"{path} holds no pairs; expected JSON Lines with image and caption")
+    return pairs
+
+
+def _pair(line: str, path: Path, number: int) -> Pair:
+    where = f"{path}, line {number}"
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds {type(values).__name__}, expected an object with 'caption'")
+
+    def text(key: str) -> str:
+        value = values.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where}: {key!r} is {value!r}, expected some text")
+        return value.strip()
+
+    caption, modality = text("caption"), text("modality")
+    if "image" in values:
+        image = path.parent / text("image")
+        if not image.is_file():
+            raise UserError(f"{where}: there is no image {image}")
+        return Pair(caption, text("instance"), modality, image=image)
+    if "subject" not in values:
+        raise UserError(f"{where} has neither 'image' nor 'subject' and 'slice'; expected one of the two")
+    if not isinstance(values.get("slice"), int):
+        raise UserError(f"{where}: 'slice' is {values.get('slice')!r}, expected a whole number")
+    instance = text("instance") if "instance" in values else ""
+    return Pair(caption, instance, modality, subject=text("subject"), slice=values["slice"])
+
+
+def from_cache(pairs: Sequence[Pair], cache: Cache | None) -> tuple[list[int], list[int]]:
+    """Row and modality index in the cache of each pair that is one.
+
+    Raises:
+        UserError: there is no cache, or it has no such slice or modality.
+    """
+    if cache is None:
+        raise UserError("the pairs name slices of a cache; give that cache with --cache")
+    index = {(cache.subjects[int(r["subject"])], int(r["number"])): i for i, r in enumerate(cache.rows)}
+    rows, modalities = [], []
+    for pair in pairs:
+        if (pair.subject, pair.slice) not in index or pair.modality not in cache.modalities:
+            raise UserError(
+                f"the cache holds no {pair.modality} of slice {pair.slice} of {pair.subject}; "
+                f"its modalities: {', '.join(cache.modalities)}"
+            )
+        rows.append(index[pair.subject, pair.slice])
+        modalities.append(cache.modalities.index(pair.modality))
+    return rows, modalities
+
+
+def vision_features(pairs: Sequence[Pair], models: Models, cache: Cache | None = None) -> Tensor:
+    """The frozen vision features of each pair's image, computed once: float32 (N, T, C) on the CPU."""
+    features: list[Any] = [None] * len(pairs)
+    cached = [i for i, pair in enumerate(pairs) if pair.image is None]
+    if cached:
+        for i, tokens in zip(cached, _cached_features([pairs[i] for i in cached], models, cache)):
+            features[i] = tokens
+    seen: dict[tuple[str, int, str], Tensor] = {}
+    pictures = [i for i, pair in enumerate(pairs) if pair.image is not None]
+    for i in progress(pictures, "images") if pictures else ():
+        source = pairs[i].source
+        if source not in seen:
+            picture = _picture(pairs[i].image, models.encoder.input_size)  # type: ignore[arg-type]
+            seen[source] = models.vision.tokens(models.encoder.encode(picture[None], models.device))[0]
+        features[i] = seen[source]
+    return torch.stack(features)
+
+
+def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None) -> list[Tensor]:
+    from cache.quantize import decode
+
+    rows, modalities = from_cache(pairs, cache)
+    assert cache is not None
+    encoder = models.encoder.name
+    if encoder not in cache.encoders:
+        raise UserError(f"the cache has no embeddings of {encoder}; it has: {', '.join(cache.encoders)}")
+    tokens = []
+    for row, modality in zip(rows, modalities):
+        stored = cache.read_embeddings(encoder, [row], [modality])
+        embedding = decode(stored.values, stored.scale, stored.offset)[:, 0]  # (1, 256, 64, 64)
+        tokens.append(models.vision.tokens(embedding.float().cpu())[0])
+    return tokens
+
+
+def _picture(path: Path, size: int) -> NDArray[np.uint8]:
+    """A picture as grey values uint8 (size, size), nearest neighbour, centred on black as `to_square` does."""
+    try:
+        with Image.open(path) as image:
+            grey = np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is not a picture that can be read: {error}") from error
+    return to_square(grey, (1.0, 1.0), size)

@@ -1,0 +1,120 @@
+"""Profiles: which frozen models make a cache, as data files, and how a part of one is replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cache.errors import UserError
+from stage1_instruct.prompts import TEMPLATES
+from stage1_instruct.weights import SOURCES
+
+FOLDER = Path(__file__).parent / "profiles"
+ENCODERS = ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam")
+VISIONS = ("regions", "pooled")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The frozen models of stage 1 and how the LLM decodes; profiles/lite.yaml says what each line may be."""
+
+    name: str
+    encoder: str
+    encoder_weights: str
+    vision: str
+    vision_grid: int
+    projection: str
+    projection_hidden: int
+    llm: str
+    template: str
+    max_new_tokens: int
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    llm_batch: int
+    text_encoder: str
+
+    def __post_init__(self) -> None:
+        for part, values in (("encoder", ENCODERS), ("vision", VISIONS), ("template", tuple(TEMPLATES))):
+            if getattr(self, part) not in values:
+                raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
+        for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch"):
+            if getattr(self, part) < 1:
+                raise UserError(f"{part} = {getattr(self, part)}, expected 1 or more")
+        if self.vision == "regions" and 64 % self.vision_grid:
+            raise UserError(f"vision_grid = {self.vision_grid}, expected a divisor of 64 (the embedding's side)")
+        if self.repetition_penalty < 1 or self.no_repeat_ngram_size < 0:
+            raise UserError("repetition_penalty is 1 (off) or more, no_repeat_ngram_size 0 (off) or more")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The weights that `fetch` has to provide; parts given as paths are not among them."""
+        return tuple(part for part in (self.encoder_weights, self.llm, self.text_encoder) if part in SOURCES)
+
+
+def profile_names() -> tuple[str, ...]:
+    """The profiles that come with Zeus."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:
+    """('llm=PATH', ...) -> {'llm': 'PATH'}, as `--set` gives them.
+
+    Raises:
+        UserError: an assignment without '='.
+    """
+    overrides = {}
+    for assignment in assignments:
+        part, equals, value = assignment.partition("=")
+        if not equals or not part.strip() or not value.strip():
+            raise UserError(f"--set {assignment!r}: expected part=value, e.g. --set llm=PATH")
+        overrides[part.strip()] = value.strip()
+    return overrides
+
+
+def load_profile(name_or_yaml: str, overrides: Mapping[str, str] | None = None) -> Profile:
+    """The profile of that name or in that YAML file, with parts replaced.
+
+    Args:
+        overrides: part -> value as typed, e.g. {'llm': '/models/vicuna'}.
+
+    Raises:
+        UserError: no such profile; a key or part that does not exist, or is missing; a value of the wrong type.
+    """
+    is_file = name_or_yaml.endswith((".yaml", ".yml"))
+    path = Path(name_or_yaml) if is_file else FOLDER / f"{name_or_yaml}.yaml"
+    if not path.is_file():
+        raise UserError(f"no profile {name_or_yaml}; there are: {', '.join(profile_names())}, or give a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, expected lines of 'part: value'")
+    return _profile({**values, **(overrides or {})}, str(path))
+
+
+def _profile(values: Mapping[Any, Any], where: str) -> Profile:
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Profile)}
+    unknown = [str(key) for key in values if key not in fields]
+    if unknown:
+        raise UserError(f"unknown part {', '.join(unknown)} in {where} or --set; there are: {', '.join(fields)}")
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; profiles/lite.yaml shows every line")
+    return Profile(**{key: _typed(key, values[key], kind) for key, kind in fields.items()})
+
+
+def _typed(part: str, value: Any, kind: str) -> Any:
+    convert = {"int": int, "float": float, "str": str}[kind]
+    try:
+        converted = convert(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{part} = {value!r}, expected a number") from error
+    if kind == "int" and str(converted) != str(value):
+        raise UserError(f"{part} = {value!r}, expected a whole number")
+    return converted

@@ -1,0 +1,109 @@
+"""A run folder: config.json, metrics.parquet, weights/, and the state that a run goes on from.
+
+Every file is whole under its name or not there: written beside, flushed to the disk, renamed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from cache.errors import UserError
+from stage2_segment.config import RunConfig
+
+CONFIG, METRICS, STATE = "config.json", "metrics.parquet", "state.pt"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One row per dict, as Parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_config(run: Path) -> RunConfig:
+    """The description of the run in folder `run`.
+
+    Raises:
+        UserError: no run there, or one of another version.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder: it has no {CONFIG}; give the folder that zeus-segment train wrote")
+    try:
+        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged or of another version of Zeus ({error}); train again into another --out"
+        ) from error
+
+
+def weights_path(run: Path, which: str) -> Path:
+    return run / "weights" / f"{which}.safetensors"
+
+
+def save_weights(run: Path, which: str, weights: Mapping[str, Tensor], epoch: int) -> None:
+    """Weights with the epoch after which they were taken; `which` is 'last' or 'best'."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_whole(weights_path(run, which), safetensors.torch.save(tensors, {"epoch": str(epoch)}))
+
+
+def load_weights(run: Path, which: str) -> dict[str, Tensor]:
+    """Raises UserError: missing, damaged, or not safetensors."""
+    path = weights_path(run, which)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the run has not finished its first epoch: zeus-segment train --resume")
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file, or damaged ({error}); train the run again") from error
+
+
+def save_state(run: Path, state: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_whole(run / STATE, buffer.getvalue())
+
+
+def load_state(run: Path) -> dict[str, Any]:
+    """The state to go on from; only tensors and plain values are ever unpickled.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    path = run / STATE
+    if not path.is_file():
+        raise UserError(f"{run} has no {STATE} to go on from; train again into another --out")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); train again into another --out") from error

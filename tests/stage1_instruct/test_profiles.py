@@ -1,0 +1,67 @@
+"""Profiles are data; any part can be replaced, no part misspelt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cache.errors import UserError
+from stage1_instruct.profiles import load_profile, parse_overrides, profile_names
+from stage1_instruct.weights import SOURCES
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_that_ships_loads_and_needs_only_what_fetch_knows(name: str) -> None:
+    assert set(load_profile(name).needs) <= set(SOURCES)
+
+
+def test_overrides_replace_parts_with_their_types() -> None:
+    profile = load_profile("lite", {"max_new_tokens": "32", "repetition_penalty": "1.5", "encoder": "sam_vit_b"})
+    assert (profile.max_new_tokens, profile.repetition_penalty, profile.encoder) == (32, 1.5, "sam_vit_b")
+
+
+def test_part_given_as_a_path_need_not_be_fetched() -> None:
+    assert "smollm2-135m-instruct" not in load_profile("lite", {"llm": "/models/vicuna"}).needs
+
+
+def test_assignments_are_split_at_the_first_equals_sign() -> None:
+    assert parse_overrides(("llm=/a=b", "template=xraygpt")) == {"llm": "/a=b", "template": "xraygpt"}
+
+
+@pytest.mark.parametrize("assignment", ["llm", "=x", "llm=", ""])
+def test_assignment_without_a_part_or_value_is_refused(assignment: str) -> None:
+    with pytest.raises(UserError, match="expected part=value"):
+        parse_overrides((assignment,))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"lmm": "x"}, "unknown part lmm"),
+        ({"max_new_tokens": "many"}, "expected a number"),
+        ({"max_new_tokens": "1.5"}, "expected a number"),
+        ({"max_new_tokens": "0"}, "expected 1 or more"),
+        ({"encoder": "resnet"}, "litemedsam, sam_vit_b"),
+        ({"template": "alpaca"}, "zeus, xraygpt"),
+        ({"vision_grid": "5"}, "divisor of 64"),
+        ({"repetition_penalty": "0.5"}, "repetition_penalty"),
+    ],
+)
+def test_wrong_part_or_value_is_one_clear_error(overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_profile("lite", overrides)
+
+
+def test_unknown_profile_names_those_there_are() -> None:
+    with pytest.raises(UserError, match="there are: lite"):
+        load_profile("tiny")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("name: x\n", "lacks encoder"), ("- a\n", "holds list"), ("a: [", "is not YAML")]
+)
+def test_broken_profile_file_is_one_clear_error(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_profile(str(tmp_path / "mine.yaml"))

@@ -1,0 +1,96 @@
+"""A tiny cache that can be learned: the embeddings carry the mask, in an oblique, anisotropic native grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.grid import Grid, to_square
+from cache.layout import DatasetCard
+from cache.writer import CacheWriter, Instruction, SubjectSlices
+from stage2_segment.model.decoder import MaskDecoder
+
+SUBJECTS = ("ada", "ben", "cleo", "dan", "eve")
+UNLABELLED = "eve"
+MODALITIES = ("T1", "T2")
+CLASSES = ("liver", "spleen")
+SLICES, TEXT = 3, 24
+
+
+def oblique_grid() -> Grid:
+    """Array axes (posterior-ish, superior, left-ish), 1.2 x 4 x 0.8 mm, turned by 20 degrees about the body axis."""
+    turn = np.deg2rad(20)
+    axes = np.array([[np.sin(turn), 0, -np.cos(turn)], [-np.cos(turn), 0, -np.sin(turn)], [0, 1, 0]])
+    affine = np.eye(4)
+    affine[:3, :3] = axes * np.array([1.2, 4.0, 0.8])
+    affine[:3, 3] = (11, -7, 30)
+    return Grid((40, 2 * SLICES, 70), affine)
+
+
+def native_labels(subject: str) -> np.ndarray:
+    """Two discs per slice whose place depends on the subject; the lowest slice is empty. uint8 (slices, rows, columns)."""
+    slices, rows, columns = oblique_grid().slice_shape
+    shift = SUBJECTS.index(subject)
+    y, x = np.mgrid[:rows, :columns]
+    labels = np.zeros((slices, rows, columns), np.uint8)
+    for z in range(1, slices):
+        labels[z][((y - 15 - shift) / 8) ** 2 + ((x - 20 - z) / 12) ** 2 < 1] = 1
+        labels[z][((y - 24) / 6) ** 2 + ((x - 52 + shift) / 8) ** 2 < 1] = 2
+    return labels
+
+
+def decoder_constants() -> dict[str, np.ndarray]:
+    torch.manual_seed(7)
+    state = MaskDecoder(4, keep_iou_token=True).state_dict()
+    random = np.random.default_rng(7)
+    constants = {f"decoder.{name}": tensor.numpy() for name, tensor in state.items()}
+    constants["dense_pe"] = random.standard_normal((256, 64, 64)).astype(np.float32)
+    constants["no_mask"] = random.standard_normal(256).astype(np.float32)
+    return constants
+
+
+def make_cache(path: Path, subjects: tuple[str, ...] = SUBJECTS, unlabelled: tuple[str, ...] = (UNLABELLED,)) -> Path:
+    card = DatasetCard(
+        "toy",
+        MODALITIES,
+        {name: f"MRI-{name}" for name in MODALITIES},
+        CLASSES,
+        "liver, spleen",
+        subjects,
+        slice_step=2,
+    )
+    writer = CacheWriter(path, card)
+    writer.begin_layer("slices", {"toy": 1})
+    writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, decoder_constants())
+    writer.begin_layer("instructions/toy", {"llm": "toy"})
+    grid, numbers = oblique_grid(), np.arange(0, 2 * SLICES, 2, dtype=np.int32)
+    for subject in subjects:
+        random = np.random.default_rng(SUBJECTS.index(subject))
+        native = native_labels(subject)[numbers]
+        masks = to_square(native, grid.slice_spacing[1:], 256)
+        images = np.repeat((masks * 80)[:, None], 2, axis=1)
+        labelled = subject not in unlabelled
+        writer.write_slices(
+            subject,
+            SubjectSlices(grid, numbers, images, masks if labelled else None, None, native if labelled else None, {}),
+        )
+        embeddings = random.standard_normal((SLICES, 2, 256, 64, 64), dtype=np.float32) * 0.3
+        small = masks[:, ::4, ::4]
+        for label in (1, 2):
+            embeddings[:, :, label::8] += 1.5 * (small == label)[:, None, None]
+        writer.write_embeddings("embeddings/toy", subject, embeddings)
+        text = random.standard_normal((SLICES, 2, TEXT)).astype(np.float32)
+        text /= np.linalg.norm(text, axis=-1, keepdims=True)
+        rows = [Instruction(int(n), m, "where?", "there", 1, 1, "stop", 0) for n in numbers for m in MODALITIES]
+        writer.write_instructions("instructions/toy", subject, text, rows)
+    writer.finalize()
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five subjects of three slices and two modalities; 'eve' has no labels."""
+    return make_cache(tmp_path_factory.mktemp("cache") / "toy.h5")
