@@ -142,7 +142,7 @@ def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None)
 
     rows, modalities = from_cache(pairs, cache)
     assert cache is not None
-    encoder = models.encoder.name
+    encoder = models.profile.encoder
     if encoder not in cache.encoders:
         raise UserError(f"the cache has no embeddings of {encoder}; it has: {', '.join(cache.encoders)}")
     tokens = []

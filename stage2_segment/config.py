@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,10 +140,6 @@ class RunConfig:
         values = {name: tuple(value) if name in names else value for name, value in values.items()}
         return cls(**{**values, "recipe": Recipe(**values["recipe"])})
 
-    def of_cache(self, path: str) -> RunConfig:
-        """The same with the path of the cache relative to the run folder."""
-        return replace(self, cache=path)
-
     @property
     def embedding_layer(self) -> str:
         return f"embeddings/{self.encoder}"
@@ -150,6 +148,7 @@ class RunConfig:
 def plan_run(
     cache: Cache,
     *,
+    run: Path,
     recipe: str = "stable",
     model: str = "zeus",
     fusion: str = "late",
@@ -171,6 +170,7 @@ def plan_run(
     """Checks the options against the cache and fills in what was not given.
 
     Args:
+        run: the folder the run will be written to.
         lr: highest learning rate of the decoder; the aligner's keeps the recipe's ratio to it.
 
     Raises:
@@ -205,7 +205,7 @@ def plan_run(
         test_subjects=test,
         recipe=replace(chosen, epochs=epochs),
         seed=seed,
-        cache="",
+        cache=os.path.relpath(cache.path, run),
         fingerprints={layer: cache.fingerprint(layer) for layer in layers},
         embedding_recipe=cache.recipe(f"embeddings/{encoder}"),
         versions={name: version(name) for name in ("zeus-union", "torch", "monai", "numpy")},

@@ -77,10 +77,12 @@ class SliceData:
             arrays = [None if array is None else array[positions] for array in self._arrays]
         else:
             arrays = list(self._read(self.rows[positions]))
-        values, scale, offset, text, masks = (
-            None if array is None else torch.as_tensor(array).to(self.device) for array in arrays
-        )
-        return Batch(decode(values, scale, offset), text, masks)
+        values, scale, offset, text, masks = arrays
+        embeddings = decode(self._there(values), scale, offset)
+        return Batch(embeddings, self._there(text), None if masks is None else self._there(masks))
+
+    def _there(self, array: NDArray | None) -> Tensor:
+        return torch.as_tensor(array).to(self.device)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All slices once, in the order of `rows`."""

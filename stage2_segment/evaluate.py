@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -29,7 +29,7 @@ from stage2_segment.metrics import (
     stack_slices,
     surface_scores,
 )
-from stage2_segment.predict import load_model, open_run_cache, predict_slices, to_native_slices
+from stage2_segment.predict import check_cache, load_model, open_cache, pick_device, predict_slices, to_native_slices
 
 NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
 
@@ -66,46 +66,47 @@ class Evaluation:
         return _known(mean_defined(_floats(row[key] for row in self.rows if row["class"] == name)))
 
 
-def evaluate(
+def evaluate_run(
     run: Path,
+    cache: Cache | None = None,
     *,
-    cache: Path | None = None,
     subjects: Sequence[str] | None = None,
     which: str = "last",
-    device: torch.device,
-    allow_partial: bool = False,
+    device: str | None = None,
 ) -> Evaluation:
     """Measures a run and writes evaluation.parquet and evaluation.json into its folder.
 
     Args:
-        cache: another cache than the run's own.
-        subjects: the run's held-out subjects if None; with another cache all its labelled ones.
+        cache: the run's own if None.
+        subjects: the run's held-out subjects if None; of a cache of other data all labelled ones.
         which: 'last' or 'best' weights. The best were chosen on the held-out subjects, so their numbers there are
             too good.
 
     Raises:
         UserError: subjects that are unknown or have no labels; other classes than the run's.
     """
-    config = checkpoint.read_config(run)
-    with open_run_cache(run, config, cache, allow_partial) as opened:
+    config, on = checkpoint.load_config(run), pick_device(device)
+    with open_cache(run) if cache is None else nullcontext(cache) as opened:
+        check_cache(config, opened)
         if tuple(opened.classes) != config.classes:
             raise UserError(
                 f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.classes)}"
             )
         labelled = tuple(name for name in opened.subjects if opened.rows["labelled"][opened.rows_of([name])].all())
         if subjects is None:
-            subjects = labelled if cache else config.test_subjects
+            same = opened.fingerprint("slices") == config.fingerprints["slices"]
+            held_out = same and set(config.test_subjects) <= set(opened.subjects)
+            subjects = config.test_subjects if held_out else labelled
         chosen = choose(subjects, opened.subjects, "subject")
         without = [name for name in chosen if name not in labelled]
         if without or not chosen:
-            raise UserError(
-                f"no labels of {', '.join(without) or 'any subject'}; with labels: {', '.join(labelled) or 'none'}"
-            )
-        model = load_model(run, config, which, device)
+            names = ", ".join(without) or "any subject"
+            raise UserError(f"no labels of {names}; with labels: {', '.join(labelled) or 'none'}")
+        model = load_model(run, config, which, on)
         rows, miou = [], {}
         for subject in progress(chosen, "evaluating"):
             positions = opened.rows_of([subject])
-            predicted = predict_slices(model, SliceData(opened, config, positions, device, labelled=False))
+            predicted = predict_slices(model, SliceData(opened, config, positions, on, labelled=False))
             scores, miou[subject] = score_subject(opened, subject, predicted)
             rows += scores
     evaluation = Evaluation(rows, miou, which)

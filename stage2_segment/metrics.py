@@ -19,7 +19,7 @@ DEFINITIONS = {
     "256": "on the 256 x 256 pictures that the decoder sees (the paper's); without it: in the study's own grid",
     "HD95": "95th percentile of the symmetric surface distance, in mm, in the study's own grid over the cached slices",
     "NSD": f"share of both surfaces within {SURFACE_TOLERANCE_MM:g} mm of the other, in the study's own grid",
-    "empty": "class in neither truth nor prediction: not counted; in one of them only: DSC, IoU, NSD 0, HD95 not counted",
+    "empty": "class in neither truth nor prediction: not counted; in only one: DSC, IoU, NSD 0, HD95 not counted",
     "mean": "over the subjects where the number is defined",
 }
 

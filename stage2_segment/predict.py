@@ -25,13 +25,32 @@ from stage2_segment.model.zeus import class_map
 BATCH = 8
 
 
-def open_run_cache(run: Path, config: RunConfig, path: Path | None, allow_partial: bool = False) -> Cache:
-    """The cache at `path`, or the one the run was trained on, checked against what the run needs.
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`; the best there is for None.
 
     Raises:
-        UserError: it lacks a layer or modality, or its embeddings come from another encoder.
+        UserError: no such device.
     """
-    cache = Cache(path or Path(os.path.normpath(run / config.cache)), allow_partial=allow_partial)
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"device {name} cannot be used: {why}; --device cpu always works") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False) -> Cache:
+    """The cache at `path`, or the one that `run` was trained on."""
+    return Cache(path or Path(os.path.normpath(run / checkpoint.load_config(run).cache)), allow_partial=allow_partial)
+
+
+def check_cache(config: RunConfig, cache: Cache) -> None:
+    """Raises UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder."""
     choose([config.encoder], cache.encoders, "encoder")
     choose([config.variant], cache.variants, "variant")
     choose(config.modalities, cache.modalities, "modality")
@@ -43,14 +62,15 @@ def open_run_cache(run: Path, config: RunConfig, path: Path | None, allow_partia
     changed = differences(of_run, of_cache)
     if changed:
         raise UserError(
-            f"{cache.path} was made by another encoder than the run's ({describe(changed)}); build it with the run's"
+            f"{cache.path} was made by another image encoder than the run's cache ({describe(changed)}); "
+            "build it with the run's"
         )
-    if cache.text_width(config.variant) != config.text_width:
+    width = cache.text_width(config.variant)
+    if width != config.text_width:
         raise UserError(
-            f"{cache.path} has text embeddings of {cache.text_width(config.variant)} values, the run was trained on "
-            f"{config.text_width}; build the cache with the run's text encoder"
+            f"{cache.path} has text embeddings of {width} values, the run was trained on {config.text_width}; "
+            "build the cache with the run's text encoder"
         )
-    return cache
 
 
 def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -> Zeus:
@@ -89,36 +109,44 @@ def to_native_volume(labels: NDArray[np.uint8], numbers: NDArray[np.int32], grid
     return grid.from_slices(slices)
 
 
-def predict(
+def predict_rows(
+    run: Path, cache: Cache, rows: NDArray[np.intp], *, which: str = "last", device: str | None = None
+) -> NDArray[np.uint8]:
+    """Label maps uint8 (len(rows), 256, 256) of rows of a cache."""
+    config, chosen = checkpoint.load_config(run), pick_device(device)
+    check_cache(config, cache)
+    model = load_model(run, config, which, chosen)
+    return predict_slices(model, SliceData(cache, config, rows, chosen, labelled=False))
+
+
+def predict_run(
     run: Path,
+    cache: Cache,
     out: Path,
     *,
-    cache: Path | None = None,
     subjects: Sequence[str] | None = None,
     which: str = "last",
-    device: torch.device,
-    allow_partial: bool = False,
+    device: str | None = None,
 ) -> list[Path]:
     """Writes SUBJECT.nii.gz with the study's own shape and affine for every subject; the files written.
 
     Args:
-        cache: another cache than the run's own.
         subjects: all of the cache if None.
         which: 'last' or 'best' weights.
     """
-    config = checkpoint.read_config(run)
+    config, on = checkpoint.load_config(run), pick_device(device)
+    check_cache(config, cache)
+    chosen = choose(subjects, cache.subjects, "subject")
+    model = load_model(run, config, which, on)
     written = []
-    with open_run_cache(run, config, cache, allow_partial) as opened:
-        chosen = choose(subjects, opened.subjects, "subject")
-        model = load_model(run, config, which, device)
-        for subject in progress(chosen, "predicting"):
-            rows, grid = opened.rows_of([subject]), opened.grid(subject)
-            labels = predict_slices(model, SliceData(opened, config, rows, device, labelled=False))
-            volume = to_native_volume(labels, opened.rows["number"][rows], grid)
-            written.append(write_labels(out / f"{subject}.nii.gz", volume, grid))
-            missing = grid.slice_shape[0] - len(rows)
-            if missing:
-                say(f"{subject}: {missing} of {grid.slice_shape[0]} slices are not in the cache and stay 0")
+    for subject in progress(chosen, "predicting"):
+        rows, grid = cache.rows_of([subject]), cache.grid(subject)
+        labels = predict_slices(model, SliceData(cache, config, rows, on, labelled=False))
+        volume = to_native_volume(labels, cache.rows["number"][rows], grid)
+        written.append(write_labels(out / f"{subject}.nii.gz", volume, grid))
+        missing = grid.slice_shape[0] - len(rows)
+        if missing:
+            say(f"{subject}: {missing} of {grid.slice_shape[0]} slices are not in the cache and stay 0")
     return written
 
 

@@ -18,14 +18,28 @@ from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import progress_bar, say
 from stage2_segment import checkpoint
-from stage2_segment.config import Recipe, RunConfig
+from stage2_segment.config import Recipe, RunConfig, plan_run
 from stage2_segment.data import SliceData, epoch_batches
 from stage2_segment.losses import one_hot, segmentation_losses
 from stage2_segment.metrics import dsc, iou, mean_defined, overlap_counts
 from stage2_segment.model import Zeus, build_model
-from stage2_segment.predict import predict_slices
+from stage2_segment.predict import pick_device, predict_slices
 
 SAVE_EVERY_S = 20  # a state is 12 bytes a parameter: not after every epoch of a second
+
+
+def train_run(
+    cache_path: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    allow_partial: bool = False,
+    **options: Any,
+) -> None:
+    """Plans a run with the options of `plan_run` and trains it; see `train`."""
+    with Cache(cache_path, allow_partial=allow_partial) as cache:
+        train(cache, plan_run(cache, run=run, **options), run, resume=resume, device=device)
 
 
 def train(cache: Cache, config: RunConfig, run: Path, *, resume: bool = False, device: str | None = None) -> None:
@@ -42,9 +56,16 @@ def train(cache: Cache, config: RunConfig, run: Path, *, resume: bool = False, d
     Raises:
         UserError: the folder holds another run; no such device; the loss is not finite.
     """
-    accelerator = open_accelerator(device)
+    chosen = pick_device(device)
+    accelerator = Accelerator(cpu=chosen.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise UserError("training runs in one process; start it without accelerate launch, or with --num_processes 1")
     state = _enter(run, config, resume)
     recipe = config.recipe
+    begin = state["epoch"] if state else 0
+    if begin == recipe.epochs:
+        say(f"{run} has had its {begin} epochs; nothing is left to do")
+        return
     torch.manual_seed(config.seed)
     model = build_model(config)
     model.load_pretrained(cache.constants(config.embedding_layer))
@@ -60,12 +81,10 @@ def train(cache: Cache, config: RunConfig, run: Path, *, resume: bool = False, d
     foreground = cache.rows["foreground"][train_rows] > 0
     say(_what(config, len(train_rows), len(test_rows), accelerator.device))
 
-    begin = state["epoch"] if state else 0
     best_dsc, best_loss, best_loss_epoch = state["best"] if state else (-1.0, math.inf, 0)
     history = _read_history(run, begin) if state else []
-    board = SummaryWriter(str(run / "tensorboard"), purge_step=begin + 1)
     saved = time.monotonic()
-    with progress_bar() as bar:
+    with progress_bar() as bar, SummaryWriter(str(run / "tensorboard"), purge_step=begin + 1) as board:
         task = bar.add_task("training", total=recipe.epochs, completed=begin)
         for epoch in range(begin + 1, recipe.epochs + 1):
             if recipe.patience and epoch - 1 - best_loss_epoch >= recipe.patience:
@@ -73,11 +92,11 @@ def train(cache: Cache, config: RunConfig, run: Path, *, resume: bool = False, d
                 break
             started = time.monotonic()
             batches = epoch_batches(foreground, recipe.batch_size, recipe.foreground_share, config.seed, epoch)
-            record = _train_epoch(model, optimizer, train_data, batches, recipe, epoch, accelerator)
-            trained = time.monotonic()
+            record = {"epoch": epoch, **_train_epoch(model, optimizer, train_data, batches, recipe, epoch, accelerator)}
+            record["slices_per_s"] = len(train_rows) / (time.monotonic() - started)
             record |= _validate(model, test_data, test_rows, config)
-            record |= {"seconds": time.monotonic() - started, "slices_per_s": len(train_rows) / (trained - started)}
-            history.append({"epoch": epoch, **record})
+            record["seconds"] = time.monotonic() - started
+            history.append(record)
             for name, value in record.items():
                 board.add_scalar(name, value, epoch)
 
@@ -89,47 +108,15 @@ def train(cache: Cache, config: RunConfig, run: Path, *, resume: bool = False, d
                 checkpoint.save_weights(run, "best", weights, epoch)
             last = epoch == recipe.epochs or (recipe.patience and epoch - best_loss_epoch >= recipe.patience)
             if last or time.monotonic() - saved >= SAVE_EVERY_S:
+                best = (best_dsc, best_loss, best_loss_epoch)
+                state = {"epoch": epoch, "model": weights, "optimizer": optimizer.state_dict(), "best": best}
                 checkpoint.write_table(run / checkpoint.METRICS, history)
                 checkpoint.save_weights(run, "last", weights, epoch)
-                checkpoint.save_state(
-                    run,
-                    {
-                        "epoch": epoch,
-                        "model": weights,
-                        "optimizer": optimizer.state_dict(),
-                        "best": (best_dsc, best_loss, best_loss_epoch),
-                    },
-                )
+                checkpoint.save_state(run, state)
                 saved = time.monotonic()
             bar.update(task, advance=1, description=f"loss {record['loss']:.3f} DSC {record['validation_dsc']:.3f}")
             if last or epoch % max(1, recipe.epochs // 10) == 0:
-                say(
-                    f"epoch {epoch}/{recipe.epochs}: loss {record['loss']:.3f}, held-out DSC {record['validation_dsc']:.3f}"
-                    f", mIoU {record['validation_miou']:.3f}, {record['slices_per_s']:.1f} slices/s"
-                )
-    board.close()
-
-
-def open_accelerator(device: str | None) -> Accelerator:
-    """One process on `device`.
-
-    Raises:
-        UserError: no such device, or several processes.
-    """
-    if device not in (None, "cpu"):
-        try:
-            chosen = torch.device(device)
-            torch.empty(1, device=chosen)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device {device} cannot be used: {str(error).splitlines()[0]}; --device cpu always works"
-            ) from error
-        if chosen.type == "cuda" and chosen.index is not None:
-            torch.cuda.set_device(chosen)
-    accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        raise UserError("training runs in one process; start it without accelerate launch, or with --num_processes 1")
-    return accelerator
+                say(_line(record, recipe.epochs))
 
 
 def build_optimizer(model: Zeus, recipe: Recipe) -> torch.optim.Optimizer:
@@ -173,6 +160,7 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["highest_lr"] * factor
         batch = data.batch(positions)
+        assert batch.masks is not None
         logits = model(batch.embeddings, batch.text)
         losses = segmentation_losses(logits, one_hot(batch.masks, logits.shape[1]), recipe.dice_over)
         values = np.array([loss.item() for loss in losses])
@@ -221,7 +209,7 @@ def _enter(run: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
         return None
     if not resume:
         raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
-    before, now = checkpoint.read_config(run).to_json(), config.to_json()
+    before, now = checkpoint.load_config(run).to_json(), config.to_json()
     before, now = ({**values, **values["recipe"]} for values in (before, now))
     changed = [name for name in now if name not in ("recipe", "versions", "cache") and before.get(name) != now[name]]
     if changed:
@@ -234,10 +222,18 @@ def _read_history(run: Path, epoch: int) -> list[dict[str, Any]]:
     return [row for row in pq.read_table(run / checkpoint.METRICS).to_pylist() if row["epoch"] <= epoch]
 
 
+def _line(record: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, held-out DSC {record['validation_dsc']:.3f}, "
+        f"mIoU {record['validation_miou']:.3f}, {record['slices_per_s']:.1f} slices/s"
+    )
+
+
 def _what(config: RunConfig, train: int, test: int, device: torch.device) -> str:
     recipe = config.recipe
     return (
-        f"{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; {train} slices of "
-        f"{len(config.train_subjects)} subjects to train on, {test} slices of {', '.join(config.test_subjects)} held out; "
+        f"{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; "
+        f"{train} slices of {len(config.train_subjects)} subjects to train on, "
+        f"{test} slices of {', '.join(config.test_subjects)} held out; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}; on {device}"
     )

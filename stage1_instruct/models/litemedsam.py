@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stage1_instruct.models.image_encoder import check_images, load_strictly, prompt_constants
 from stage1_instruct.models.tiny_vit import TinyViT
-from stage1_instruct.weights import digest_of, path_of, read_weights
+from stage1_instruct.weight_files import read_weights
+from stage1_instruct.weights import digest_of, path_of
 
 
 class LiteMedSAM:

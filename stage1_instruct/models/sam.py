@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cache.errors import UserError
 from stage1_instruct.models.image_encoder import check_images, load_strictly, prompt_constants
-from stage1_instruct.weights import digest_of, path_of, read_weights
+from stage1_instruct.weight_files import read_weights
+from stage1_instruct.weights import digest_of, path_of
 
 # SAM's normalisation, on 0..255 (segment_anything/build_sam.py).
 PIXEL_MEAN = (123.675, 116.28, 103.53)

@@ -108,5 +108,5 @@ class MaskDecoder(nn.Module):
 
 def _spread(x: Tensor, convolution: nn.Module) -> Tensor:
     """A 2 x 2 transposed convolution of stride 2 on channels-last (..., C) -> (..., 4, out), the 4 row by row."""
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 out, C)
-    return F.linear(x, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
+    weight, bias = convolution.parameters()  # (C, out, 2, 2), (out,)
+    return F.linear(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)).unflatten(-1, (4, -1))

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from stage1_instruct.captions import describe
+from cache.errors import UserError
+from cache.grid import Grid
+from cache.layout import DatasetCard
+from cache.quantize import decode
+from cache.reader import Cache
+from cache.writer import CacheWriter, SubjectSlices
+from stage1_instruct.captions import describe, make_pairs
 from stage1_instruct.models.llm import Decoding, InstructionLLM
-from stage1_instruct.profiles import Profile
+from stage1_instruct.models.load import load_models
+from stage1_instruct.models.vision_features import VisionFeatures
+from stage1_instruct.pairs import Pair, read_pairs, vision_features
+from stage1_instruct.profiles import Profile, load_profile
 from stage1_instruct.prompts import template
 
 CLASSES = ("liver", "right kidney", "left kidney", "spleen")
@@ -52,3 +64,56 @@ def test_caption_of_three_organs_fits_the_training_target(lite: Profile) -> None
     mask, image = slice_of({n: (slice(60, 90), slice(30 + 50 * n, 60 + 50 * n), 200) for n in (1, 2, 3)})
     llm = InstructionLLM(lite.llm, template("zeus"), Decoding())
     assert len(llm.token_ids(describe(mask, image, CLASSES, "MRI-T2-SPIR"))) <= 48
+
+
+def write_cache(path: Path) -> None:
+    """Two subjects of two slices and two modalities, the second without labels; embeddings of LiteMedSAM's shape."""
+    generator = np.random.default_rng(0)
+    terms = {"T1": "MRI-T1", "T2": "MRI-T2"}
+    writer = CacheWriter(path, DatasetCard("phantom", ("T1", "T2"), terms, CLASSES, "organs", ("A", "B"), 1))
+    writer.begin_layer("slices", {})
+    writer.begin_layer("embeddings/litemedsam", {}, {})
+    for subject in ("A", "B"):
+        mask, image = slice_of({1: (slice(60, 160), slice(30, 110), 40)})
+        labels = np.stack([mask, np.zeros_like(mask)]) if subject == "A" else None
+        writer.write_slices(
+            subject,
+            SubjectSlices(
+                grid=Grid((256, 256, 9), np.eye(4)),
+                numbers=np.array([3, 4], np.int32),
+                images=np.broadcast_to(image, (2, 2, 256, 256)).copy(),
+                masks=labels,
+                modality_masks=None,
+                native_masks=None if labels is None else labels,
+                sources={},
+            ),
+        )
+        embeddings = generator.normal(size=(2, 2, 256, 64, 64)).astype(np.float32)
+        writer.write_embeddings("embeddings/litemedsam", subject, embeddings, store="uint8")
+    writer.finalize()
+
+
+def test_pairs_of_a_cache_are_its_labelled_slices_with_their_features(tmp_path: Path) -> None:
+    write_cache(tmp_path / "c.h5")
+    with Cache(tmp_path / "c.h5") as cache:
+        assert make_pairs(cache, ("A", "B"), tmp_path / "pairs.jsonl") == 4
+        pairs = read_pairs(tmp_path / "pairs.jsonl")
+        assert [(pair.subject, pair.slice, pair.modality) for pair in pairs] == [
+            ("A", number, modality) for number in (3, 4) for modality in ("T1", "T2")
+        ]
+        assert pairs[1].caption.startswith("The MRI-T2 slice shows the liver, large and dark, on the right.")
+        assert pairs[2].caption == "The MRI-T1 slice shows no liver, right kidney, left kidney or spleen."
+        features = vision_features(pairs, load_models(load_profile("lite")), cache)
+        stored = cache.read_embeddings("litemedsam", [0], [1])
+        expected = VisionFeatures(4).tokens(decode(stored.values, stored.scale, stored.offset)[:, 0])
+        assert features.shape == (4, 16, 256)
+        assert torch.equal(features[1], expected[0])
+
+
+def test_pairs_need_labels_and_slices_that_are_there(tmp_path: Path) -> None:
+    write_cache(tmp_path / "c.h5")
+    with Cache(tmp_path / "c.h5") as cache:
+        with pytest.raises(UserError, match="none of these subjects is labelled"):
+            make_pairs(cache, ("B",), tmp_path / "pairs.jsonl")
+        with pytest.raises(UserError, match="no T1 of slice 9 of A"):
+            vision_features([Pair("a", "", "T1", subject="A", slice=9)], load_models(load_profile("lite")), cache)

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from cache.errors import UserError
 from stage1_instruct import weights
-from stage1_instruct.weights import Wheel, digest_of, fetch, is_present, path_of, read_weights, zeus_home
+from stage1_instruct.weight_files import read_weights
+from stage1_instruct.weights import Wheel, digest_of, fetch, is_present, path_of, zeus_home
 
 NAME = "tiny"
 

@@ -31,7 +31,7 @@ def oblique_grid() -> Grid:
 
 
 def native_labels(subject: str) -> np.ndarray:
-    """Two discs per slice whose place depends on the subject; the lowest slice is empty. uint8 (slices, rows, columns)."""
+    """Two discs a slice, moved by the subject; the lowest slice is empty. uint8 (slices, rows, columns)."""
     slices, rows, columns = oblique_grid().slice_shape
     shift = SUBJECTS.index(subject)
     y, x = np.mgrid[:rows, :columns]

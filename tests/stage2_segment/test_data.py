@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.reader import Cache
+from stage2_segment import data as data_module
+from stage2_segment.config import plan_run
+from stage2_segment.data import SliceData, epoch_batches
+
+cases = st.tuples(
+    st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 12), st.integers(0, 3), st.integers(1, 5)
+)
+
+
+@given(cases, st.sampled_from([0.5, 2 / 3, 0.9]))
+def test_every_batch_has_its_share_of_foreground(case: tuple, share: float) -> None:
+    foreground, batch_size, seed, epoch = case
+    batches = epoch_batches(foreground, batch_size, share, seed, epoch)
+    flags = np.array(foreground)
+    assert sum(len(batch) for batch in batches) == len(flags)
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    if flags.any() and not flags.all():
+        seen = 0
+        for index, batch in enumerate(batches):
+            seen += flags[batch].sum()
+            drawn = min((index + 1) * batch_size, len(flags))
+            assert seen >= share * drawn - 1e-6
+
+
+@given(cases)
+def test_without_a_share_every_slice_comes_once(case: tuple) -> None:
+    foreground, batch_size, seed, epoch = case
+    batches = epoch_batches(foreground, batch_size, 0, seed, epoch)
+    assert sorted(np.concatenate(batches)) == list(range(len(foreground)))
+
+
+def test_order_follows_from_seed_and_epoch() -> None:
+    flags = [True, False] * 20
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(epoch_batches(flags, 4, 2 / 3, seed, epoch)).tolist()
+
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3)
+    assert order(1, 2) != order(2, 2)
+
+
+@pytest.mark.parametrize("share_of_memory", [0.5, 0.0], ids=["resident", "from the file"])
+def test_batches_are_the_rows_of_the_cache(
+    toy_cache: Path, share_of_memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "SHARE_OF_MEMORY", share_of_memory)
+    with Cache(toy_cache) as cache:
+        config = replace(plan_run(cache, run=Path("run")), modalities=("T2",))
+        rows = cache.rows_of(["cleo", "ada"])
+        data = SliceData(cache, config, rows, torch.device("cpu"))
+        assert data.resident == (share_of_memory > 0)
+        batch = data.batch(np.array([4, 1]))
+        assert batch.embeddings.shape == (2, 1, 256, 64, 64)
+        assert batch.embeddings.dtype == torch.float32
+        assert batch.masks is not None
+        np.testing.assert_array_equal(batch.masks.numpy(), cache.masks(rows[[4, 1]]))
+        np.testing.assert_array_equal(batch.text.numpy(), cache.text_embeddings("toy", rows[[4, 1]])[:, 1:])
+        stored = cache.read_embeddings("toy", rows[[4, 1]], [1])
+        expected = stored.values * stored.scale[..., None, None] + stored.offset[..., None, None]
+        np.testing.assert_allclose(batch.embeddings.numpy(), expected, rtol=1e-5, atol=1e-6)
+        assert [len(part.text) for part in data.in_order(4)] == [4, 2]

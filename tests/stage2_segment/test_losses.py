@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stage2_segment.losses import one_hot, segmentation_losses
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), classes=st.integers(1, 4), batch=st.integers(1, 4))
+def test_loss_is_bce_plus_dice_over_the_batch(seed: int, classes: int, batch: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, classes, 6, 5, generator=random, dtype=torch.float64)
+    targets = (torch.rand(batch, classes, 6, 5, generator=random) > 0.6).double()
+    p = logits.sigmoid()
+    cross_entropy = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+    dims = (0, 2, 3)
+    dice = 1 - (2 * (p * targets).sum(dims) + 1e-5) / (p.sum(dims) + targets.sum(dims) + 1e-5)
+    losses = segmentation_losses(logits, targets)
+    torch.testing.assert_close(losses.dice, dice.mean())
+    torch.testing.assert_close(losses.total, cross_entropy + dice.mean())
+
+
+def test_one_hot_leaves_out_the_background() -> None:
+    masks = torch.tensor([[[0, 1], [2, 2]]], dtype=torch.uint8)
+    assert one_hot(masks, 2).tolist() == [[[[0, 1], [0, 0]], [[0, 0], [1, 1]]]]
+
+
+def test_empty_slices_pull_a_mask_down_only_when_dice_is_taken_slice_by_slice() -> None:
+    """The reason for Dice over the batch: with nine empty slices of ten, the ratio per slice is won by empty masks."""
+    targets = torch.zeros(10, 1, 16, 16)
+    targets[0, :, 4:12, 4:12] = 1
+
+    def push(dice_over: str) -> torch.Tensor:
+        """How strongly the Dice term asks for more (+) or less (-) mask everywhere, from a mask that is nearly empty."""
+        shift = torch.zeros(1, requires_grad=True)
+        logits = -6 + 6.5 * targets + shift
+        segmentation_losses(logits, targets, dice_over).dice.backward()
+        assert shift.grad is not None
+        return -shift.grad
+
+    assert push("batch") > 0 > push("slice")
+
+
+def test_a_mask_grows_back_from_empty() -> None:
+    targets = torch.zeros(6, 1, 32, 32)
+    targets[:4, :, 8:24, 8:24] = 1
+    logits = torch.full_like(targets, -8.0).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        segmentation_losses(logits, targets).total.backward()
+        optimizer.step()
+    assert torch.equal(logits > 0, targets > 0)

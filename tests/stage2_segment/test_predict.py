@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cache.errors import UserError
+from cache.reader import Cache
+from stage2_segment import evaluate, predict
+from stage2_segment.evaluate import evaluate_run
+from stage2_segment.predict import predict_rows, predict_run
+from stage2_segment.train import train_run
+from tests.stage2_segment.conftest import SLICES, native_labels, oblique_grid
+
+
+@pytest.fixture(scope="module")
+def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch: enough for weights."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_run(toy_cache, folder, fusion="hybrid", epochs=1, train_subjects=["ada"], test_subjects=["ben"], device="cpu")
+    return folder
+
+
+@pytest.fixture
+def perfect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that says the truth: what is left to go wrong is geometry."""
+
+    def truth(_: Any, data: Any, *__: Any) -> np.ndarray:
+        return data.cache.images(data.rows)[:, 0] // 80
+
+    monkeypatch.setattr(predict, "predict_slices", truth)
+    monkeypatch.setattr(evaluate, "predict_slices", truth)
+
+
+def test_nifti_lines_up_with_the_source_to_the_voxel(
+    run: Path, toy_cache: Path, tmp_path: Path, perfect: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Cache(toy_cache) as cache:
+        written = predict_run(run, cache, tmp_path / "masks", device="cpu")
+    assert [path.name for path in written] == [f"{name}.nii.gz" for name in ("ada", "ben", "cleo", "dan", "eve")]
+    image = nibabel.load(tmp_path / "masks" / "dan.nii.gz")
+    grid = oblique_grid()
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(image.affine, grid.affine, atol=1e-6)
+    np.testing.assert_allclose(image.get_qform(), grid.affine, atol=1e-4)
+    # The file's axes run to posterior, superior and left: (row, slice, column) of the axial view.
+    expected = native_labels("dan").transpose(1, 0, 2)
+    expected[:, 1::2] = 0
+    volume = np.asarray(image.dataobj)
+    np.testing.assert_array_equal(volume, expected)
+    assert volume.any()
+    assert f"{SLICES} of {2 * SLICES} slices are not in the cache" in capsys.readouterr().err
+
+
+def test_perfect_masks_score_perfectly_in_the_native_grid(run: Path, perfect: None) -> None:
+    evaluation = evaluate_run(run, subjects=["ben", "dan"], device="cpu")
+    assert [(row["subject"], row["class"]) for row in evaluation.rows] == [
+        ("ben", "liver"), ("ben", "spleen"), ("dan", "liver"), ("dan", "spleen"),
+    ]  # fmt: skip
+    for row in evaluation.rows:
+        assert row["dsc"] == row["dsc_256"] == row["iou"] == row["nsd"] == 1
+        assert row["hd95_mm"] == 0
+    table = pq.read_table(run / "evaluation.parquet").to_pylist()
+    assert table == evaluation.rows
+    summary = json.loads((run / "evaluation.json").read_text())
+    assert summary["miou_256"] == 1
+    assert "DSC" in summary["definitions"]
+
+
+def test_held_out_subjects_are_measured_by_default(run: Path) -> None:
+    evaluation = evaluate_run(run, device="cpu")
+    assert set(evaluation.miou_256) == {"ben"}
+    assert all(0 <= row["dsc"] <= 1 or math.isnan(row["dsc"]) for row in evaluation.rows)
+
+
+def test_predicting_some_rows_gives_their_label_maps(run: Path, toy_cache: Path) -> None:
+    with Cache(toy_cache) as cache:
+        rows = cache.rows_of(["eve"])
+        labels = predict_rows(run, cache, rows[:2], device="cpu")
+        assert labels.shape == (2, 256, 256) and labels.dtype == np.uint8 and labels.max() <= 2
+        np.testing.assert_array_equal(labels, predict_rows(run, cache, rows, device="cpu")[:2])
+
+
+def test_subjects_without_labels_are_predicted_but_never_measured(run: Path) -> None:
+    with pytest.raises(UserError, match="no labels of eve; with labels: ada, ben, cleo, dan"):
+        evaluate_run(run, subjects=["eve"], device="cpu")
