@@ -45,7 +45,9 @@ def demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, devi
 @click.option("--cache", type=click.Path(dir_okay=False, path_type=Path), help="The cache.  [default: the run's]")
 @click.option("--subjects", help="Subjects to draw, separated by commas.  [default: the held-out ones]")
 @click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices to draw.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to write.  [default: RUN/picture.png]")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to write.  [default: RUN/picture.png]"
+)
 def report(run: Path, cache: Path | None, subjects: str | None, slices: int, out: Path | None) -> None:
     """Draw a run: images, instruction, truth and prediction side by side."""
     from pipelines.report.run import report_run

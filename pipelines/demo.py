@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from rich.console import Console
 
 from cache.errors import UserError
 from cache.reader import Cache
@@ -16,11 +16,11 @@ from stage1_instruct import weights
 from stage1_instruct.build import LAYERS, BuildOptions, build_cache
 from stage1_instruct.captions import make_pairs
 from stage1_instruct.datasets import open_dataset
+from stage1_instruct.datasets.write_demo import write_demo
 from stage1_instruct.models.load import best_device, load_models
 from stage1_instruct.profiles import load_profile
 from stage1_instruct.train_projection import read_pairs, train_projection
-from stage2_segment.config import RunConfig
-from stage2_segment.evaluate import evaluate_run
+from stage2_segment.evaluate import as_table, evaluate_run
 from stage2_segment.predict import predict_rows, predict_run
 from stage2_segment.train import train_run
 
@@ -47,7 +47,8 @@ def run_demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, 
     if missing:
         weights.fetch(profile)
     say("1/6 phantom: DICOM and PNG in the CHAOS layout")
-    dataset = open_dataset("demo", out / "data", subjects=subjects, seed=seed)
+    write_demo("chaos", out / "data", subjects=subjects, seed=seed)
+    dataset = open_dataset("demo", out / "data")
     cache_path = out / "cache" / "demo.h5"
     options = BuildOptions(out=cache_path, slice_step=slice_step, pack=True)
 
@@ -70,15 +71,15 @@ def run_demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, 
 
     say("5/6 training the aligner and the mask decoder from the cache")
     run = out / "run"
-    train_run(RunConfig(cache=str(cache_path), out=str(run), fold=0, epochs=epochs, seed=seed, device=device), resume=run.exists())
-    evaluate_run(run)
-
-    say("6/6 masks in the studies' own grids, and a picture")
+    train_run(cache_path, run, resume=run.exists(), device=device, fold=0, epochs=epochs, seed=seed)
     with Cache(cache_path) as cache:
-        predict_run(run, cache, out / "masks", subjects=held_out)
+        Console().print(as_table(evaluate_run(run, cache, device=device)))
+
+        say("6/6 masks in the studies' own grids, and a picture")
+        predict_run(run, cache, out / "masks", subjects=held_out, device=device)
         rows = telling_rows(cache, held_out)
-        predictions = predict_rows(run, cache, rows)
+        predictions = predict_rows(run, cache, rows, device=device)
         picture = out / "picture.png"
-        draw_run(cache, np.asarray(rows), predictions, None, picture, "zeus demo: held-out phantoms")
+        draw_run(cache, rows, predictions, None, picture, "zeus demo: held-out phantoms")
     say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
     return picture

@@ -122,7 +122,7 @@ def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options
     }
     names["slices"] = "slices"
     writer.begin_layer("slices", slices_recipe)
-    if "slices" == options.layers[-1] and len(options.layers) == 1:
+    if "embeddings" not in options.layers:
         return names
     embeddings_recipe = {
         "slices": fingerprint(slices_recipe),
@@ -154,6 +154,7 @@ def _build_subject(
 ) -> int:
     """All missing layers of one subject; returns its number of slice-modalities."""
     subject = study.subject
+    _say_agreement(study)
     sources = {name: sha256_file(path) for name, path in sorted(study.sources.items())}
     pictures = slicing.study_to_slices(study, step=options.slice_step)
     count = pictures.images.shape[0] * pictures.images.shape[1]
@@ -184,6 +185,18 @@ def _build_subject(
     if "instructions" in layers and not writer.finished(layers["instructions"], subject):
         _write_instructions(writer, subject, pictures.numbers, layers, models, dataset, options, report)
     return count
+
+
+def _say_agreement(study: Study) -> None:
+    """Says how well modalities that were labelled on their own agree with the target after resampling (DSC)."""
+    if study.labels is None:
+        return
+    for modality, labels in study.modality_labels.items():
+        present = (study.labels > 0) & (labels > 0)
+        total = int((study.labels > 0).sum() + (labels > 0).sum())
+        if total and not np.array_equal(study.labels, labels):
+            dice = 2 * int((present & (study.labels == labels)).sum()) / total
+            say(f"{study.subject}: labels of {modality}, resampled, agree with the target's with DSC {dice:.3f}")
 
 
 def _encode(models: Models, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:

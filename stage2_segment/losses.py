@@ -29,8 +29,8 @@ def segmentation_losses(logits: Tensor, targets: Tensor, dice_over: str = "batch
         logits: (B, K, H, W).
         targets: 0 or 1, same shape.
         dice_over: 'batch' sums a class over the whole batch before the ratio; 'slice' takes the ratio slice by slice
-            (the paper), which rewards an empty mask on every slice without foreground: where those are most of the
-            batch, training ends in empty masks.
+            (the paper). Then a slice without foreground counts as won by an empty mask, and where those are most of
+            the batch, training ends in empty masks.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets)
     dice = DiceLoss(sigmoid=True, batch=dice_over == "batch")(logits, targets)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cache.reader import Cache
 from cache.terminal import choose, split_names
 from pipelines.report.picture import draw_run, telling_rows
-from stage2_segment.config import load_config
-from stage2_segment.predict import predict_rows
+from stage2_segment.checkpoint import load_config
+from stage2_segment.predict import open_cache, predict_rows
 
 
 def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:
     """Draws `slices` telling slices of the run's held-out subjects (or of `subjects`); returns the PNG's path."""
     config = load_config(run)
-    with Cache(cache_path or Path(config.cache)) as cache:
-        wanted = choose(split_names(subjects), cache.subjects, "subject") if subjects else config.held_out
+    with open_cache(run, cache_path) as cache:
+        wanted = choose(split_names(subjects), cache.subjects, "subject") if subjects else config.test_subjects
         rows = telling_rows(cache, wanted, slices)
         picture = out or run / "picture.png"
-        draw_run(cache, rows, predict_rows(run, cache, rows), config.variant, picture, f"{run.name}: {config.fusion} fusion")
+        draw_run(
+            cache, rows, predict_rows(run, cache, rows), config.variant, picture, f"{run.name}: {config.fusion} fusion"
+        )
     return picture

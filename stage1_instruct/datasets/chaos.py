@@ -114,8 +114,13 @@ def _dual_echo(folder: Path) -> tuple[Series, Series]:
     echoes = sorted({echo for _, echo in groups})
     if len(echoes) != 2:
         found = ", ".join(f"{echo:g} ms" for echo in echoes) or "none"
-        raise UserError(f"{folder} holds echoes {found}; expected the two of a dual-echo acquisition (in and out of phase)")
-    series = {echo: read_series([path for (_, own), files in groups.items() if own == echo for path in files]) for echo in echoes}
+        raise UserError(
+            f"{folder} holds echoes {found}; expected the two of a dual-echo acquisition (in and out of phase)"
+        )
+    series = {
+        echo: read_series([path for (_, own), files in groups.items() if own == echo for path in files])
+        for echo in echoes
+    }
     tesla = float(series[echoes[0]].header.get("MagneticFieldStrength") or 1.5)
     # cos is 1 where fat and water point the same way, -1 where they point against one another.
     together = {echo: np.cos(2 * np.pi * FAT_WATER_HZ_PER_TESLA * tesla * echo * 1e-3) for echo in echoes}
@@ -142,7 +147,9 @@ def read_ground(folder: Path, series: Series) -> tuple[NDArray[np.uint8] | None,
     if not pictures:
         return None, []
     if len(pictures) != len(series.files):
-        raise UserError(f"{folder} holds {len(pictures)} label pictures for {len(series.files)} slices; one each is needed")
+        raise UserError(
+            f"{folder} holds {len(pictures)} label pictures for {len(series.files)} slices; one each is needed"
+        )
     by_name = dict(zip(sorted(series.files, key=lambda path: path.name), pictures))
     labels = np.zeros(series.grid.shape, dtype=np.uint8)
     for index, path in enumerate(series.files):

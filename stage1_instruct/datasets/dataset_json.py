@@ -17,7 +17,9 @@ def read_dataset_json(root: Path, required: tuple[str, ...]) -> dict[str, Any]:
     """
     path = root / "dataset.json"
     if not root.is_dir():
-        raise UserError(f"the data root {root} does not exist; give the folder that holds dataset.json with --data-root")
+        raise UserError(
+            f"the data root {root} does not exist; give the folder that holds dataset.json with --data-root"
+        )
     if not path.is_file():
         raise UserError(f"{root} holds no dataset.json; give the data set's own folder with --data-root")
     try:

@@ -97,7 +97,7 @@ def read_series(files: Sequence[Path]) -> Series:
     lps[:3, 1] = row_direction * float(first.PixelSpacing[0])
     lps[:3, 2] = step
     lps[:3, 3] = positions[0]
-    grid = Grid(volume.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)  # type: ignore[arg-type]
+    grid = Grid(volume.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
     return Series(volume, grid, tuple(path for path, _ in slices), first)
 
 

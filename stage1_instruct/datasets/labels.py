@@ -45,7 +45,10 @@ class LabelMapping:
 
     def facts(self) -> dict[str, Any]:
         """For the cache's recipe."""
-        return {"classes": list(self.classes), "labels": {str(value): label for value, label in sorted(self.values.items())}}
+        return {
+            "classes": list(self.classes),
+            "labels": {str(value): label for value, label in sorted(self.values.items())},
+        }
 
 
 def in_prose(names: Sequence[str]) -> str:

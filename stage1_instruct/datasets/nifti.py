@@ -45,12 +45,10 @@ def read_volume(path: Path) -> tuple[NDArray[np.float32], Grid]:
     if volume.ndim != 3:
         raise UserError(f"{path} has shape {volume.shape}, expected a 3D volume")
     check_finite(volume, str(path))
-    return volume, Grid(volume.shape, affine)  # type: ignore[arg-type]
+    return volume, Grid(volume.shape, affine)
 
 
-def read_channels(
-    path: Path, channels: Mapping[str, int], count: int
-) -> tuple[dict[str, NDArray[np.float32]], Grid]:
+def read_channels(path: Path, channels: Mapping[str, int], count: int) -> tuple[dict[str, NDArray[np.float32]], Grid]:
     """Some channels of a 4D volume (X, Y, Z, channel), by name.
 
     Args:
@@ -63,11 +61,13 @@ def read_channels(
     if volume.ndim == 3 and count == 1:
         volume = volume[..., None]
     if volume.ndim != 4 or volume.shape[3] != count:
-        raise UserError(f"{path} has shape {volume.shape}, dataset.json names {count} modalities; expected (X, Y, Z, {count})")
+        raise UserError(
+            f"{path} has shape {volume.shape}, dataset.json names {count} modalities; expected (X, Y, Z, {count})"
+        )
     images = {name: np.ascontiguousarray(volume[..., index]) for name, index in channels.items()}
     for name, image in images.items():
         check_finite(image, f"{path}, modality {name}")
-    return images, Grid(volume.shape[:3], affine)  # type: ignore[arg-type]
+    return images, Grid(volume.shape[:3], affine)
 
 
 def read_labels(path: Path, grid: Grid, allowed: Sequence[int], image_path: Path) -> NDArray[np.uint8]:

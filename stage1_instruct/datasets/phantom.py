@@ -149,7 +149,9 @@ def contrast(modality: str) -> Mapping[int, float]:
         return {kind: spin_echo_fat_suppressed(tissue, tr=1900, te=70) for kind, tissue in TISSUES.items()}
     in_phase = modality == "T1-DUAL-in"
     te = ECHO_TIMES[modality]
-    return {kind: spoiled_gradient_echo(t, tr=150, te=te, flip_degrees=80, in_phase=in_phase) for kind, t in TISSUES.items()}
+    return {
+        kind: spoiled_gradient_echo(t, tr=150, te=te, flip_degrees=80, in_phase=in_phase) for kind, t in TISSUES.items()
+    }
 
 
 ECHO_TIMES = {"T1-DUAL-in": 4.6, "T1-DUAL-out": 2.3, "T2-SPIR": 70.0}

@@ -122,7 +122,9 @@ def _write_series(folder: Path, scan: Scan, modality: str, key: tuple[int, int, 
         data.SeriesInstanceUID = generate_uid(entropy_srcs=["zeus series", str((seed, subject)), series])
         data.SeriesDescription, data.SeriesNumber, data.InstanceNumber = modality, number, place
         data.MagneticFieldStrength, data.EchoTime = 1.5, phantom.ECHO_TIMES[modality]
-        data.ImageOrientationPatient = [_decimal(v) for v in (lps[:3, 0] / spacing[0], lps[:3, 1] / spacing[1]) for v in v]
+        data.ImageOrientationPatient = [
+            _decimal(v) for v in (lps[:3, 0] / spacing[0], lps[:3, 1] / spacing[1]) for v in v
+        ]
         data.ImagePositionPatient = [_decimal(v) for v in lps[:3, 3] + index * lps[:3, 2]]
         data.PixelSpacing, data.SliceThickness = [spacing[1], spacing[0]], spacing[2]
         data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
@@ -152,7 +154,9 @@ def _write_msd(out: Path, subjects: int, seed: int) -> None:
     for subject in range(1, subjects + 1):
         scans = [_scan(subject, seed, modality, own_frame=False) for modality in phantom.MODALITIES]
         name = f"phantom_{subject:03d}.nii.gz"
-        _save(out / "imagesTr" / name, np.stack([scan.image for scan in scans], axis=-1).astype(np.int16), scans[0].grid)
+        _save(
+            out / "imagesTr" / name, np.stack([scan.image for scan in scans], axis=-1).astype(np.int16), scans[0].grid
+        )
         _save(out / "labelsTr" / name, scans[0].labels, scans[0].grid)
         training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     _write_json(

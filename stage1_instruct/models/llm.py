@@ -124,6 +124,8 @@ class InstructionLLM:
         config = transformers.GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            repetition_penalty=1.0,  # what a model's own configuration asks for does not count, only the profile
+            no_repeat_ngram_size=0,
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,6 @@ def in_child(work: Callable[[Callable[[str], None]], None]) -> tuple[int, list[s
         status = 1
         try:
             os.close(read)
-            sys.stderr = open(os.devnull, "w")
             work(lambda line: os.write(write, f"{line}\n".encode()) and None)
             status = 0
         except OSError as error:
@@ -109,9 +108,13 @@ class Scenario:
         return lines[0].split()
 
     def state(self) -> tuple[object, ...]:
-        """What is on disk. Temporary files count by name only: nothing ever reads one of an earlier process."""
-        files = sorted(path for path in self.path.parent.rglob("*") if path.is_file())
-        return tuple((path.name, None if path.suffix == ".tmp" else path.read_bytes()) for path in files)
+        """What is on disk. Temporary files of an ended process count by name only: nothing ever reads one."""
+        temporary = re.compile(r"(.*)\.\d+\.tmp")
+        found = []
+        for path in sorted(self.path.parent.rglob("*")):
+            ended = temporary.fullmatch(path.name)
+            found.append((ended[1], b"") if ended else (path.name, path.read_bytes() if path.is_file() else b""))
+        return tuple(found)
 
     def check(self, expected: dict[str, object], finished: list[str]) -> None:
         """Nothing is unreadable, nothing finished is lost, and the restarted build equals an uninterrupted one."""

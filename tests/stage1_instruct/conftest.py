@@ -45,13 +45,13 @@ def byte_tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast
     )
 
 
-def write_llama(folder: Path, begins: bool = False, hidden: int = 32) -> Path:
+def write_llama(folder: Path, begins: bool = False) -> Path:
     """A two-layer Llama of random weights with a byte tokenizer, as a transformers folder."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer(begins)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=hidden,
+        hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -69,6 +69,12 @@ def write_llama(folder: Path, begins: bool = False, hidden: int = 32) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def beginning_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a tokenizer that puts <s> in front, as LLaMA's does."""
+    return write_llama(tmp_path_factory.mktemp("llama"), begins=True)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from cache.errors import UserError
 from stage1_instruct.models.llm import Decoding, InstructionLLM
 from stage1_instruct.profiles import Profile
 from stage1_instruct.prompts import question, template
-from tests.stage1_instruct.conftest import write_llama
 
 QUESTIONS = ["Why?", "What is to be seen in this slice?", "Name the organs.", "How large is the liver here, and where?"]
 
@@ -53,8 +52,8 @@ def test_prompt_tokens_count_text_and_image(tiny_llama: Path) -> None:
     assert (answer.stop_reason, answer.output_tokens) == ("length", 12)
 
 
-def test_beginning_token_is_put_in_front_once_where_the_tokenizer_does(tiny_llama: Path, tmp_path: Path) -> None:
-    plain, begins = tiny(tiny_llama), tiny(write_llama(tmp_path / "begins", begins=True))
+def test_beginning_token_is_put_in_front_once_where_the_tokenizer_does(tiny_llama: Path, beginning_llama: Path) -> None:
+    plain, begins = tiny(tiny_llama), tiny(beginning_llama)
     counts = [llm.embed_prompt("Why?", image_tokens(llm, 1)[0]).shape[0] for llm in (plain, begins)]
     assert counts[1] == counts[0] + 1
 
