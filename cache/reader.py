@@ -244,8 +244,9 @@ class Cache:
         return found[subject]
 
     def _like(self, layer: str, name: str) -> StoredArray:
-        """The array of the first subject; those of the others differ in the number of slices only."""
-        return self._part(layer, self.subjects[0]).arrays[name]
+        """The array of the first subject that has it; those of the others differ in the number of slices only."""
+        parts = (self._part(layer, subject).arrays for subject in self.subjects)
+        return next(arrays[name] for arrays in parts if name in arrays)
 
     def _gather(self, layer: str, name: str, rows: Rows) -> NDArray[Any]:
         like = self._like(layer, name)

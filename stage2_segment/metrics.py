@@ -74,15 +74,16 @@ def surface_scores(
     """
     if not predicted.any() or not truth.any():
         return SurfaceScores(float("nan"), 0.0 if predicted.any() or truth.any() else float("nan"))
+    mm = [float(step) for step in spacing]
     # A margin of one voxel around both: what touches the edge of the volume has a surface there.
     occupied = np.argwhere(predicted | truth)
     box = tuple(slice(low, high + 1) for low, high in zip(occupied.min(0), occupied.max(0)))
     p, t = (torch.from_numpy(np.pad(v[box], 1))[None, None] for v in (predicted, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        hd95 = compute_hausdorff_distance(p, t, include_background=True, percentile=95, spacing=list(spacing))
+        hd95 = compute_hausdorff_distance(p, t, include_background=True, percentile=95, spacing=mm)
         nsd = compute_surface_dice(
-            p, t, [SURFACE_TOLERANCE_MM], include_background=True, spacing=list(spacing), use_subvoxels=False
+            p, t, [SURFACE_TOLERANCE_MM], include_background=True, spacing=mm, use_subvoxels=False
         )
     return SurfaceScores(float(hd95), float(nsd))
 

@@ -163,16 +163,15 @@ def _train_epoch(
         assert batch.masks is not None
         logits = model(batch.embeddings, batch.text)
         losses = segmentation_losses(logits, one_hot(batch.masks, logits.shape[1]), recipe.dice_over)
-        values = np.array([loss.item() for loss in losses])
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"the loss became {values[0]} in epoch {epoch}, step {index + 1}; the weights saved last are kept; "
-                "train with a lower --lr into another --out"
-            )
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(losses.total)
-        if recipe.clip:
-            accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
+        norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
+        values = np.array([loss.item() for loss in losses])
+        if not (np.isfinite(values).all() and torch.isfinite(norm)):
+            raise UserError(
+                f"the loss became {values[0]:.3g}, its gradient {norm.item():.3g} in epoch {epoch}, step {index + 1}; "
+                "the weights saved last are kept; train with a lower --lr into another --out"
+            )
         optimizer.step()
         sums += values
     loss, dice, cross_entropy = (sums / len(batches)).tolist()
