@@ -103,13 +103,16 @@ def read_table(path: Path, **equal: Any) -> pa.Table:
         UserError: missing or damaged.
     """
     try:
-        return pq.read_table(
+        table = pq.read_table(
             path,
             filters=[(column, "=", value) for column, value in equal.items()] or None,
             page_checksum_verification=True,
             use_threads=False,
             partitioning=None,
         )
+        if not table.schema.equals(SCHEMA):
+            raise ValueError(f"its columns are {', '.join(table.schema.names)}")
+        return table
     except FileNotFoundError:
         raise UserError(f"{path} is missing; it holds the instruction texts: copy it beside the cache") from None
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -53,7 +53,7 @@ def _findings(files: Files) -> Iterator[str]:
             shard = read_shard(files.folder, name)
             if not seal_holds(files.locate(name)):
                 damaged.add(name)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ValueError) as error:
             yield str(error)
             continue
         for layer, found in shard.parts.items():
@@ -93,8 +93,8 @@ def _check_part(
             merged = [replace(part, file="")] if subject in index.parts.get(layer, {}) else []
             for texts in {part.file: part, **{other.file: other for other in merged}}.values():
                 yield from _check_texts(files, layer, subject, texts, files.array(part, "text_xxh3"), row)
-    except (UserError, OSError, ValueError, IndexError) as error:
-        yield f"{where}: unreadable ({' '.join(str(error).split())})"
+    except Exception as error:  # a flipped byte of the manifest can lead anywhere
+        yield f"{where}: unreadable ({' '.join(repr(error).split())})"
 
 
 def _check_texts(

@@ -27,16 +27,27 @@ def main() -> None:
 @click.option("--subjects", type=click.IntRange(2), default=6, show_default=True, help="How many phantoms.")
 @click.option("--slice-step", type=click.IntRange(1), default=2, show_default=True, help="Every n-th slice.")
 @click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Epochs of stage 2.")
+@click.option(
+    "--caption-epochs", type=click.IntRange(1), help="Epochs of the projection's training.  [default: about 150 steps]"
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default=None, help="cpu, cuda, ...; the best there is if not given.")
-def demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, device: str | None) -> None:
+def demo(
+    out: Path,
+    subjects: int,
+    slice_step: int,
+    epochs: int,
+    caption_epochs: int | None,
+    seed: int,
+    device: str | None,
+) -> None:
     """The whole thing on the embedded models, from nothing: data, cache, run, masks, picture.
 
     Says first what it downloads and how long it takes. The same command again goes on where it stopped.
     """
     from pipelines.demo import run_demo
 
-    picture = run_demo(out, subjects, slice_step, epochs, seed, device)
+    picture = run_demo(out, subjects, slice_step, epochs, caption_epochs, seed, device)
     click.echo(f"look at {picture}; the masks are in {out / 'masks'}")
 
 

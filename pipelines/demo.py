@@ -25,11 +25,19 @@ from stage2_segment.predict import predict_rows, predict_run
 from stage2_segment.train import train_run
 
 DOWNLOAD_MEGABYTES = 213
-# Seconds on two cores; say them before the user waits.
+# Measured on two cores, download not counted; said before the user waits.
 EXPECTED_MINUTES = 12
 
 
-def run_demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, device: str | None) -> Path:
+def run_demo(
+    out: Path,
+    subjects: int,
+    slice_step: int,
+    epochs: int,
+    caption_epochs: int | None,
+    seed: int,
+    device: str | None,
+) -> Path:
     """Writes OUT/{data,cache,run,masks,picture.png}; a finished step is not done again.
 
     Returns:
@@ -64,7 +72,8 @@ def run_demo(out: Path, subjects: int, slice_step: int, epochs: int, seed: int, 
             make_pairs(cache, training, out / "pairs.jsonl")
             models = load_models(load_profile("lite", {}), device)
             pairs = read_pairs(out / "pairs.jsonl")
-            train_projection(pairs, models, cache=cache, out=out / "projection.safetensors", epochs=2, seed=seed)
+            projection = out / "projection.safetensors"
+            train_projection(pairs, models, cache=cache, out=projection, epochs=caption_epochs, seed=seed)
 
     say("4/6 instructions (SmolLM2) and their embeddings (MiniLM)")
     build_cache(dataset, load_models(profile, device), options)

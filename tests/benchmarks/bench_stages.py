@@ -107,7 +107,9 @@ def compare(cache: Cache, models: Models, run: Path, device: str, batch_size: in
     from_cache = epoch(cache, run, device, batch_size, as_cached, as_cached_text)
     with_encoder = epoch(cache, run, device, batch_size, encode, as_cached_text)
     with_all = epoch(cache, run, device, batch_size, encode, speak)
-    print(f"stage 2, one epoch of {slices} slices x {len(cache.modalities)} modalities, late fusion, batch {batch_size}")
+    print(
+        f"stage 2, one epoch of {slices} slices x {len(cache.modalities)} modalities, late fusion, batch {batch_size}"
+    )
     for what, seconds in (
         ("from the cache", from_cache),
         ("with the image encoder in the loop", with_encoder),

@@ -16,7 +16,7 @@ from pipelines.cli import main as zeus
 from stage1_instruct.cli import main as zeus_instruct
 from stage1_instruct.datasets import open_dataset
 
-SMALL = ["--subjects", "2", "--slice-step", "4", "--epochs", "2"]
+SMALL = ["--subjects", "2", "--slice-step", "4", "--epochs", "2", "--caption-epochs", "4"]
 
 
 def run(command, *arguments: str | Path) -> Result:

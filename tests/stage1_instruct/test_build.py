@@ -51,7 +51,9 @@ def test_an_interrupted_build_goes_on_and_ends_equal_row_for_row(dataset: Datase
     with Cache(tmp_path / "whole.h5") as whole, Cache(tmp_path / "parts.h5") as parts:
         rows = np.arange(len(whole.rows))
         assert whole.layers == parts.layers and len(rows) == 4
-        assert [whole.fingerprint(layer) for layer in whole.layers] == [parts.fingerprint(layer) for layer in parts.layers]
+        assert [whole.fingerprint(layer) for layer in whole.layers] == [
+            parts.fingerprint(layer) for layer in parts.layers
+        ]
         np.testing.assert_array_equal(whole.rows, parts.rows)
         np.testing.assert_array_equal(whole.images(rows), parts.images(rows))
         np.testing.assert_array_equal(whole.masks(rows), parts.masks(rows))
@@ -73,7 +75,9 @@ def test_changed_source_files_are_noticed(dataset: Dataset, lite: Profile, tmp_p
         return replace(study, sources={name: changed for name in study.sources})
 
     with pytest.raises(UserError, match="have changed since"):
-        build_cache(replace(dataset, load=load), models, replace(options(tmp_path / "a.h5"), layers=("slices", "embeddings")))
+        build_cache(
+            replace(dataset, load=load), models, replace(options(tmp_path / "a.h5"), layers=("slices", "embeddings"))
+        )
 
 
 def test_a_layer_brings_those_it_stands_on():

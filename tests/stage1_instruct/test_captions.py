@@ -37,8 +37,8 @@ def slice_of(organs: dict[int, tuple[slice, slice, int]]) -> tuple[np.ndarray, n
 def test_organs_are_placed_sized_and_graded() -> None:
     mask, image = slice_of({1: (slice(60, 160), slice(30, 110), 40), 4: (slice(190, 210), slice(200, 220), 220)})
     assert describe(mask, image, CLASSES, "MRI-T2") == (
-        "The MRI-T2 slice shows the liver, large and dark, on the right; "
-        "the spleen, small and bright, at the back left. No right kidney or left kidney is visible."
+        "The MRI-T2 slice shows a large dark liver on the right and a small bright spleen at the back left; "
+        "no right kidney or left kidney."
     )
 
 
@@ -50,18 +50,18 @@ def test_slice_without_an_organ_says_so() -> None:
 def test_grey_organ_in_the_centre() -> None:
     mask, image = slice_of({1: (slice(100, 150), slice(100, 150), 100)})
     assert describe(mask, image, ("brain tumour",), "MRI-T1") == (
-        "The MRI-T1 slice shows the brain tumour, medium and grey, in the centre."
+        "The MRI-T1 slice shows a medium grey brain tumour in the centre."
     )
 
 
 def test_black_picture_is_described_without_a_warning() -> None:
     mask = np.ones((256, 256), np.uint8)
-    assert "liver, large and grey" in describe(mask, np.zeros((256, 256), np.uint8), ("liver",), "MRI-T1")
+    assert "a large grey liver" in describe(mask, np.zeros((256, 256), np.uint8), ("liver",), "MRI-T1")
 
 
 @pytest.mark.slow
-def test_caption_of_three_organs_fits_the_training_target(lite: Profile) -> None:
-    mask, image = slice_of({n: (slice(60, 90), slice(30 + 50 * n, 60 + 50 * n), 200) for n in (1, 2, 3)})
+def test_caption_of_four_organs_fits_the_training_target(lite: Profile) -> None:
+    mask, image = slice_of({n: (slice(190, 210), slice(50 * n, 50 * n + 20), 200) for n in (1, 2, 3, 4)})
     llm = InstructionLLM(lite.llm, template("zeus"), Decoding())
     assert len(llm.token_ids(describe(mask, image, CLASSES, "MRI-T2-SPIR"))) <= 48
 
@@ -101,7 +101,7 @@ def test_pairs_of_a_cache_are_its_labelled_slices_with_their_features(tmp_path: 
         assert [(pair.subject, pair.slice, pair.modality) for pair in pairs] == [
             ("A", number, modality) for number in (3, 4) for modality in ("T1", "T2")
         ]
-        assert pairs[1].caption.startswith("The MRI-T2 slice shows the liver, large and dark, on the right.")
+        assert pairs[1].caption.startswith("The MRI-T2 slice shows a large dark liver on the right; no right kidney")
         assert pairs[2].caption == "The MRI-T1 slice shows no liver, right kidney, left kidney or spleen."
         features = vision_features(pairs, load_models(load_profile("lite")), cache)
         stored = cache.read_embeddings("litemedsam", [0], [1])

@@ -18,6 +18,7 @@ from stage1_instruct.profiles import Profile, load_profile
 from stage1_instruct.prompts import question
 from stage1_instruct.train_projection import (
     TrainingRecipe,
+    _steps,
     caption,
     caption_loss,
     fit,
@@ -172,6 +173,11 @@ def test_saved_projection_is_found_by_the_next_build_with_its_recipe(tiny: Model
     assert facts["llm_sha256"] == tiny.llm.digest
     assert facts["loss"]["held_out"] is None or facts["loss"]["held_out"] > 0
     assert set(facts["sample"]) == {"before", "after", "caption"}
+
+
+def test_default_length_is_about_150_steps_whatever_the_number_of_pairs() -> None:
+    assert [_steps(count, TrainingRecipe(batch_size=4)) for count in (4, 96, 1000)] == [150, 168, 250]
+    assert _steps(96, TrainingRecipe(batch_size=4, epochs=2)) == 48
 
 
 def test_training_lowers_the_loss(tiny: Models) -> None:

@@ -13,7 +13,7 @@ from cache.layout import DatasetCard
 from cache.writer import CacheWriter, Instruction, SubjectSlices
 from stage2_segment.model.decoder import MaskDecoder
 
-SUBJECTS = ("ada", "ben", "cleo", "dan", "eve")
+SUBJECTS = ("eve", "ada", "ben", "cleo", "dan")
 UNLABELLED = "eve"
 MODALITIES = ("T1", "T2")
 CLASSES = ("liver", "spleen")

@@ -43,7 +43,7 @@ def test_nifti_lines_up_with_the_source_to_the_voxel(
 ) -> None:
     with Cache(toy_cache) as cache:
         written = predict_run(run, cache, tmp_path / "masks", device="cpu")
-    assert [path.name for path in written] == [f"{name}.nii.gz" for name in ("ada", "ben", "cleo", "dan", "eve")]
+    assert [path.name for path in written] == [f"{name}.nii.gz" for name in ("eve", "ada", "ben", "cleo", "dan")]
     image = nibabel.load(tmp_path / "masks" / "dan.nii.gz")
     grid = oblique_grid()
     assert image.get_data_dtype() == np.uint8

@@ -112,7 +112,7 @@ def test_the_phantom_is_the_same_twice_and_never_overwrites(tmp_path: Path):
 @pytest.mark.parametrize("name", ["chaos", "msd-brain", "nnunet", "demo"])
 def test_a_wrong_or_empty_root_is_named(name: str, tmp_path: Path):
     if name != "demo":
-        with pytest.raises(UserError, match="nowhere.*--data-root"):
+        with pytest.raises(UserError, match=r"nowhere.*--data-root"):
             open_dataset(name, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("")
