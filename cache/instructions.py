@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
@@ -16,6 +19,9 @@ from numpy.typing import NDArray
 from cache.atomic import AtomicFile
 from cache.errors import UserError
 from cache.recipe import canonical_json
+from cache.seal import hash_bytes
+
+_SEAL = b"zeus-union xxh3_128 before and after these digits: "
 
 SCHEMA = pa.schema(
     [
@@ -83,35 +89,69 @@ def write_table(final: Path, tables: Iterable[pa.Table]) -> None:
     try:
         with pq.ParquetWriter(
             file,
-            SCHEMA,
+            SCHEMA.with_metadata({"seal": _SEAL + b"0" * 64}),
             compression="zstd",
             use_dictionary=["subject", "modality", "variant", "prompt", "stop_reason"],
             write_page_checksum=True,
         ) as writer:
             for table in tables:
-                writer.write_table(table)
+                writer.write_table(table.replace_schema_metadata(writer.schema.metadata))
                 file.check()
+        file.check()
+        place = _seal_place(file.temporary)
+        file.write_at(place, _digests(file.temporary, place))
         file.commit()
     finally:
         file.discard()
 
 
-def read_table(path: Path, **equal: Any) -> pa.Table:
-    """The rows of a table in which the named columns have the given values.
+def _seal_place(path: Path) -> int:
+    """Where the 64 digits of the seal stand: in the metadata of the footer. -1 if there are none."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 8, 0))
+        start = max(size - 8 - int.from_bytes(file.read(4), "little"), 0)
+        file.seek(start)
+        found = file.read().find(_SEAL)
+    return start + found + len(_SEAL) if found >= 0 else -1
+
+
+def _digests(path: Path, place: int) -> bytes:
+    """xxh3_128 of everything before the seal's digits, and of everything after."""
+    return (hash_bytes(path, 0, place) + hash_bytes(path, place + 64, os.path.getsize(path))).encode()
+
+
+def table_seal_holds(path: Path) -> bool:
+    """Whether not one bit of a table differs from what was written. Reads the whole file."""
+    place = _seal_place(path)
+    if place < 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(place)
+        return file.read(64) == _digests(path, place)
+
+
+def read_table(path: Path, **equal: str) -> pa.Table:
+    """The rows of a table in which the named text columns have the given values.
 
     Raises:
         UserError: missing or damaged.
     """
     try:
-        table = pq.read_table(
-            path,
-            filters=[(column, "=", value) for column, value in equal.items()] or None,
-            page_checksum_verification=True,
-            use_threads=False,
-            partitioning=None,
-        )
-        if not table.schema.equals(SCHEMA):
-            raise ValueError(f"its columns are {', '.join(table.schema.names)}")
+        status = path.stat()
+        if not _seal_held(path, status.st_ino, status.st_size, status.st_mtime_ns):
+            raise ValueError("bytes differ from what was written")
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)}")
+            groups = [
+                number
+                for number in range(file.num_row_groups)
+                if all(_may_hold(file.metadata.row_group(number), column, value) for column, value in equal.items())
+            ]
+            table = file.read_row_groups(groups, use_threads=False)
+        for column, value in equal.items():
+            table = table.filter(pc.equal(table[column], value))
         return table
     except FileNotFoundError:
         raise UserError(f"{path} is missing; it holds the instruction texts: copy it beside the cache") from None
@@ -120,3 +160,15 @@ def read_table(path: Path, **equal: Any) -> pa.Table:
             f"{path} is damaged ({' '.join(str(error).split())[:200]}); copy it again from where it came, "
             "or delete the cache and build it again"
         ) from error
+
+
+@lru_cache
+def _seal_held(path: Path, *_: int) -> bool:
+    """Looked at before pyarrow reads, which ends the process, or waits for ever, over some damaged files."""
+    return table_seal_holds(path)
+
+
+def _may_hold(group: Any, column: str, value: str) -> bool:
+    """Whether a row group's statistics allow it to hold `value`; each group is one subject of one variant."""
+    statistics = group.column(SCHEMA.get_field_index(column)).statistics
+    return statistics is None or not statistics.has_min_max or statistics.min <= value <= statistics.max

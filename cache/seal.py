@@ -24,19 +24,32 @@ def make_seal(size: int, digest: str) -> bytes:
     return text.ljust(SEAL_BYTES - 1) + b"\n"
 
 
-def hash_body(path: Path) -> str:
-    """xxh3_128 of everything after the seal, 32 hexadecimal digits."""
-    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_PIECE))
+def hash_bytes(path: Path, start: int, stop: int) -> str:
+    """xxh3_128 of the bytes of a file from `start` to `stop`, 32 hexadecimal digits."""
+    left = stop - start
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(max(min(_PIECE, left), 1)))
     with open(path, "rb", buffering=0) as file:
-        file.seek(SEAL_BYTES)
-        while count := file.readinto(buffer):
+        file.seek(start)
+        while left > 0 and (count := file.readinto(buffer[:left])):
             digest.update(buffer[:count])
+            left -= count
     return digest.hexdigest()
+
+
+def seal_of(path: Path) -> bytes:
+    """The seal that the bytes of a file ask for. Reads the whole file."""
+    size = os.path.getsize(path)
+    return make_seal(size, hash_bytes(path, SEAL_BYTES, size))
 
 
 def read_seal(path: Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(SEAL_BYTES)
+
+
+def seal_holds(path: Path) -> bool:
+    """Whether not one bit differs from what was sealed. Reads the whole file."""
+    return read_seal(path) == seal_of(path)
 
 
 def check_seal(path: Path) -> None:
@@ -45,15 +58,12 @@ def check_seal(path: Path) -> None:
     Raises:
         UserError: saying what to do.
     """
-    size = os.path.getsize(path)
-    block = read_seal(path)
+    size, block = os.path.getsize(path), read_seal(path)
     again = "build it again with zeus-instruct build-cache"
     if size == 0:
         raise UserError(f"{path} is empty; delete it and {again}")
     if not block.startswith(_MAGIC):
-        raise UserError(
-            f"{path} is not a Zeus cache (its first bytes are not a cache's); give the .h5 that build-cache wrote"
-        )
+        raise UserError(f"{path} is not a Zeus cache (nor a part of one); give the .h5 that build-cache wrote")
     fields = dict(line.split(": ", 1) for line in block.decode("ascii", "replace").splitlines() if ": " in line)
     if fields.get("schema") != str(SCHEMA_VERSION):
         raise UserError(
@@ -65,8 +75,3 @@ def check_seal(path: Path) -> None:
             f"{path} is truncated or damaged: {size} bytes, its seal says {fields.get('bytes')}; "
             f"copy it again from where it came, or delete it and {again}"
         )
-
-
-def seal_holds(path: Path) -> bool:
-    """Whether not one bit differs from what was sealed. Reads the whole file."""
-    return read_seal(path) == make_seal(os.path.getsize(path), hash_body(path))

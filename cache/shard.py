@@ -24,7 +24,7 @@ from cache.atomic import AtomicFile
 from cache.errors import UserError
 from cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
 from cache.manifest import Manifest, Part, StoredArray, read_manifest
-from cache.seal import SEAL_BYTES, hash_body, make_seal, read_seal, seal_holds
+from cache.seal import SEAL_BYTES, read_seal, seal_holds, seal_of
 
 OPEN_FILES = 32  # well under the 256 descriptors a process gets on some systems, and the 64 of a strict batch queue
 
@@ -208,7 +208,7 @@ class FileBuilder:
         self.add("manifest", np.array(manifest.to_bytes()))
         self._h5.close()
         self.file.check()
-        self.file.write_at(0, make_seal(self.file.size, hash_body(self.file.temporary)))
+        self.file.write_at(0, seal_of(self.file.temporary))
         self.file.sync()
         written = Files(self.file.temporary)
         sound = seal_holds(self.file.temporary) and not any(

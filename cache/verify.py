@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import UserError
-from cache.instructions import text_hashes
+from cache.instructions import table_seal_holds, text_hashes
 from cache.layout import CONSTANTS, ROW_HASH
 from cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard
 from cache.pack import read_texts, texts_path
@@ -106,10 +106,13 @@ def _check_texts(
     row: Callable[[tuple[int, ...]], str],
 ) -> Iterator[str]:
     variant = layer.partition("/")[2]
-    where = f"{texts_path(files, part)}: {layer}, subject {subject}"
+    path = texts_path(files, part)
+    where = f"{path}: {layer}, subject {subject}"
     try:
+        if not table_seal_holds(path):
+            raise ValueError("bytes differ from what was written")
         found = text_hashes(read_texts(files, variant, subject, part))
-    except (UserError, ValueError) as error:
+    except (UserError, OSError, ValueError) as error:
         yield f"{where}: unreadable ({error})"
         return
     if len(found) != expected.shape[0] * expected.shape[1]:

@@ -82,19 +82,13 @@ def test_a_flipped_byte_of_a_row_names_subject_slice_and_modality(packed: Path) 
 
 
 @pytest.mark.slow
-def test_flipped_bytes_of_the_texts_are_reported_where_they_change_anything(packed: Path) -> None:
+def test_every_flipped_byte_of_the_texts_is_reported(packed: Path) -> None:
     path = packed.with_name("chaos.instructions.parquet")
-    texts = read_table(path).to_pylist()
-    draw, reported = random.Random(0), 0
-    for position in range(0, path.stat().st_size, 3):
+    draw = random.Random(0)
+    for position in range(path.stat().st_size):
         with flipped(path, position, draw.randrange(8)):
             found = verify(packed)
-            if found:
-                reported += 1
-                assert all("chaos.instructions.parquet" in line for line in found)
-            else:
-                assert read_table(path).to_pylist() == texts, position
-    assert reported > 100
+            assert found and all("chaos.instructions.parquet" in line for line in found), position
     assert verify(packed) == []
 
 
