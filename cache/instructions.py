@@ -95,7 +95,7 @@ def write_table(final: Path, tables: Iterable[pa.Table]) -> None:
             write_page_checksum=True,
         ) as writer:
             for table in tables:
-                writer.write_table(table.replace_schema_metadata(writer.schema.metadata))
+                writer.write_table(table)
                 file.check()
         file.check()
         place = _seal_place(file.temporary)
@@ -149,7 +149,7 @@ def read_table(path: Path, **equal: str) -> pa.Table:
                 for number in range(file.num_row_groups)
                 if all(_may_hold(file.metadata.row_group(number), column, value) for column, value in equal.items())
             ]
-            table = file.read_row_groups(groups, use_threads=False)
+            table = file.read_row_groups(groups, use_threads=False).replace_schema_metadata(None)
         for column, value in equal.items():
             table = table.filter(pc.equal(table[column], value))
         return table

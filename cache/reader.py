@@ -141,10 +141,8 @@ class Cache:
 
     def rows_of(self, subjects: Iterable[str]) -> NDArray[np.intp]:
         """Indices into `rows` of all slices of `subjects`, subject by subject."""
-        found = [
-            self._first[subject] + np.arange(self._part("slices", subject).arrays["numbers"].shape[0])
-            for subject in subjects
-        ]
+        counts = [(subject, self._part("slices", subject).arrays["numbers"].shape[0]) for subject in subjects]
+        found = [self._first[subject] + np.arange(count) for subject, count in counts]
         return np.concatenate(found).astype(np.intp) if found else np.empty(0, np.intp)
 
     def images(self, rows: Rows) -> NDArray[np.uint8]:
@@ -157,16 +155,15 @@ class Cache:
         Raises:
             UserError: a row without labels.
         """
-        unlabelled = sorted(
-            {self.subjects[row["subject"]] for row in self.rows[np.asarray(rows, int)] if not row["labelled"]}
-        )
+        subjects = dict.fromkeys(self._subjects_of(rows))
+        unlabelled = [subject for subject in subjects if "masks" not in self._part("slices", subject).arrays]
         if unlabelled:
             raise UserError(f"{self.path} has no labels of {', '.join(unlabelled)}; choose labelled subjects")
         return self._gather("slices", "masks", rows)
 
     def modality_masks(self, rows: Rows) -> NDArray[np.uint8] | None:
         """uint8 (B, M, 256, 256), or None where one of the subjects has no labels of each modality."""
-        subjects = {self.subjects[index] for index in self.rows["subject"][np.asarray(rows, int)]}
+        subjects = dict.fromkeys(self._subjects_of(rows))
         if any("modality_masks" not in self._part("slices", subject).arrays for subject in subjects):
             return None
         return self._gather("slices", "modality_masks", rows)
@@ -248,8 +245,15 @@ class Cache:
         parts = (self._part(layer, subject).arrays for subject in self.subjects)
         return next(arrays[name] for arrays in parts if name in arrays)
 
+    def _subjects_of(self, rows: Rows) -> list[str]:
+        indices = np.asarray(rows, int)
+        if ((indices < 0) | (indices >= len(self.rows))).any():
+            raise IndexError(f"row {indices.min()} or {indices.max()} of {len(self.rows)} rows")
+        return [self.subjects[index] for index in self.rows["subject"][indices]]
+
     def _gather(self, layer: str, name: str, rows: Rows) -> NDArray[Any]:
-        like = self._like(layer, name)
+        subject = next(iter(self._subjects_of(rows)), self.subjects[0])
+        like = self._part(layer, subject).arrays[name]
         out = np.empty((len(rows), *like.shape[1:]), like.dtype)
         every = range(len(self.modalities)) if row_axes(layer) == 2 else None
         self._fill(layer, name, rows, every, out)
@@ -260,11 +264,10 @@ class Cache:
         axes = 1 if modalities is None else 2
         per_slice = 1 if modalities is None else len(self.modalities)
         runs = [(0, 0, 1)] if modalities is None else _runs(modalities, per_slice)
-        for target, row in zip(out, np.asarray(rows, int).tolist()):
-            subject = self.subjects[self.rows["subject"][row]]
+        for target, row, subject in zip(out, rows, self._subjects_of(rows)):
             part = self._part(layer, subject)
             array = part.arrays[name]
-            number = (row - self._first[subject]) * per_slice
+            number = (int(row) - self._first[subject]) * per_slice
             for place, modality, count in runs:
                 buffer = target if modalities is None else target[place : place + count]
                 self._files.read_into(part.file, array.row_at(number + modality, axes), buffer)

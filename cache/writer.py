@@ -227,10 +227,9 @@ class CacheWriter:
         """
         parts = self._all_parts()
         missing = {layer: [s for s in self.card.subjects if s not in found] for layer, found in parts.items()}
-        for layer in {"slices", *self._recipes}:
-            if missing.get(layer, self.card.subjects):
-                names = ", ".join(missing.get(layer, self.card.subjects))
-                raise UserError(f"{self.path} is not finished: {layer} lacks {names}; run the same command again")
+        begun = {layer: missing.get(layer, self.card.subjects) for layer in ("slices", *self._recipes)}
+        if lacking := "; ".join(f"{layer} lacks {', '.join(names)}" for layer, names in begun.items() if names):
+            raise UserError(f"{self.path} is not finished: {lacking}; run the same build-cache command again")
         for layer in [layer for layer in parts if missing[layer]]:
             say(f"layer {layer} is left out: it is not finished, {', '.join(missing[layer])} are missing")
             del parts[layer]
