@@ -156,8 +156,10 @@ class FileBuilder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._h5.close()
-        self.file.discard()
+        try:
+            self._h5.close()
+        finally:
+            self.file.discard()
 
     def allocate(self, name: str, dtype: str, shape: tuple[int, ...]) -> StoredArray:
         """A contiguous dataset whose bytes are to be written with `file.write_at`."""

@@ -108,7 +108,7 @@ class CacheWriter:
         Raises:
             UserError: the layer exists and was made from something else, naming what differs.
         """
-        kind_of(layer)
+        kind_of(layer)  # refuses what is no layer's name
         there = self._index.recipes.get(layer)
         for shard in find_shards(self._files.folder, layer):
             if not shard.endswith(f".{fingerprint(recipe)[:12]}.h5"):

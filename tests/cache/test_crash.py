@@ -17,14 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny_cache
-from tiny_cache import build
+from tiny_cache import build, content
 
 from cache.atomic import AtomicFile
-from cache.reader import Cache
-from cache.shard import row_hashes
 from cache.verify import verify
 
 CHANGES = ("pwrite", "ftruncate", "fsync", "fchmod", "replace", "unlink", "mkdir", "rmdir")
@@ -147,21 +144,6 @@ class Scenario:
         assert verify(self.path) == []
         assert list(self.path.parent.rglob("*.tmp")) == []
         assert self.path.with_name("chaos.h5.d").exists() != self.pack
-
-
-def content(path: Path) -> dict[str, object]:
-    """Everything a cache gives, row by row."""
-    with Cache(path) as cache:
-        rows = cache.rows_of(cache.subjects)
-        stored = cache.read_embeddings("tiny", rows, [0, 1])
-        arrays = {"images": cache.images(rows), "masks": cache.masks(rows)}
-        arrays |= {"values": stored.values, "scale": stored.scale, "offset": stored.offset}
-        arrays |= {f"text of {name}": cache.text_embeddings(name, rows) for name in cache.variants}
-        found: dict[str, object] = {name: row_hashes({name: array}, 1).tolist() for name, array in arrays.items()}
-        found |= {f"constant {name}": array.tolist() for name, array in cache.constants("embeddings/tiny").items()}
-        found |= {f"native {name}": np.asarray(cache.native_masks(name)).tolist() for name in cache.subjects}
-        found |= {f"recipe of {layer}": cache.fingerprint(layer) for layer in cache.layers}
-        return found | {"rows": cache.rows.tolist(), "texts": cache.instructions().to_pylist()}
 
 
 FROM_NOTHING = "from nothing, packed"

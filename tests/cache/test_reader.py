@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import tiny_cache
-from test_crash import content
-from tiny_cache import CARD, SLICES_RECIPE, build, make_embeddings, make_slices, make_texts
+from tiny_cache import CARD, SLICES_RECIPE, build, content, make_embeddings, make_slices, make_texts
 
 from cache.errors import UserError
 from cache.pack import pack

@@ -9,6 +9,8 @@ import numpy as np
 
 from cache.grid import Grid
 from cache.layout import DatasetCard
+from cache.reader import Cache
+from cache.shard import row_hashes
 from cache.writer import CacheWriter, Instruction, SubjectSlices
 
 CARD = DatasetCard(
@@ -81,3 +83,18 @@ def build(
             acknowledge(f"instructions/{variant}", subject)
     if finalize:
         writer.finalize(pack)
+
+
+def content(path: Path) -> dict[str, object]:
+    """Everything a cache gives, row by row."""
+    with Cache(path) as cache:
+        rows = cache.rows_of(cache.subjects)
+        stored = cache.read_embeddings("tiny", rows, [0, 1])
+        arrays = {"images": cache.images(rows), "masks": cache.masks(rows)}
+        arrays |= {"values": stored.values, "scale": stored.scale, "offset": stored.offset}
+        arrays |= {f"text of {name}": cache.text_embeddings(name, rows) for name in cache.variants}
+        found: dict[str, object] = {name: row_hashes({name: array}, 1).tolist() for name, array in arrays.items()}
+        found |= {f"constant {name}": array.tolist() for name, array in cache.constants("embeddings/tiny").items()}
+        found |= {f"native {name}": np.asarray(cache.native_masks(name)).tolist() for name in cache.subjects}
+        found |= {f"recipe of {layer}": cache.fingerprint(layer) for layer in cache.layers}
+        return found | {"rows": cache.rows.tolist(), "texts": cache.instructions().to_pylist()}
