@@ -26,7 +26,7 @@ def main() -> None:
 @click.option("--out", type=FOLDER, default=Path("zeus-demo"), show_default=True, help="Folder to write.")
 @click.option("--subjects", type=click.IntRange(2), default=6, show_default=True, help="How many phantoms.")
 @click.option("--slice-step", type=click.IntRange(1), default=2, show_default=True, help="Every n-th slice.")
-@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Epochs of stage 2.")
+@click.option("--epochs", type=click.IntRange(1), default=16, show_default=True, help="Epochs of stage 2.")
 @click.option(
     "--caption-epochs", type=click.IntRange(1), help="Epochs of the projection's training.  [default: about 150 steps]"
 )

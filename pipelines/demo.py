@@ -27,6 +27,9 @@ from stage2_segment.train import train_run
 DOWNLOAD_MEGABYTES = 213
 # Measured on two cores, download not counted; said before the user waits.
 EXPECTED_MINUTES = 12
+# A few dozen slices: small batches, so that there are enough steps in the minutes a demo has. With batches of 8 and the
+# recipe's own rate, 12 epochs end at a held-out DSC of 0.31; with these, 16 epochs of half the time end above 0.9.
+BATCH_SIZE, LR = 3, 4e-4
 
 
 def run_demo(
@@ -80,7 +83,8 @@ def run_demo(
 
     say("5/6 training the aligner and the mask decoder from the cache")
     run = out / "run"
-    train_run(cache_path, run, resume=run.exists(), device=device, fold=0, epochs=epochs, seed=seed)
+    plan = {"fold": 0, "epochs": epochs, "seed": seed, "batch_size": BATCH_SIZE, "lr": LR}
+    train_run(cache_path, run, resume=run.exists(), device=device, **plan)
     with Cache(cache_path) as cache:
         Console().print(as_table(evaluate_run(run, cache, device=device)))
 

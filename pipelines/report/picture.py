@@ -46,8 +46,8 @@ def draw_run(
         axes = figure.add_subplot(grid[line, columns])
         axes.axis("off")
         texts = instruction_texts(cache, int(row), variant)
-        said = "\n".join(f"{modality}: {textwrap.fill(text, 52)}" for modality, text in texts.items())
-        axes.text(0, 1, said, fontsize=5.5, va="top", ha="left", transform=axes.transAxes)
+        said = "\n\n".join(textwrap.fill(f"{modality}: {text}", 54) for modality, text in texts.items())
+        axes.text(0, 1, said, fontsize=6.5, va="top", ha="left", transform=axes.transAxes)
     handles = [Patch(color=CLASS_COLOURS[k % len(CLASS_COLOURS)], label=name) for k, name in enumerate(cache.classes)]
     figure.legend(handles=handles, loc="lower right", fontsize=7, ncols=len(handles), frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
