@@ -274,7 +274,10 @@ def verify(cache: Path) -> None:
 @click.argument("cache", type=FILE)
 @click.argument("out", type=FILE)
 def pack(cache: Path, out: Path) -> None:
-    """Copy a sharded cache into one file."""
+    """Copy a sharded cache (chaos.h5 beside chaos.h5.d) into one file that can be taken anywhere.
+
+    Needs the space twice for a while; every row is verified before OUT appears.
+    """
     from cache.pack import pack as pack_cache
 
     pack_cache(existing(cache, "the cache"), out)
