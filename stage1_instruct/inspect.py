@@ -25,7 +25,7 @@ def describe(cache: Cache) -> None:
     click.echo(f"modalities {', '.join(f'{name} ({card.terms[name]})' for name in card.modalities)}")
     click.echo(f"classes    {', '.join(card.classes)}")
     click.echo(
-        f"slices     {len(rows)} of {len(cache.subjects)} subjects, every {card.slice_step}.; {labelled} with labels"
+        f"slices     {len(rows)} of {len(cache.subjects)} subjects, one in {card.slice_step}; {labelled} with labels"
     )
     for layer in cache.layers:
         click.echo(
