@@ -67,7 +67,7 @@ def main() -> None:
     help="Passes over the slices.  [default: paper 300; stable 30, more for few slices]",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Slices, each with all modalities.  [default: paper 10; stable 8]"
+    "--batch-size", type=click.IntRange(1), help="Slices, each with all modalities.  [default: paper 10; stable 4]"
 )
 @click.option(
     "--lr",
