@@ -83,8 +83,17 @@ def run_demo(
 
     say("5/6 training the aligner and the mask decoder from the cache")
     run = out / "run"
-    plan = {"fold": 0, "epochs": epochs, "seed": seed, "batch_size": BATCH_SIZE, "lr": LR}
-    train_run(cache_path, run, resume=run.exists(), device=device, **plan)
+    train_run(
+        cache_path,
+        run,
+        resume=run.exists(),
+        device=device,
+        fold=0,
+        epochs=epochs,
+        seed=seed,
+        batch_size=BATCH_SIZE,
+        lr=LR,
+    )
     with Cache(cache_path) as cache:
         Console().print(as_table(evaluate_run(run, cache, device=device)))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.errors import UserError
 from cache.grid import to_square
 from stage1_instruct.datasets.study import Study
 
@@ -57,6 +58,8 @@ def study_to_slices(study: Study, step: int = 1, skip_empty: bool = True) -> Sli
 
     Args:
         skip_empty: leave out slices in which no modality shows anything and nothing is labelled.
+    Raises:
+        UserError: no slice is left.
     """
     grid = study.grid
     spacing = grid.slice_spacing[1:]
@@ -69,7 +72,12 @@ def study_to_slices(study: Study, step: int = 1, skip_empty: bool = True) -> Sli
             shown |= (volume > volume.min()).any(axis=(1, 2))
         if labels is not None:
             shown |= labels.any(axis=(1, 2))
-        numbers = numbers[shown[numbers]]
+        taken, numbers = len(numbers), numbers[shown[numbers]]
+        if not len(numbers):
+            raise UserError(
+                f"{study.subject}: none of the {taken} slices taken (of {grid.slice_shape[0]}) shows anything; "
+                "check its files, take a smaller --slice-step, or leave it out with --subjects"
+            )
     native = np.stack([to_grey(volume, numbers) for volume in volumes.values()], axis=1)
     native_masks = None if labels is None else np.ascontiguousarray(labels[numbers])
     modality_masks = None

@@ -9,8 +9,10 @@ T1-DUAL labels are the target.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,15 @@ from PIL import Image
 
 from cache.errors import UserError
 from cache.terminal import choose
-from stage1_instruct.datasets.dicom import Series, dicom_files, group_series, read_series, resample_to
+from stage1_instruct.datasets.dicom import (
+    Series,
+    dicom_files,
+    header_number,
+    header_value,
+    read_header,
+    read_series,
+    resample_to,
+)
 from stage1_instruct.datasets.labels import LabelMapping, in_prose
 from stage1_instruct.datasets.nifti import check_finite
 from stage1_instruct.datasets.study import Dataset, Study
@@ -31,13 +41,18 @@ GREY = {1: (63, 55, 70), 2: (126, 110, 135), 3: (189, 175, 200), 4: (252, 240, 2
 
 # Fat and water differ by 3.4 ppm of 42.577 MHz/T: at 1.5 T the signals meet every 4.6 ms.
 FAT_WATER_HZ_PER_TESLA = 3.4 * 42.577
+# What scanners write into ImageType or ScanOptions, without underscores.
+PHASE_WORDS = {
+    **dict.fromkeys(("INPHASE", "IP"), IN_PHASE),
+    **dict.fromkeys(("OUTPHASE", "OUTOFPHASE", "OPPPHASE", "OPPOSEDPHASE", "OP"), OUT_PHASE),
+}
 
 
 def open_chaos(root: Path, labels: str, modalities: Sequence[str] | None) -> Dataset:
     """CHAOS MR; its four organs unless `labels` is 'binary'.
 
     Args:
-        root: the folder that holds Train_Sets, MR, or the subjects' folders.
+        root: the folder that holds Train_Sets (and Test_Sets), MR, or the subjects' folders.
     Raises:
         UserError: wrong or empty root, or an unknown modality.
     """
@@ -63,8 +78,8 @@ def open_chaos(root: Path, labels: str, modalities: Sequence[str] | None) -> Dat
 def _subject_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"the data root {root} does not exist; give the folder that holds CHAOS's MR with --data-root")
-    for base in (root / "Train_Sets" / "MR", root / "MR", root):
-        found = {path.name: path for path in base.glob("*") if (path / "T1DUAL").is_dir()}
+    for bases in ((root / "Test_Sets" / "MR", root / "Train_Sets" / "MR"), (root / "MR",), (root,)):
+        found = {path.name: path for base in bases for path in base.glob("*") if (path / "T1DUAL").is_dir()}
         if found:
             # Numbers alone sort as text (1, 10, 2): two digits at least keep the subjects in order.
             return {f"chaos{int(name):02d}" if name.isdecimal() else name: path for name, path in found.items()}
@@ -72,18 +87,22 @@ def _subject_folders(root: Path) -> dict[str, Path]:
 
 
 def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mapping: LabelMapping) -> Study:
-    in_phase, out_phase = _dual_echo(folder / "T1DUAL" / "DICOM_anon")
+    phases = _dual_echo(folder / "T1DUAL" / "DICOM_anon")
+    in_phase = read_series(phases[IN_PHASE])
     grid = in_phase.grid
-    if not out_phase.grid.same_as(grid, tolerance_mm=0.1):
-        raise UserError(
-            f"{folder / 'T1DUAL'}: in-phase {grid.shape} and out-of-phase {out_phase.grid.shape} images do not share one "
-            "grid; both echoes of one acquisition are needed"
-        )
-    images = {IN_PHASE: in_phase.volume, OUT_PHASE: out_phase.volume}
-    read = [*in_phase.files, *out_phase.files]
+    images = {IN_PHASE: in_phase.volume}
     labels, pictures = read_ground(folder / "T1DUAL" / "Ground", in_phase)
     modality_labels = {} if labels is None else {IN_PHASE: labels, OUT_PHASE: labels}
-    read += pictures
+    read = [*in_phase.files, *pictures]
+    if OUT_PHASE in wanted:
+        out_phase = read_series(phases[OUT_PHASE])
+        if not out_phase.grid.same_as(grid, tolerance_mm=0.1):
+            raise UserError(
+                f"{folder / 'T1DUAL'}: in-phase {grid.shape} and out-of-phase {out_phase.grid.shape} images do not share "
+                "one grid; both echoes of one acquisition are needed"
+            )
+        images[OUT_PHASE] = out_phase.volume
+        read += out_phase.files
     if T2 in wanted:
         series = _only_series(folder / "T2SPIR" / "DICOM_anon")
         images[T2] = resample_to(series.volume, series.grid, grid, order=1)
@@ -104,28 +123,48 @@ def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mappi
     )
 
 
-def _dual_echo(folder: Path) -> tuple[Series, Series]:
-    """In-phase and out-of-phase series, told apart by echo time and field strength, wherever the files lie.
+def _dual_echo(folder: Path) -> dict[str, list[Path]]:
+    """The files of the in-phase and the out-of-phase image, wherever they lie and however they are called.
+
+    They are told apart by what the scanner says (ImageType, ScanOptions), else by echo time and field strength. Series
+    numbers are of no use: every file of CHAOS's download has one of its own.
 
     Raises:
-        UserError: not exactly two echoes.
+        UserError: not exactly two images, or not one of each phase.
     """
-    groups = group_series(dicom_files(folder))
-    echoes = sorted({echo for _, echo in groups})
-    if len(echoes) != 2:
-        found = ", ".join(f"{echo:g} ms" for echo in echoes) or "none"
+    groups: dict[tuple[str, float], list[Path]] = defaultdict(list)
+    tesla = 0.0
+    for path in dicom_files(folder):
+        header = read_header(path)
+        groups[_phase_word(path, header), header_number(path, header, "EchoTime", 0.0)].append(path)
+        tesla = header_number(path, header, "MagneticFieldStrength", 1.5)
+    if len(groups) != 2:
+        found = ", ".join(f"{echo:g} ms" for _, echo in sorted(groups)) or "none"
         raise UserError(
             f"{folder} holds echoes {found}; expected the two of a dual-echo acquisition (in and out of phase)"
         )
-    series = {
-        echo: read_series([path for (_, own), files in groups.items() if own == echo for path in files])
-        for echo in echoes
-    }
-    tesla = float(series[echoes[0]].header.get("MagneticFieldStrength") or 1.5)
+    if {word for word, _ in groups} == {IN_PHASE, OUT_PHASE}:
+        return {word: files for (word, _), files in groups.items()}
     # cos is 1 where fat and water point the same way, -1 where they point against one another.
-    together = {echo: np.cos(2 * np.pi * FAT_WATER_HZ_PER_TESLA * tesla * echo * 1e-3) for echo in echoes}
-    first, second = sorted(echoes, key=lambda echo: -together[echo])
-    return series[first], series[second]
+    together = {key: np.cos(2 * np.pi * FAT_WATER_HZ_PER_TESLA * tesla * key[1] * 1e-3) for key in groups}
+    out_of_phase, in_phase = sorted(groups, key=lambda key: together[key])
+    if not together[out_of_phase] < 0 < together[in_phase]:
+        raise UserError(
+            f"{folder}: echo times {out_of_phase[1]:g} and {in_phase[1]:g} ms at {tesla:g} T are not one in phase and one "
+            "out of phase; correct EchoTime and MagneticFieldStrength, or set ImageType to IN_PHASE and OUT_PHASE"
+        )
+    return {IN_PHASE: groups[in_phase], OUT_PHASE: groups[out_of_phase]}
+
+
+def _phase_word(path: Path, header: Any) -> str:
+    """IN_PHASE or OUT_PHASE where the header says so in words, else ''."""
+    said: set[str] = set()
+    for tag in ("ImageType", "ScanOptions"):
+        value = header_value(path, header, tag) or []
+        for word in [value] if isinstance(value, str) else value:
+            said.add(PHASE_WORDS.get(str(word).upper().replace("_", "").replace(" ", ""), ""))
+    said.discard("")
+    return said.pop() if len(said) == 1 else ""
 
 
 def _only_series(folder: Path) -> Series:
@@ -141,14 +180,21 @@ def read_ground(folder: Path, series: Series) -> tuple[NDArray[np.uint8] | None,
     The n-th picture by name belongs to the n-th DICOM file by name, as the organisers pair them.
 
     Raises:
-        UserError: another number of pictures than slices, another size, or a grey value of no organ.
+        UserError: another number of pictures than slices, another size, a grey value of no organ, or DICOM files whose
+            names do not run along the body: then their order says nothing about the pictures.
     """
-    pictures = sorted(folder.glob("*.png"))
+    pictures = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
     if not pictures:
         return None, []
     if len(pictures) != len(series.files):
         raise UserError(
             f"{folder} holds {len(pictures)} label pictures for {len(series.files)} slices; one each is needed"
+        )
+    names = [path.name for path in series.files]
+    if names not in (sorted(names), sorted(names, reverse=True)):
+        raise UserError(
+            f"{folder}: its pictures belong to the slices in {series.files[0].parent} by order of file name, but those names "
+            "do not run along the body; give the DICOM files their original names"
         )
     by_name = dict(zip(sorted(series.files, key=lambda path: path.name), pictures))
     labels = np.zeros(series.grid.shape, dtype=np.uint8)

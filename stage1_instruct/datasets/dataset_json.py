@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cache.errors import UserError
 
 
-def read_dataset_json(root: Path, required: tuple[str, ...]) -> dict[str, Any]:
+def read_dataset_json(root: Path, required: Mapping[str, type]) -> dict[str, Any]:
     """The object in `root`/dataset.json.
 
+    Args:
+        required: key -> what its value must be: dict, list or str.
     Raises:
-        UserError: no such folder or file, not JSON, or one of `required` missing.
+        UserError: no such folder or file, not JSON, or one of `required` missing or of another kind.
     """
     path = root / "dataset.json"
     if not root.is_dir():
@@ -29,4 +32,39 @@ def read_dataset_json(root: Path, required: tuple[str, ...]) -> dict[str, Any]:
     missing = [key for key in required if not isinstance(values, dict) or key not in values]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; it should have {', '.join(required)}")
+    for key, kind in required.items():
+        if not isinstance(values[key], kind):
+            expected = {"dict": "an object", "list": "a list", "str": "a text"}[kind.__name__]
+            raise UserError(f"{path}: {key} is {str(values[key])[:60]!r}, expected {expected}; correct it")
     return values
+
+
+def numbered_names(root: Path, key: str, values: Mapping[str, object]) -> dict[int, str]:
+    """{'0': 'FLAIR'} -> {0: 'FLAIR'}, of the object `key` in dataset.json.
+
+    Raises:
+        UserError: a number that is not whole or not from 0 to 254.
+    """
+    names = {}
+    for number, name in values.items():
+        if not number.isdecimal() or int(number) > 254:
+            raise UserError(
+                f"{root / 'dataset.json'}: {key} has the entry {number!r}: {name!r}; expected a number from 0 to 254"
+            )
+        names[int(number)] = str(name)
+    return names
+
+
+def channel_numbers(root: Path, key: str, values: Mapping[str, object]) -> dict[str, int]:
+    """{'0': 'FLAIR'} -> {'FLAIR': 0}; channels of one name (nnU-Net's 'noNorm' twice) get their number: 'noNorm-0'.
+
+    Raises:
+        UserError: numbers other than 0, 1, 2 and so on.
+    """
+    names = numbered_names(root, key, values)
+    if not names or sorted(names) != list(range(len(names))):
+        raise UserError(
+            f"{root / 'dataset.json'}: {key} numbers its channels {sorted(names)}; expected 0, 1, 2 and so on"
+        )
+    shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {f"{name}-{number}" if name in shared else name: number for number, name in sorted(names.items())}

@@ -8,7 +8,7 @@ from typing import Any
 
 from cache.errors import UserError
 from cache.terminal import choose
-from stage1_instruct.datasets.dataset_json import read_dataset_json
+from stage1_instruct.datasets.dataset_json import channel_numbers, numbered_names, read_dataset_json
 from stage1_instruct.datasets.labels import LabelMapping, in_prose
 from stage1_instruct.datasets.nifti import read_channels, read_labels
 from stage1_instruct.datasets.study import Dataset, Study
@@ -30,9 +30,9 @@ def open_msd(name: str, root: Path, labels: str, modalities: Sequence[str] | Non
         UserError: wrong or empty root, or a modality that is not there.
     """
     merged, known_terms = TASKS[name]
-    values = read_dataset_json(root, ("modality", "labels", "training"))
-    channels = {str(channel): int(index) for index, channel in values["modality"].items()}
-    names = {int(value): str(label) for value, label in values["labels"].items()}
+    values = read_dataset_json(root, {"modality": dict, "labels": dict, "training": list})
+    channels = channel_numbers(root, "modality", values["modality"])
+    names = numbered_names(root, "labels", values["labels"])
     mapping = LabelMapping.native(names) if labels == "native" else LabelMapping.binary(names, merged)
     wanted = choose(modalities, tuple(channels), "modality")
     cases = _cases(root, values)
@@ -59,15 +59,31 @@ def open_msd(name: str, root: Path, labels: str, modalities: Sequence[str] | Non
 
 
 def _cases(root: Path, values: dict[str, Any]) -> dict[str, tuple[Path, Path | None]]:
-    """subject -> (image, label or None), from the lists in dataset.json."""
+    """subject -> (image, label or None), from the lists in dataset.json; a training case wins over a test case.
+
+    Raises:
+        UserError: an entry that names no files, or files outside the root, or two training cases of one name.
+    """
     cases: dict[str, tuple[Path, Path | None]] = {}
     for entry in values["training"]:
-        image = root / entry["image"]
-        cases[_subject(image)] = (image, root / entry["label"])
+        image, label = (_inside(root, entry, key) for key in ("image", "label"))
+        if _subject(image) in cases:
+            raise UserError(f"{root / 'dataset.json'} names two training cases {_subject(image)}; remove one")
+        cases[_subject(image)] = (image, label)
     for entry in values.get("test", []):
-        image = root / (entry["image"] if isinstance(entry, dict) else entry)
+        image = _inside(root, entry if isinstance(entry, dict) else {"image": entry}, "image")
         cases.setdefault(_subject(image), (image, None))
     return cases
+
+
+def _inside(root: Path, entry: Any, key: str) -> Path:
+    """The file that an entry of dataset.json names."""
+    name = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(
+            f"{root / 'dataset.json'}: the case {str(entry)[:80]} has no usable {key!r}; expected the name of a file below {root}"
+        )
+    return root / name
 
 
 def _subject(image: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cache.errors import UserError
 from cache.terminal import choose
-from stage1_instruct.datasets.dataset_json import read_dataset_json
+from stage1_instruct.datasets.dataset_json import channel_numbers, read_dataset_json
 from stage1_instruct.datasets.labels import LabelMapping, in_prose
 from stage1_instruct.datasets.nifti import check_same_grid, read_labels, read_volume
 from stage1_instruct.datasets.study import Dataset, Study
@@ -24,15 +24,15 @@ def open_nnunet(root: Path, labels: str, modalities: Sequence[str] | None) -> Da
     Raises:
         UserError: wrong or empty root, a file ending or labels that are not supported, a modality that is not there.
     """
-    values = read_dataset_json(root, ("channel_names", "labels", "file_ending"))
-    ending = str(values["file_ending"])
+    values = read_dataset_json(root, {"channel_names": dict, "labels": dict, "file_ending": str})
+    ending = values["file_ending"]
     if ending not in ENDINGS:
         raise UserError(f"{root / 'dataset.json'}: file_ending {ending} cannot be read; there are {', '.join(ENDINGS)}")
     names = _label_names(root, values["labels"])
     foreground = tuple(name for value, name in sorted(names.items()) if value != 0)
     merged = in_prose(foreground)
     mapping = LabelMapping.binary(names, merged) if labels == "binary" else LabelMapping.native(names)
-    channels = {str(name): int(index) for index, name in values["channel_names"].items()}
+    channels = channel_numbers(root, "channel_names", values["channel_names"])
     wanted = choose(modalities, tuple(channels), "modality")
     folders = _cases(root, ending)
     if not folders:
@@ -72,7 +72,7 @@ def _label_names(root: Path, labels: dict[str, object]) -> dict[int, str]:
     """value -> name.
 
     Raises:
-        UserError: regions (lists of values), or an ignore label.
+        UserError: regions (lists of values), an ignore label, or two names for one value.
     """
     names: dict[int, str] = {}
     for name, value in labels.items():
@@ -81,6 +81,13 @@ def _label_names(root: Path, labels: dict[str, object]) -> dict[int, str]:
                 f"{root / 'dataset.json'}: label {name} = {value}; expected one whole number from 0 to 254 "
                 "(region-based labels are not supported, give plain ones)"
             )
+        if name == "ignore":
+            raise UserError(
+                f"{root / 'dataset.json'}: the ignore label {value} is not supported; it would be learnt as a class, "
+                "label those voxels and remove it"
+            )
+        if value in names:
+            raise UserError(f"{root / 'dataset.json'}: labels {names[value]} and {name} are both {value}; rename one")
         names[value] = name
     if 0 not in names or len(names) < 2:
         raise UserError(f"{root / 'dataset.json'}: labels need a background of 0 and at least one class")
@@ -92,5 +99,6 @@ def _cases(root: Path, ending: str) -> dict[str, Path]:
     cases: dict[str, Path] = {}
     for folder in (root / "imagesTs", root / "imagesTr"):
         for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-            cases[path.name.removesuffix(ending)[:-5]] = folder
+            if not path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
+                cases[path.name.removesuffix(ending)[:-5]] = folder
     return cases

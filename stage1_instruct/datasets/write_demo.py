@@ -42,13 +42,18 @@ def write_demo(layout: str, out: Path, subjects: int = 6, seed: int = 0) -> None
     """Writes `subjects` phantoms in the layout 'chaos', 'msd' or 'nnunet'; the same seed gives the same bytes.
 
     Raises:
-        UserError: `out` exists and is not this very phantom.
+        UserError: `out` exists and is not this very phantom, or is no folder.
     """
     mark = {"layout": layout, "subjects": subjects, "seed": seed, "version": VERSION}
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder for the phantom")
     if out.exists() and any(out.iterdir()):
         if not is_demo(out):
             raise UserError(f"{out} is not empty and holds no phantom; give another folder")
-        there = json.loads((out / MARK).read_text())
+        try:
+            there = json.loads((out / MARK).read_text())
+        except ValueError:
+            there = f"{MARK} is damaged"
         if there != mark:
             raise UserError(f"{out} holds another phantom ({there}); delete it or give another folder")
         return

@@ -44,6 +44,22 @@ def test_slices_and_back_is_the_identity(grid: Grid, seed: int):
     np.testing.assert_array_equal(grid.from_slices(grid.to_slices(volume)), volume)
 
 
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_each_of_the_48_orientations_shows_the_same_slices(order: tuple[int, ...], signs: tuple[int, ...]):
+    """One body stored in every axis order and direction gives one axial view and comes back as it was stored."""
+    body = blob((5, 6, 7), 0)  # right, anterior, superior
+    expected = body[::-1, ::-1].transpose(2, 1, 0)  # superior, posterior, left
+    stored = body.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (ras, sign) in enumerate(zip(order, signs)):
+        affine[ras, axis] = sign * (1.0, 2.0, 5.0)[ras]
+    grid = Grid(stored.shape, affine)
+    np.testing.assert_array_equal(grid.to_slices(stored), expected)
+    np.testing.assert_array_equal(grid.from_slices(expected), stored)
+    assert grid.slice_spacing == (5.0, 2.0, 1.0)
+
+
 @given(grids())
 def test_slices_run_to_superior_rows_to_posterior_columns_to_left(grid: Grid):
     index = np.indices(grid.shape).reshape(3, -1)

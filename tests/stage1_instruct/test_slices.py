@@ -6,7 +6,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
+from cache.errors import UserError
 from cache.grid import Grid, from_square
 from stage1_instruct.datasets import open_dataset
 from stage1_instruct.datasets.study import Study
@@ -38,6 +40,13 @@ def test_slices_without_any_signal_are_left_out_unless_labelled():
 
 def test_a_constant_volume_is_black_not_a_division_by_zero():
     assert not to_grey(np.full((4, 8, 8), 7, np.float32), np.arange(4)).any()
+
+
+def test_a_study_that_shows_nothing_is_refused_by_name():
+    empty = study(np.full(RAS.shape, 7))
+    with pytest.raises(UserError, match=r"a: none of the 10 slices taken \(of 10\) shows anything"):
+        study_to_slices(empty)
+    assert not study_to_slices(empty, skip_empty=False).images.any()
 
 
 def test_a_binary_volume_keeps_its_two_values():
