@@ -59,12 +59,12 @@ def telling_rows(cache: Cache, subjects: tuple[str, ...], count: int = 4) -> NDA
     rows = cache.rows_of(subjects)
     foreground = cache.rows["foreground"][rows]
     owner = cache.rows["subject"][rows]
-    rank = np.empty(len(rows), dtype=int)
+    rank = np.full(len(rows), len(rows))
     for subject in np.unique(owner):
         own = np.flatnonzero(owner == subject)
+        own = own[foreground[own] > 0] if (foreground[own] > 0).any() else own
         # Neighbouring slices look alike: the second choice of a subject lies a third of its slices away.
         order = own[np.argsort(-foreground[own], kind="stable")]
         spread = order[:: max(1, len(order) // 3)]
-        rank[own] = len(rows)
         rank[spread] = np.arange(len(spread))
     return np.sort(rows[np.argsort(rank, kind="stable")[:count]])
