@@ -102,6 +102,6 @@ def run_demo(
         rows = telling_rows(cache, held_out)
         predictions = predict_rows(run, cache, rows, device=device)
         picture = out / "picture.png"
-        draw_run(cache, rows, predictions, None, picture, "zeus demo: held-out phantoms")
+        draw_run(cache, rows, predictions, profile.name, picture, "zeus demo: held-out phantoms")
     say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
     return picture

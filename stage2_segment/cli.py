@@ -54,6 +54,12 @@ def main() -> None:
 @click.option("--encoder", help="Which embeddings.  [default: the only ones]")
 @click.option("--variant", help="Which instructions.  [default: the only ones]")
 @click.option(
+    "--text/--no-text",
+    default=True,
+    show_default=True,
+    help="no: a learned token in place of the instructions, the row that text has to beat.",
+)
+@click.option(
     "--recipe",
     type=click.Choice(["stable", "paper"]),
     default="stable",
@@ -73,6 +79,16 @@ def main() -> None:
     "--lr",
     type=click.FloatRange(0, min_open=True),
     help="Highest learning rate of the decoder.  [default: paper 1e-3; stable 2e-4]",
+)
+@click.option(
+    "--aligner-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Highest learning rate of the aligner.  [default: as many times --lr as in the recipe]",
+)
+@click.option(
+    "--foreground-share",
+    type=click.FloatRange(0, 1),
+    help="Smallest share of slices with foreground in a batch; 1: no others.  [default: paper 0; stable 0.67]",
 )
 @click.option(
     "--combine",

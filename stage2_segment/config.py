@@ -102,6 +102,7 @@ class RunConfig:
     """Everything that decides a run's weights.
 
     Attributes:
+        variant: whose instructions are read; None: no text, a learned token instead.
         fold: the held-out fold; None where the subjects were named.
         cache: its path relative to the run folder.
         fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
@@ -116,7 +117,7 @@ class RunConfig:
     aligner_hidden: int
     aligner_depth: int
     encoder: str
-    variant: str
+    variant: str | None
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
     text_width: int
@@ -165,29 +166,41 @@ def plan_run(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
+    aligner_lr: float | None = None,
+    foreground_share: float | None = None,
+    text: bool = True,
     seed: int = 0,
 ) -> RunConfig:
     """Checks the options against the cache and fills in what was not given.
 
     Args:
         run: the folder the run will be written to.
-        lr: highest learning rate of the decoder; the aligner's keeps the recipe's ratio to it.
+        lr: highest learning rate of the decoder; the aligner's keeps the recipe's ratio to it unless it is given too.
+
+        text: False trains a learned token in place of the instructions.
 
     Raises:
         UserError: an encoder, variant, modality, fold or subject that the cache lacks, naming what there is; a cache
             without labels, or a split with nothing to train or test on.
     """
     encoder = _only(encoder, cache.encoders, "encoder", "embeddings")
-    variant = _only(variant, cache.variants, "variant", "instructions")
+    if text:
+        variant = _only(variant, cache.variants, "variant", "instructions")
+    elif variant is not None:
+        raise UserError("--no-text reads no instructions; leave out --variant")
     train, test, fold = _split(cache, fold, train_subjects, test_subjects)
     chosen = RECIPES[recipe]
     if lr is not None:
         chosen = replace(chosen, lr=lr, aligner_lr=chosen.aligner_lr * lr / chosen.lr)
+    if aligner_lr is not None:
+        chosen = replace(chosen, aligner_lr=aligner_lr)
+    if foreground_share is not None:
+        chosen = replace(chosen, foreground_share=foreground_share)
     chosen = replace(chosen, batch_size=batch_size or chosen.batch_size)
     if epochs is None:
         steps = math.ceil(len(cache.rows_of(train)) / chosen.batch_size)
         epochs = max(chosen.epochs, math.ceil(chosen.min_steps / steps))
-    layers = ("slices", f"embeddings/{encoder}", f"instructions/{variant}")
+    layers = ["slices", f"embeddings/{encoder}", *([f"instructions/{variant}"] if variant else [])]
     return RunConfig(
         model=model,
         fusion=fusion,
@@ -199,7 +212,7 @@ def plan_run(
         variant=variant,
         modalities=choose(modalities, cache.modalities, "modality"),
         classes=tuple(cache.classes),
-        text_width=cache.text_width(variant),
+        text_width=cache.text_width(variant) if variant else 0,
         fold=fold,
         train_subjects=train,
         test_subjects=test,

@@ -22,7 +22,10 @@ SHARE_OF_MEMORY = 0.5  # of what is free, that a resident copy may take
 
 
 class Batch(NamedTuple):
-    """On the device: embeddings float32 (B, M, 256, 64, 64), text float32 (B, M, D), masks uint8 (B, 256, 256)."""
+    """On the device: embeddings float32 (B, M, 256, 64, 64), text float32 (B, M, D), masks uint8 (B, 256, 256).
+
+    D is 0 for a run without text.
+    """
 
     embeddings: Tensor
     text: Tensor
@@ -57,7 +60,10 @@ class SliceData:
     def _read(self, rows: NDArray[np.intp]) -> tuple[NDArray | None, ...]:
         """values, scale, offset, text, masks of rows of the cache."""
         stored = self.cache.read_embeddings(self.encoder, rows, self.modalities)
-        text = self.cache.text_embeddings(self.variant, rows)[:, self.modalities]
+        if self.variant is None:
+            text = np.empty((len(rows), len(self.modalities), 0), np.float32)
+        else:
+            text = self.cache.text_embeddings(self.variant, rows)[:, self.modalities]
         masks = self.cache.masks(rows) if self.labelled else None
         return stored.values, stored.scale, stored.offset, text, masks
 

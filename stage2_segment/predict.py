@@ -52,7 +52,8 @@ def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False)
 def check_cache(config: RunConfig, cache: Cache) -> None:
     """Raises UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder."""
     choose([config.encoder], cache.encoders, "encoder")
-    choose([config.variant], cache.variants, "variant")
+    if config.variant is not None:
+        choose([config.variant], cache.variants, "variant")
     choose(config.modalities, cache.modalities, "modality")
     # The slices themselves may be others, and so may the store: the run is not bound to its own patients.
     of_run, of_cache = (
@@ -65,7 +66,7 @@ def check_cache(config: RunConfig, cache: Cache) -> None:
             f"{cache.path} was made by another image encoder than the run's cache ({describe(changed)}); "
             "build it with the run's"
         )
-    width = cache.text_width(config.variant)
+    width = 0 if config.variant is None else cache.text_width(config.variant)
     if width != config.text_width:
         raise UserError(
             f"{cache.path} has text embeddings of {width} values, the run was trained on {config.text_width}; "

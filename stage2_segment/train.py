@@ -230,8 +230,9 @@ def _line(record: dict[str, Any], epochs: int) -> str:
 
 def _what(config: RunConfig, train: int, test: int, device: torch.device) -> str:
     recipe = config.recipe
+    text = f"instructions {config.variant}" if config.variant else "a learned token in place of text"
     return (
-        f"{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; "
+        f"{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; {text}; "
         f"{train} slices of {len(config.train_subjects)} subjects to train on, "
         f"{test} slices of {', '.join(config.test_subjects)} held out; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}; on {device}"

@@ -22,7 +22,7 @@ def draw_run(
     Args:
         rows: slices of the cache (n,).
         predictions: class maps (n, 256, 256).
-        variant: the instruction layer to quote.
+        variant: the instruction layer to quote; None quotes none.
         out: PNG.
     """
     modalities = cache.modalities
@@ -45,7 +45,7 @@ def draw_run(
             axes.set_title(name if mask is not None else f"{name}: no label", fontsize=7)
         axes = figure.add_subplot(grid[line, columns])
         axes.axis("off")
-        texts = instruction_texts(cache, int(row), variant)
+        texts = instruction_texts(cache, int(row), variant) if variant else {}
         said = "\n\n".join(textwrap.fill(f"{modality}: {text}", 54) for modality, text in texts.items())
         axes.text(0, 1, said, fontsize=6.5, va="top", ha="left", transform=axes.transAxes)
     handles = [Patch(color=CLASS_COLOURS[k % len(CLASS_COLOURS)], label=name) for k, name in enumerate(cache.classes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,3 +32,15 @@ class Aligner(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         return self.layers(F.layer_norm(text, text.shape[-1:]))[:, None]
+
+
+class LearnedToken(nn.Module):
+    """One prompt token for all slices, in place of an aligned instruction: the row that text has to beat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(0.02 * torch.randn(1, WIDTH))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Text (B, 0) -> (B, 1, 256)."""
+        return self.token.expand(len(text), 1, -1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stage2_segment.model.aligner import HIDDEN, Aligner
+from stage2_segment.model.aligner import HIDDEN, Aligner, LearnedToken
 from stage2_segment.model.decoder import GRID, WIDTH, MaskDecoder
 from stage2_segment.model.fusion import Combine
 
@@ -21,7 +21,7 @@ class Zeus(nn.Module):
     Args:
         modalities: M.
         classes: K, without background.
-        text_width: D.
+        text_width: D; 0: no text, a learned token instead.
         fusion: 'late' (decoder and aligner per modality) or 'hybrid' (one of each for all).
         combine: 'mean', 'max' or 'learned'.
         keep_iou_token: see `MaskDecoder`.
@@ -45,7 +45,9 @@ class Zeus(nn.Module):
         super().__init__()
         self.modalities = modalities
         copies = modalities if fusion == "late" else 1
-        self.aligners = nn.ModuleList(Aligner(text_width, aligner_hidden, aligner_depth) for _ in range(copies))
+        self.aligners = nn.ModuleList(
+            Aligner(text_width, aligner_hidden, aligner_depth) if text_width else LearnedToken() for _ in range(copies)
+        )
         self.decoders = nn.ModuleList(MaskDecoder(classes, keep_iou_token) for _ in range(copies))
         self.combine = Combine(combine, modalities, classes)
         self.register_buffer("image_pe", torch.zeros(GRID * GRID, WIDTH))

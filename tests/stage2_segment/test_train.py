@@ -18,6 +18,8 @@ from stage2_segment import checkpoint, train
 from stage2_segment.checkpoint import load_config, load_state
 from stage2_segment.config import RECIPES, Recipe, plan_run
 from stage2_segment.evaluate import evaluate_run
+from stage2_segment.model import build_model
+from stage2_segment.predict import predict_rows
 from stage2_segment.train import lr_factor, train_run
 
 QUICK: dict[str, Any] = {
@@ -160,6 +162,29 @@ def test_tiny_data_gets_more_epochs_unless_told(toy_cache: Path) -> None:
         assert stable.recipe.epochs * 3 >= RECIPES["stable"].min_steps  # nine slices are three steps of four
         assert plan_run(cache, run=Path("run"), epochs=3).recipe.epochs == 3
         assert plan_run(cache, run=Path("run"), recipe="paper").recipe.epochs == 300
+
+
+def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_run(toy_cache, run, text=False, epochs=2, **QUICK)
+    config = load_config(run)
+    assert (config.variant, config.text_width) == (None, 0)
+    assert not any(layer.startswith("instructions") for layer in config.fingerprints)
+    torch.manual_seed(config.seed)
+    assert not torch.equal(weights(run)["aligners.0.token"], build_model(config).aligners[0].token)
+    with Cache(toy_cache) as cache:
+        assert predict_rows(run, cache, cache.rows_of(["ben"]), device="cpu").shape == (3, 256, 256)
+        with pytest.raises(UserError, match="--no-text reads no instructions"):
+            plan_run(cache, run=run, text=False, variant=cache.variants[0])
+
+
+def test_rates_and_share_can_be_chosen_and_otherwise_keep_the_recipes_ratio(toy_cache: Path) -> None:
+    with Cache(toy_cache) as cache:
+        plain = RECIPES["stable"]
+        faster = plan_run(cache, run=Path("run"), lr=2 * plain.lr).recipe
+        assert faster.aligner_lr == pytest.approx(2 * plain.aligner_lr)
+        chosen = plan_run(cache, run=Path("run"), lr=1e-4, aligner_lr=3e-5, foreground_share=1.0).recipe
+        assert (chosen.lr, chosen.aligner_lr, chosen.foreground_share) == (1e-4, 3e-5, 1.0)
 
 
 def test_a_pickle_where_weights_or_state_should_be_is_never_run(
