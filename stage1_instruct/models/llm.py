@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from stage1_instruct.models.pretrained import load_pretrained
+from cache.errors import UserError
+from cache.terminal import say
+from stage1_instruct.models.generation import Answer, Decoder, Decoding, Prompts
+from stage1_instruct.models.pretrained import Loading, load_pretrained
 from stage1_instruct.prompts import Template
 from stage1_instruct.weights import digest_of
+
+__all__ = ["Decoding", "Generation", "InstructionLLM", "Loading"]
 
 
 @dataclass(frozen=True)
@@ -24,42 +29,37 @@ class Generation:
         prompt_tokens: including the image tokens.
         output_tokens: generated, including the marker or end-of-text token.
         stop_reason: 'stop' (the template's marker), 'eos' (the model's end of text) or 'length'.
+        states: fp16 (output_tokens, width) on the CPU where they are kept: the last layer's states after the final norm,
+            each the one its token was chosen from.
     """
 
     text: str
     prompt_tokens: int
     output_tokens: int
     stop_reason: str
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the answer is chosen: greedy, so that a cache is reproducible.
-
-    Attributes:
-        max_new_tokens: at most this many.
-        repetition_penalty: 1 is off; counts the answer only, not the prompt.
-        no_repeat_ngram_size: no run of this many tokens twice in an answer; 0 is off.
-        batch_size: rows decoded together; does not change the text.
-    """
-
-    max_new_tokens: int = 300
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    batch_size: int = 16
+    states: Tensor | None = field(default=None, compare=False)
 
 
 class InstructionLLM:
     """A frozen causal LM that answers a question about an image given as token embeddings."""
 
-    def __init__(self, llm: str, template: Template, decoding: Decoding, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        llm: str,
+        template: Template,
+        decoding: Decoding,
+        device: str | torch.device = "cpu",
+        loading: Loading | None = None,
+    ) -> None:
         """Args: llm: a name that `fetch` knows, or a folder with config, weights and tokenizer."""
-        self.tokenizer, self.model = load_pretrained(transformers.AutoModelForCausalLM, llm, "language model")
-        self.model.to(device)
+        self.loading = loading or Loading()
+        self.tokenizer, self.model = load_pretrained(
+            transformers.AutoModelForCausalLM, llm, "language model", self.loading, device
+        )
         self.template = template
         self.decoding = decoding
         self.digest = digest_of(llm)
-        self._device = torch.device(device)
+        self._slots = decoding.batch_size
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -75,77 +75,79 @@ class InstructionLLM:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def embed_prompt(self, question: str, image_tokens: Tensor) -> Tensor:
-        """(T, H) image tokens inside the template -> (L, H) embeddings.
+        """(T, H) image tokens inside the template -> (L, H) embeddings, in the model's precision.
 
         The two pieces of text are tokenised on their own, as XrayGPT and MiniGPT-4 do; a beginning-of-text token is put
         in front once, where the tokenizer itself would (LLaMA's does, SmolLM2's does not).
         """
+        return self._embed_around(image_tokens, *self._prompt_ids(question))
+
+    def _prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         before, after = (self.token_ids(piece) for piece in self.template.pieces(question))
-        return torch.cat([self._embed(self._beginning() + before), image_tokens.to(self._device), self._embed(after)])
+        return self._beginning() + before, after
 
     def _beginning(self) -> list[int]:
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a").input_ids[0] == bos else []
 
+    def _embed_around(self, image_tokens: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+        weight = self.embedding.weight
+        return torch.cat([self._embed(before), image_tokens.to(weight.device, weight.dtype), self._embed(after)])
+
     def _embed(self, ids: Sequence[int]) -> Tensor:
-        return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self._device))
+        return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.embedding.weight.device))
 
     @torch.inference_mode()
     def generate(
-        self, questions: Sequence[str], image_tokens: Tensor, max_new_tokens: int | None = None
+        self,
+        questions: Sequence[str],
+        image_tokens: Tensor,
+        seeds: Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
     ) -> list[Generation]:
         """Answers, in order; equal to asking one by one.
+
+        In fp32 equal token for token; in half precision, rounding differs with the number of rows computed together, so
+        that a near tie between two tokens may fall the other way.
 
         Args:
             questions: B of them.
             image_tokens: float32 (B, T, H), projected to the model's width.
+            seeds: one a question, used where it samples; 0 by default.
             max_new_tokens: in place of the profile's.
+        Raises:
+            UserError: prompt and answer do not fit the model's context; not even one prompt fits the memory.
         """
         if len(questions) != len(image_tokens) or image_tokens.shape[-1] != self.width:
             raise ValueError(
                 f"{len(questions)} questions, image tokens {tuple(image_tokens.shape)}, width {self.width}"
             )
-        answers: list[Generation] = []
-        size = self.decoding.batch_size
-        for start in range(0, len(questions), size):
-            prompts = [self.embed_prompt(q, t) for q, t in zip(questions[start : start + size], image_tokens[start:])]
-            answers += self._generate_batch(prompts, max_new_tokens or self.decoding.max_new_tokens)
-        return answers
-
-    def _generate_batch(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[Generation]:
-        longest = max(len(prompt) for prompt in prompts)
-        # Padding stands on the left, so that every row goes on from its own last token; it is masked.
-        embeds = torch.zeros(len(prompts), longest, self.width, device=self._device)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=self._device)
-        for row, prompt in enumerate(prompts):
-            embeds[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        ends = self._ends()
-        config = transformers.GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,  # what a model's own configuration asks for does not count, only the profile
-            no_repeat_ngram_size=0,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
+        seeds = [0] * len(questions) if seeds is None else seeds
+        if len(seeds) != len(questions):
+            raise ValueError(f"{len(questions)} questions, {len(seeds)} seeds")
+        if not questions:
+            return []
+        decoding = replace(self.decoding, max_new_tokens=max_new_tokens or self.decoding.max_new_tokens)
+        ids = [self._prompt_ids(question) for question in questions]
+        count = image_tokens.shape[1]
+        lengths = [len(before) + count + len(after) for before, after in ids]
+        self._check_context(max(lengths), decoding.max_new_tokens)
+        shared = _common_beginning([before for before, _ in ids])
+        prompts = Prompts(
+            lengths, lambda i: self._embed_around(image_tokens[i], *ids[i]), min(shared, min(lengths) - 1)
         )
-        marker = _MarkerSeen(self.tokenizer, self.template.marker)
-        ids = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=self._against_loops(),
-            stopping_criteria=transformers.StoppingCriteriaList([marker]),
-        )
-        return [self._answer(row, len(prompt), ends) for row, prompt in zip(ids.tolist(), prompts)]
+        decoder = Decoder(self.model, decoding, self._slots, self._why_it_ends, say)
+        answers = decoder.run(prompts, seeds)
+        self._slots = decoder.slots
+        return [self._generation(answer, length) for answer, length in zip(answers, lengths)]
 
-    def _against_loops(self) -> transformers.LogitsProcessorList:
-        chosen = transformers.LogitsProcessorList()
-        if self.decoding.repetition_penalty != 1:
-            chosen.append(transformers.RepetitionPenaltyLogitsProcessor(self.decoding.repetition_penalty))
-        if self.decoding.no_repeat_ngram_size:
-            chosen.append(transformers.NoRepeatNGramLogitsProcessor(self.decoding.no_repeat_ngram_size))
-        return chosen
+    def _check_context(self, longest: int, max_new_tokens: int) -> None:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and longest + max_new_tokens > context:
+            raise UserError(
+                f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit the language model's "
+                f"context of {context}; lower max_new_tokens or the number of image tokens"
+            )
 
     def _ends(self) -> list[int]:
         """The model's end-of-text ids."""
@@ -156,40 +158,38 @@ class InstructionLLM:
             return []
         return list(configured) if isinstance(configured, (list, tuple)) else [configured]
 
-    def _answer(self, ids: list[int], prompt_tokens: int, ends: list[int]) -> Generation:
-        reason, count = "length", len(ids)
-        for position, token in enumerate(ids):
-            if token in ends:
-                reason, count = "eos", position + 1
-                break
-            if self.template.marker in self.tokenizer.decode(ids[max(0, position - 7) : position + 1]):
-                reason, count = "stop", position + 1
-                break
-        text = self.tokenizer.decode(ids[:count], skip_special_tokens=True).split(self.template.marker)[0]
-        return Generation(" ".join(text.split()), prompt_tokens, count, reason)
+    def _why_it_ends(self, tokens: Sequence[int]) -> str | None:
+        """'eos' or 'stop' where the last token ends the answer; the marker counts however it is cut into tokens."""
+        if tokens[-1] in self._ends():
+            return "eos"
+        return "stop" if self.template.marker in self.tokenizer.decode(tokens[-8:]) else None
+
+    def _generation(self, answer: Answer, prompt_tokens: int) -> Generation:
+        text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).split(self.template.marker)[0]
+        return Generation(" ".join(text.split()), prompt_tokens, len(answer.tokens), answer.stop_reason, answer.states)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the text, without the image; batch size does not."""
-        return {
+        """What decides the text, without the image; batch size and the device do not."""
+        decoding = self.decoding
+        sampled = {"method": "sampled", "temperature": decoding.temperature, "top_p": decoding.top_p}
+        recipe: dict[str, Any] = {
             "weights_sha256": self.digest,
             "template": {"name": self.template.name, "text": self.template.text, "marker": self.template.marker},
             "decoding": {
-                "method": "greedy",
-                "max_new_tokens": self.decoding.max_new_tokens,
-                "repetition_penalty": self.decoding.repetition_penalty,
-                "no_repeat_ngram_size": self.decoding.no_repeat_ngram_size,
+                **(sampled if decoding.temperature else {"method": "greedy"}),
+                "max_new_tokens": decoding.max_new_tokens,
+                "repetition_penalty": decoding.repetition_penalty,
+                "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
             },
-            "precision": "fp32",
+            "precision": self.loading.precision,
+            "quantize": self.loading.quantize,
         }
+        if decoding.keep_states:
+            recipe["states"] = "last layer after the final norm, fp16"
+        return recipe
 
 
-class _MarkerSeen(transformers.StoppingCriteria):
-    """Stops each row on its own once its last tokens spell the marker, however they are cut into tokens."""
-
-    def __init__(self, tokenizer: Any, marker: str) -> None:
-        self._tokenizer = tokenizer
-        self._marker = marker
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        tails = self._tokenizer.batch_decode(input_ids[:, -8:])
-        return torch.tensor([self._marker in tail for tail in tails], device=input_ids.device)
+def _common_beginning(rows: Sequence[list[int]]) -> int:
+    """How many leading ids are the same in all rows."""
+    length = min(len(row) for row in rows)
+    return next((i for i in range(length) if len({row[i] for row in rows}) > 1), length)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,30 +18,169 @@ import transformers
 from cache.errors import UserError
 from stage1_instruct.weights import path_of
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A head that a checkpoint may lack: encoders come without it, and nothing here reads it.
+_UNUSED = ("pooler.",)
 
-def load_pretrained(auto_class: Any, part: str, what: str) -> tuple[Any, Any]:
-    """Tokenizer and frozen fp32 model of a part of a profile.
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model lies in memory.
+
+    Attributes:
+        precision: 'fp32', 'bf16' or 'fp16'; with `quantize`, of what stays unquantised and of the computation.
+        quantize: 'none', or '8bit' or '4bit' (nf4) linear layers by bitsandbytes.
+        device_map: 'none' is one device; 'auto' spreads the layers over the GPUs, then the CPU (accelerate).
+    """
+
+    precision: str = "fp32"
+    quantize: str = "none"
+    device_map: str = "none"
+
+
+def load_pretrained(
+    auto_class: Any, part: str, what: str, loading: Loading | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
+    """Tokenizer and frozen model of a part of a profile, on the device.
+
+    A tokenizer with fewer tokens than the model has embeddings is fine (Vicuna v0 has a row for padding that LLaMA's
+    tokenizer does not know); nothing is ever resized.
 
     Args:
         auto_class: transformers.AutoModel or one of its kin.
-        part: a name that `fetch` knows, or a folder with config, weights and tokenizer.
+        part: a name that `fetch` knows, or a folder with config, weights (one file or shards) and tokenizer.
         what: how a message calls it, e.g. 'language model'.
+        loading: fp32 on one device by default.
     Raises:
-        UserError: no such folder; no tokenizer; not such a model; more tokens than the model has embeddings.
+        UserError: no such folder; no tokenizer; not such a model; weights missing, cut short or of other sizes than
+            the configuration says; more tokens than embeddings; bitsandbytes asked for and not installed.
     """
+    loading = loading or Loading()
     folder = path_of(part)
     transformers.utils.logging.disable_progress_bar()
+    tokenizer = _tokenizer(folder, part, what)
+    options = _options(loading, torch.device(device))
+    _check_shards(folder, part, what)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"the {what} {part} has no tokenizer that transformers can read: {error}") from error
-    try:
-        model = auto_class.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        with _quiet():
+            model, found = auto_class.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=_DTYPES[loading.precision],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come back in `found`, with their names
+                **options,
+            )
+    except Exception as error:  # safetensors, zip, pickle and transformers each have their own
+        broken = _first_broken(folder)
+        if broken is not None:
+            raise UserError(
+                f"the {what} {part} cannot be read: {broken} is cut short or damaged; copy or download it again"
+            ) from error
+        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, KeyError)):
+            raise
         raise UserError(f"{part} is not a {what} that transformers can read: {error}") from error
+    _check_complete(found, folder, part, what)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"the {what} {part} has {rows} embeddings but its tokenizer {len(tokenizer)} tokens: not a pair"
         )
+    if not options:
+        model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _tokenizer(folder: Path, part: str, what: str) -> Any:
+    reason: Exception | None = None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without the files, transformers 5.0 makes an empty tokenizer, to which every word is unknown.
+        if set(tokenizer("liver", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
+            return tokenizer
+    except (OSError, ValueError, ImportError) as error:
+        reason = error
+    if (folder / "tokenizer.model").exists() and importlib.util.find_spec("sentencepiece") is None:
+        advice = "tokenizer.model is a SentencePiece file, and reading it needs: pip install sentencepiece protobuf"
+    else:
+        advice = f"expected tokenizer.json or tokenizer.model in {folder} (copy it from the model's publisher)"
+    raise UserError(f"the {what} {part} has no tokenizer that transformers can read; {advice}") from reason
+
+
+def _options(loading: Loading, device: torch.device) -> dict[str, Any]:
+    """What from_pretrained needs beside the precision; empty where the model is loaded first and moved then."""
+    if loading.quantize == "none":
+        return {"device_map": "auto"} if loading.device_map == "auto" else {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"llm_quantize={loading.quantize} needs bitsandbytes, which is not installed: pip install bitsandbytes"
+        )
+    # Its 8-bit layers warn of a cast at every call, one line for each layer and token.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if loading.quantize == "8bit":
+        config = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=_DTYPES[loading.precision]
+        )
+    return {"quantization_config": config, "device_map": "auto" if loading.device_map == "auto" else {"": device}}
+
+
+def _check_shards(folder: Path, part: str, what: str) -> None:
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is not an index of weight files; copy or download it again") from error
+        missing = [name for name in shards if not (folder / name).exists()]
+        if missing:
+            raise UserError(
+                f"the {what} {part} is not complete: {folder / missing[0]} is missing "
+                f"({len(missing)} of the {len(shards)} files that {index.name} names)"
+            )
+
+
+def _first_broken(folder: Path) -> Path | None:
+    """The first weight file that cannot be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        if path.suffix == ".bin":
+            # torch.save writes a zip archive, whose table of contents is at its end.
+            if not zipfile.is_zipfile(path):
+                return path
+            continue
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            return path
+    return None
+
+
+def _check_complete(found: Any, folder: Path, part: str, what: str) -> None:
+    """transformers fills what a checkpoint lacks with random numbers and only warns."""
+    mismatched = sorted(found["mismatched_keys"])
+    if mismatched:
+        name, in_file, wanted = mismatched[0]
+        raise UserError(
+            f"the {what} {part} does not fit its configuration: {name} is {tuple(in_file)} in the weights, but "
+            f"{tuple(wanted)} by {folder / 'config.json'} ({len(mismatched)} such tensors)"
+        )
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(_UNUSED))
+    if missing:
+        raise UserError(
+            f"the weights in {folder} are not those of the {what} that its config.json describes: {missing[0]} "
+            f"is missing ({len(missing)} tensors in all); is it another model, or a part of one?"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of missing and unexpected keys: `_check_complete` says what matters of it."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)

@@ -108,3 +108,17 @@ def random_litemedsam(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("litemedsam") / "random.safetensors"
     save_file(state, path)
     return path
+
+
+@pytest.fixture
+def tiny_parts(
+    random_litemedsam: Path, tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """What turns the lite profile into one of tiny models of random weights, in an empty ZEUS_HOME."""
+    monkeypatch.setenv("ZEUS_HOME", str(tmp_path / "home"))
+    return {
+        "encoder_weights": str(random_litemedsam),
+        "llm": str(tiny_llama),
+        "text_encoder": str(tiny_bert),
+        "max_new_tokens": "8",
+    }

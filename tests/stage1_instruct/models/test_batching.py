@@ -1,0 +1,116 @@
+"""Batches that halve when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import UserError
+from stage1_instruct.models.batching import is_out_of_memory, run_in_batches
+
+
+def doubling(most: int, error: Callable[[], Exception]) -> tuple[Callable[[slice], list[int]], list[int]]:
+    """A function that doubles its items, and fails above `most` of them; the sizes it was called with."""
+    sizes: list[int] = []
+
+    def double(batch: slice) -> list[int]:
+        sizes.append(batch.stop - batch.start)
+        if sizes[-1] > most:
+            raise error()
+        return [2 * item for item in range(batch.start, batch.stop)]
+
+    return double, sizes
+
+
+ERRORS = [
+    lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"),
+    lambda: RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+    lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError,
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_halves_until_it_fits_and_keeps_the_order(error: Callable[[], Exception]) -> None:
+    double, sizes = doubling(2, error)
+    said: list[str] = []
+    parts, size = run_in_batches(double, 11, 8, said.append, "model")
+    assert [item for part in parts for item in part] == [2 * item for item in range(11)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert size == 2
+    assert said == [
+        "model: out of memory with 8 at a time; going on with 4",
+        "model: out of memory with 4 at a time; going on with 2",
+    ]
+
+
+def test_size_that_fitted_is_not_tried_larger_or_said_again() -> None:
+    double, sizes = doubling(2, ERRORS[0])
+    said: list[str] = []
+    _, size = run_in_batches(double, 4, 4, said.append, "model")
+    run_in_batches(double, 4, size, said.append, "model")
+    assert sizes == [4, 2, 2, 2, 2]
+    assert len(said) == 1
+
+
+def test_failure_later_on_keeps_what_is_done() -> None:
+    calls: list[slice] = []
+
+    def fails_once(batch: slice) -> int:
+        calls.append(batch)
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return batch.stop - batch.start
+
+    parts, size = run_in_batches(fails_once, 7, 4, lambda _: None, "model")
+    assert calls == [slice(0, 4), slice(4, 7), slice(4, 5), slice(5, 6), slice(6, 7)]
+    assert (parts, size) == ([4, 1, 1, 1], 1)
+
+
+def test_failed_batch_is_freed_before_the_next_try() -> None:
+    dead: list[weakref.ref[np.ndarray]] = []
+
+    def hungry(batch: slice) -> int:
+        assert all(reference() is None for reference in dead)
+        held = np.zeros(10)
+        dead.append(weakref.ref(held))
+        if batch.stop - batch.start > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return 0
+
+    gc.disable()
+    try:
+        run_in_batches(hungry, 4, 4, lambda _: None, "model")
+    finally:
+        gc.enable()
+
+
+def test_single_item_that_does_not_fit_says_what_to_do() -> None:
+    double, _ = doubling(0, ERRORS[0])
+    with pytest.raises(
+        UserError, match=r"sam_vit_h ran out of memory with a single item \(CUDA out of .*lower precision"
+    ):
+        run_in_batches(double, 3, 2, lambda _: None, "sam_vit_h")
+
+
+def test_other_errors_pass_through() -> None:
+    double, sizes = doubling(0, lambda: RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_in_batches(double, 3, 2, lambda _: None, "model")
+    assert sizes == [2]
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_nothing_to_do_gives_no_parts() -> None:
+    assert run_in_batches(lambda batch: batch, 0, 4, print, "model") == ([], 4)
+
+
+def test_size_0_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch size 0"):
+        run_in_batches(lambda batch: batch, 3, 0, print, "model")
