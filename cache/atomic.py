@@ -25,9 +25,11 @@ class AtomicFile:
 
     closed = False
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, mode: int = 0o444) -> None:
+        """Args: mode: the file's permissions from `commit` on; read-only by default."""
         make_folder(final.parent)
         self.final = final
+        self._mode = mode
         self.temporary = final.with_name(f".{final.name}.{_HOST}.{os.getpid()}.tmp")
         self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._position = 0
@@ -98,9 +100,9 @@ class AtomicFile:
             self.check()
 
     def commit(self) -> None:
-        """Makes the file durable and read-only and gives it its final name, replacing what had it."""
+        """Makes the file durable and gives it its final name, replacing what had it."""
         self.sync()
-        os.fchmod(self._fd, 0o444)
+        os.fchmod(self._fd, self._mode)
         os.replace(self.temporary, self.final)
         self.close()
         sync_folder(self.final.parent)
@@ -161,3 +163,13 @@ def remove_stale(folder: Path) -> None:
         name = _TEMPORARY.fullmatch(file.name)
         if name and name["host"] == _HOST and (int(name["pid"]) == os.getpid() or not _alive(int(name["pid"]))):
             file.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A small file, whole under its name or not there at all; replaces what had the name."""
+    file = AtomicFile(path, mode=0o644)
+    try:
+        file.write(data)
+        file.commit()
+    finally:
+        file.discard()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.atomic import write_atomically
 from cache.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,11 +100,5 @@ def make_pairs(cache: Cache, subjects: Sequence[str], out: Path) -> int:
                 "caption": describe(mask, image, cache.classes, card.terms[modality]),
             }
             lines.append(json.dumps(pair, ensure_ascii=False))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(out, ("\n".join(lines) + "\n").encode())
     return len(lines)

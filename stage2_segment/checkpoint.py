@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,35 +18,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cache.atomic import write_atomically
 from cache.errors import UserError
 from stage2_segment.config import RunConfig
 
 CONFIG, METRICS, STATE = "config.json", "metrics.parquet", "state.pt"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """One row per dict, as Parquet."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
-    write_whole(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def load_config(run: Path) -> RunConfig:
@@ -74,7 +60,7 @@ def weights_path(run: Path, which: str) -> Path:
 def save_weights(run: Path, which: str, weights: Mapping[str, Tensor], epoch: int) -> None:
     """Weights with the epoch after which they were taken; `which` is 'last' or 'best'."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_whole(weights_path(run, which), safetensors.torch.save(tensors, {"epoch": str(epoch)}))
+    write_atomically(weights_path(run, which), safetensors.torch.save(tensors, {"epoch": str(epoch)}))
 
 
 def load_weights(run: Path, which: str) -> dict[str, Tensor]:
@@ -91,7 +77,7 @@ def load_weights(run: Path, which: str) -> dict[str, Tensor]:
 def save_state(run: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_whole(run / STATE, buffer.getvalue())
+    write_atomically(run / STATE, buffer.getvalue())
 
 
 def load_state(run: Path) -> dict[str, Any]:
