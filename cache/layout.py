@@ -5,6 +5,7 @@ Beside `chaos.h5`, the one path the user passes, there may be
     chaos.h5.d/<layer>/<subject>.<12 digits of the fingerprint>.h5     shards: one subject of one layer
     chaos.h5.d/<layer>/_constants.<12 digits>.h5                       what a layer needs besides its rows
     chaos.instructions.parquet                                         the instruction texts
+    chaos.h5.d/locks/<subject>.lock                                    while it is built: which process is at work on it
 
 Every HDF5 file begins with a seal (`cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a
 subject's arrays in `/<layer>/<subject>/`: the same path in a shard and in a packed cache. All datasets are contiguous
@@ -71,6 +72,13 @@ LAYOUT: Mapping[str, tuple[ArrayLayout, ...]] = {
     ),
     "instructions": (
         ArrayLayout("text_embedding", ("float32",), (*_BY_MODALITY, "width"), "the instruction, as encoded"),
+        ArrayLayout(
+            "states",
+            ("float16",),
+            (*_BY_MODALITY, "token", "state width"),
+            "the LLM's last layer at every generated token; zeros after `output_tokens`",
+            False,
+        ),
         ArrayLayout("text_xxh3", ("uint8",), (*_BY_MODALITY, "digest"), "xxh3_128 of its row in the Parquet table"),
     ),
 }
@@ -143,6 +151,10 @@ def short_names(layers: Iterable[str], kind: str) -> tuple[str, ...]:
 
 def shard_folder(path: Path) -> Path:
     return path.with_name(path.name + ".d")
+
+
+def locks_folder(path: Path) -> Path:
+    return shard_folder(path) / "locks"
 
 
 def shard_name(layer: str, subject: str, fingerprint: str, suffix: str = ".h5") -> str:

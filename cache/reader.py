@@ -172,6 +172,20 @@ class Cache:
         """float32 (B, M, D)."""
         return self._gather(f"instructions/{variant}", "text_embedding", rows)
 
+    def states(self, variant: str, rows: Rows) -> NDArray[np.float16]:
+        """fp16 (B, M, L, H): the LLM's last layer at every generated token, zeros after the last.
+
+        Raises:
+            UserError: the variant was built without them.
+        """
+        layer = f"instructions/{variant}"
+        if "states" not in self._part(layer, self.subjects[0]).arrays:
+            raise UserError(
+                f"{layer} of {self.path} holds no last-layer states; "
+                "build another variant: zeus-instruct build-cache --variant NAME --set keep_states=yes"
+            )
+        return self._gather(layer, "states", rows)
+
     def text_width(self, variant: str) -> int:
         """D of `text_embeddings`."""
         return self._like(f"instructions/{variant}", "text_embedding").shape[-1]

@@ -1,13 +1,15 @@
 """Filling a cache, one subject at a time: what is finished stays finished, and the same command goes on.
 
 A subject of a layer is finished when its shard has its final name, and only then. Nothing is shared while writing, so
-several processes may each build some of the subjects; one of them calls `finalize` at the end.
+several processes may each build some of the subjects (`CacheWriter.claim`); one of them calls `finalize` at the end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.atomic import make_folder, remove_stale, require_space
+from cache.claims import claim
 from cache.errors import UserError
 from cache.folds import assign_folds
 from cache.grid import Grid
@@ -26,6 +29,7 @@ from cache.layout import (
     DatasetCard,
     check_arrays,
     kind_of,
+    locks_folder,
     row_axes,
     shard_name,
     split_shard_name,
@@ -123,6 +127,18 @@ class CacheWriter:
         if constants and self._part(layer, CONSTANTS) is None:
             self._write(layer, CONSTANTS, constants, {})
 
+    @contextmanager
+    def claim(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Whether a subject (or the end of the build) is this process's for the time of the block; see `cache.claims`.
+
+        What other processes have finished until then is known inside the block.
+        """
+        with claim(locks_folder(self.path), name, wait) as ours:
+            if ours:
+                self._index = self._files.manifest()
+                self._known.clear()
+            yield ours
+
     def finished(self, layer: str, subject: str) -> bool:
         """Whether the subject is in the layer for good.
 
@@ -196,13 +212,19 @@ class CacheWriter:
         return decode(arrays["values"], arrays.get("scale"), arrays.get("offset")).numpy()
 
     def write_instructions(
-        self, layer: str, subject: str, embeddings: NDArray[np.float32], rows: Sequence[Instruction]
+        self,
+        layer: str,
+        subject: str,
+        embeddings: NDArray[np.float32],
+        rows: Sequence[Instruction],
+        states: NDArray[np.float16] | None = None,
     ) -> None:
         """Finishes a subject of a layer `instructions/...`.
 
         Args:
             embeddings: float32 (n, M, D), the encoded texts.
             rows: n * M of them, modality by modality within a slice.
+            states: fp16 (n, M, L, H), the LLM's last layer at every generated token, zeros after the last.
         """
         numbers = self._files.array(self._require("slices", subject), "numbers")
         order = [(int(number), modality) for number in numbers for modality in self.card.modalities]
@@ -213,6 +235,8 @@ class CacheWriter:
         # The texts first: the HDF5 shard is what says that both are there.
         write_table(self._shard(layer, subject, ".parquet"), [table])
         arrays: dict[str, NDArray[Any]] = {"text_embedding": embeddings, "text_xxh3": hashes}
+        if states is not None:
+            arrays["states"] = states
         self._write_rows(layer, subject, arrays, {"slices": self._slices_digest(subject)})
 
     def finalize(self, pack: bool | None = None) -> None:
@@ -245,10 +269,12 @@ class CacheWriter:
             if any(part.file for found in parts.values() for part in found.values()):
                 write_packed(self.path, manifest, self._files)
             self._index = self._files.manifest()
+            shutil.rmtree(locks_folder(self.path), ignore_errors=True)
             remove_packed(self._index, self._files.folder)
         else:
             write_index(self.path, manifest, self._files)
             self._index = self._files.manifest()
+            shutil.rmtree(locks_folder(self.path), ignore_errors=True)
         self._known.clear()
 
     def _recipe(self, layer: str, found: Mapping[str, Part]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache.layout import DatasetCard
 from cache.recipe import fingerprint, sha256_file
@@ -30,11 +32,21 @@ LAYERS = ("slices", "embeddings", "instructions")
 
 @dataclass
 class BuildReport:
-    """What a build cost: seconds by part, slice-modalities done by part, and the peak memory of the process."""
+    """What a build cost and brought, in this process.
+
+    Attributes:
+        seconds: by part.
+        done: slice-modalities by part.
+        subjects: finished.
+        empty: instructions without a word.
+        endless: instructions that were cut at max_new_tokens.
+    """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     subjects: int = 0
+    empty: int = 0
+    endless: int = 0
 
     @contextmanager
     def timing(self, part: str, slice_modalities: int) -> Iterator[None]:
@@ -63,8 +75,9 @@ class BuildOptions:
         variant: name of the instruction layer.
         store: 'uint8' or 'fp16' embeddings.
         slice_step: every n-th slice of a volume.
-        batch_size: slice-modalities at a time through the encoder and the LLM; not part of the recipe.
+        batch_size: slice-modalities at a time through the encoder, None: as many as fit; not part of the recipe.
         pack: one file (True), shards (False), or by size (None).
+        seed: of sampled instructions; greedy ones do not depend on it.
     """
 
     out: Path
@@ -72,12 +85,17 @@ class BuildOptions:
     variant: str = "lite"
     store: str = "uint8"
     slice_step: int = 1
-    batch_size: int = 8
+    batch_size: int | None = None
     pack: bool | None = None
+    seed: int = 0
 
 
 def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> BuildReport:
     """Writes every wanted layer of every subject; subjects that are finished are left as they are.
+
+    Any number of processes may run this at once for one cache (accelerate launch, or the same command on several
+    machines with a common disk): each takes the next subject that nobody has taken, and whoever is last finishes the
+    cache. None waits for another at a barrier, so the loss of one costs the subject it had in work and no more.
 
     Raises:
         UserError: unreadable data, or a layer of that name made from another recipe.
@@ -94,21 +112,36 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     writer = CacheWriter(options.out, card)
     layers = _begin_layers(writer, dataset, models, options)
     report = BuildReport()
-    waiting = [s for s in dataset.subjects if not all(writer.finished(layer, s) for layer in layers.values())]
+
+    def finished(subject: str) -> bool:
+        return all(writer.finished(layer, subject) for layer in layers.values())
+
+    waiting = [subject for subject in dataset.subjects if not finished(subject)]
     if len(waiting) < len(dataset.subjects):
         say(f"{len(dataset.subjects) - len(waiting)} of {len(dataset.subjects)} subjects are finished already")
+    begun = len(waiting)
     with progress_bar() as bar:
-        task = bar.add_task(options.out.name, total=len(waiting))
-        for number, subject in enumerate(waiting, 1):
-            start = time.perf_counter()
-            slice_modalities = _build_subject(writer, dataset.load(subject), layers, models, dataset, options, report)
-            bar.advance(task)
-            report.subjects += 1
-            seconds = time.perf_counter() - start
-            say(
-                f"{subject}: {slice_modalities} slice-modalities in {seconds:.0f} s, subject {number} of {len(waiting)}"
-            )
-    writer.finalize(options.pack)
+        task = bar.add_task(options.out.name, total=begun)
+        patient = False
+        while waiting:
+            left = []
+            for subject in waiting:
+                with writer.claim(subject, wait=patient) as ours:
+                    if not ours:
+                        left.append(subject)
+                        continue
+                    patient = False
+                    if not finished(subject):
+                        start = time.perf_counter()
+                        count = _build_subject(writer, dataset.load(subject), layers, models, dataset, options, report)
+                        seconds = time.perf_counter() - start
+                        report.subjects += 1
+                        say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({report.subjects} of {begun})")
+                    bar.advance(task)
+            # What is left is being built by others: wait for the first of them, and take it over if it was lost.
+            waiting, patient = left, True
+    with writer.claim("finish", wait=True):
+        writer.finalize(options.pack)
     return report
 
 
@@ -122,23 +155,25 @@ def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options
     }
     names["slices"] = "slices"
     writer.begin_layer("slices", slices_recipe)
-    if "embeddings" not in options.layers:
-        return names
-    embeddings_recipe = {
-        "slices": fingerprint(slices_recipe),
-        "encoder": models.encoder.recipe(),
-        "store": options.store,
-    }
-    names["embeddings"] = f"embeddings/{models.encoder.name}"
-    writer.begin_layer(names["embeddings"], embeddings_recipe, constants=models.encoder.constants())
+    if "embeddings" in options.layers:
+        names["embeddings"] = f"embeddings/{models.encoder.name}"
+        embeddings_recipe = {
+            "slices": fingerprint(slices_recipe),
+            "encoder": models.encoder.recipe(),
+            "store": options.store,
+        }
+        writer.begin_layer(names["embeddings"], embeddings_recipe, constants=models.encoder.constants())
     if "instructions" in options.layers:
         names["instructions"] = f"instructions/{options.variant}"
+        seen = "slices" if models.profile.sees_pictures else "embeddings"
         recipe = {
-            "embeddings": fingerprint(embeddings_recipe),
+            seen: fingerprint(slices_recipe if models.profile.sees_pictures else embeddings_recipe),
             "terms": dict(dataset.terms),
             "instance": dataset.instance,
             **models.instruction_recipe(),
         }
+        if models.profile.temperature:
+            recipe["seed"] = options.seed
         writer.begin_layer(names["instructions"], recipe)
     return names
 
@@ -199,12 +234,12 @@ def _say_agreement(study: Study) -> None:
             say(f"{study.subject}: labels of {modality}, resampled, agree with the target's with DSC {dice:.3f}")
 
 
-def _encode(models: Models, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+def _encode(models: Models, images: NDArray[np.uint8], batch_size: int | None) -> NDArray[np.float32]:
     """(n, M, size, size) -> (n, M, 256, 64, 64)."""
     n, modalities = images.shape[:2]
     flat = images.reshape(n * modalities, *images.shape[2:])
-    parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size)]
-    stacked = torch.cat([torch.as_tensor(part) for part in parts]).numpy()
+    parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size or len(flat))]
+    stacked = torch.cat(parts).numpy()
     return stacked.reshape(n, modalities, *stacked.shape[1:])
 
 
@@ -220,32 +255,58 @@ def _write_instructions(
 ) -> None:
     """The image's tokens and the question go into the LLM, its answer into the text encoder (Zeus, Eqs. 2 and 3).
 
-    The tokens come from the embedding as it is stored, so that a variant added later sees what the first one saw.
+    The image is taken as it is stored, so that a variant added later sees what the first one saw.
     """
-    embeddings = writer.embeddings(layers["embeddings"], subject)
-    flat = embeddings.reshape(-1, *embeddings.shape[2:])
+    if models.profile.sees_pictures:
+        shown: Tensor = torch.from_numpy(writer.slices(subject).images)
+    else:
+        shown = torch.from_numpy(writer.embeddings(layers["embeddings"], subject))
     keys = [(int(number), modality) for number in numbers for modality in dataset.modalities]
     questions = [question(dataset.instance, dataset.terms[modality]) for _, modality in keys]
+    sampled = models.profile.temperature > 0
+    seeds = [_seed(options.seed, subject, number, modality) if sampled else 0 for number, modality in keys]
     with report.timing("LLM", len(keys)):
-        answers = models.instruct(questions, torch.from_numpy(flat))
+        answers = models.instruct(questions, shown.flatten(0, 1), seeds)
     with report.timing("text encoder", len(keys)):
         texts = models.text_encoder.encode([answer.text for answer in answers])
     rows = [
         Instruction(
             slice_number=number,
             modality=modality,
-            prompt=models.llm.template.prompt(asked),
+            prompt=models.prompt(asked),
             text=answer.text,
             prompt_tokens=answer.prompt_tokens,
             output_tokens=answer.output_tokens,
             stop_reason=answer.stop_reason,
-            seed=0,
+            seed=seed,
         )
-        for (number, modality), asked, answer in zip(keys, questions, answers)
+        for (number, modality), asked, answer, seed in zip(keys, questions, answers, seeds)
     ]
+    report.empty += sum(not answer.text for answer in answers)
+    report.endless += sum(answer.stop_reason == "length" for answer in answers)
+    shape = (len(numbers), len(dataset.modalities))
+    states = None
+    if models.profile.keep_states:
+        states = _stack_states([answer.states for answer in answers], models.profile.max_new_tokens)
+        states = states.reshape(*shape, *states.shape[1:])
     with report.timing("writing instructions", len(keys)):
-        shaped = np.asarray(texts, dtype=np.float32).reshape(len(numbers), len(dataset.modalities), -1)
-        writer.write_instructions(layers["instructions"], subject, shaped, rows)
+        shaped = np.asarray(texts, dtype=np.float32).reshape(*shape, -1)
+        writer.write_instructions(layers["instructions"], subject, shaped, rows, states)
+
+
+def _seed(seed: int, subject: str, number: int, modality: str) -> int:
+    """A seed of its own for every instruction (63 bits): batches, order and resuming never change what is sampled."""
+    digest = hashlib.sha256(f"{seed}:{subject}:{number}:{modality}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _stack_states(states: Sequence[Tensor | None], length: int) -> NDArray[np.float16]:
+    """(L_i, H) each -> (rows, length, H), zeros behind."""
+    present = [state for state in states if state is not None]
+    stacked = np.zeros((len(present), length, present[0].shape[1]), np.float16)
+    for row, state in zip(stacked, present):
+        row[: len(state)] = state.numpy()
+    return stacked
 
 
 def _batches(items: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from cache.errors import UserError
 from cache.terminal import ZeusGroup, choose, existing, say, split_names
+
+if TYPE_CHECKING:
+    from stage1_instruct.build import BuildReport
+    from stage1_instruct.models.load import Models
 
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "nnunet")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
-models_options = [
+profile_options = [
     click.option(
         "--models", "profile", default="lite", show_default=True, help="Profile of frozen models, or a YAML file."
     ),
@@ -23,14 +30,18 @@ models_options = [
         metavar="PART=VALUE",
         help="Replace one part of the profile, e.g. llm=FOLDER.",
     ),
-    click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given."),
 ]
+device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+
+
+def with_profile(command):
+    for option in reversed(profile_options):
+        command = option(command)
+    return command
 
 
 def with_models(command):
-    for option in reversed(models_options):
-        command = option(command)
-    return command
+    return with_profile(device_option(command))
 
 
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -70,7 +81,12 @@ def main() -> None:
     show_default=True,
     help="uint8: 1 MiB a slice-modality, mask IoU 0.9986 against fp32; fp16: 2 MiB, exact to 2e-4.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Slice-modalities at a time.")
+@click.option("--batch-size", type=click.IntRange(1), help="Slice-modalities at a time.  [default: as many as fit]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampled instructions (temperature above 0).")
+@click.option(
+    "--grid",
+    help="One instruction layer for every row of a grid: table3, table4 (the paper's), or a YAML file.",
+)
 @click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
 @click.option(
     "--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]"
@@ -88,7 +104,9 @@ def build_cache_command(
     labels: str,
     slice_step: int,
     store: str,
-    batch_size: int,
+    batch_size: int | None,
+    seed: int,
+    grid: str | None,
     layers: str,
     pack: bool | None,
 ) -> None:
@@ -96,61 +114,105 @@ def build_cache_command(
 
     A finished subject stays finished. A layer made with other models, prompt or preprocessing is never mixed in: it is
     refused with what differs, and --variant NAME makes another instruction layer beside it.
+
+    Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
+    takes the next subject that is free, and a process that is lost costs the subject it had in work.
+
+    
+    accelerate launch --num_processes 8 --max_restarts 3 -m stage1_instruct.cli build-cache --dataset chaos
     """
     from dataclasses import replace
 
     from stage1_instruct.build import BuildOptions, build_cache, parse_layers
     from stage1_instruct.datasets import open_dataset
+    from stage1_instruct.profiles import parse_overrides
+    from stage1_instruct.variants import GridRow, read_grid
 
+    if grid and variant:
+        raise UserError("--grid names its variants itself; leave out --variant")
     wanted = choose(split_names(layers), ("slices", "embeddings", "instructions"), "layer")
     dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
     dataset = replace(dataset, subjects=choose(split_names(subjects), dataset.subjects, "subject"))
     say(
         f"{dataset.name}: {len(dataset.subjects)} subjects, {', '.join(dataset.modalities)}; to segment: {dataset.instance}"
     )
-    models = _models(profile, overrides, device)
-    options = BuildOptions(
-        out=out or Path("cache") / f"{dataset_name}.h5",
-        layers=parse_layers(wanted),
-        variant=variant or models.profile.name,
-        store=store,
-        slice_step=slice_step,
-        batch_size=batch_size,
-        pack=pack,
-    )
-    report = build_cache(dataset, models, options)
+    parts = parse_overrides(overrides)
+    rows = read_grid(grid) if grid else (GridRow(variant or "", {}),)
+    out = out or Path("cache") / f"{dataset_name}.h5"
+    for row in rows:
+        models = _models(profile, {**row.parts, **parts}, device, batch_size)
+        options = BuildOptions(
+            out=out,
+            layers=parse_layers(wanted),
+            variant=row.variant or models.profile.name,
+            store=store,
+            slice_step=slice_step,
+            batch_size=batch_size,
+            pack=pack,
+            seed=seed,
+        )
+        if grid:
+            say(f"variant {row.variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
+        _say_report(build_cache(dataset, models, options))
+    click.echo(f"{out} is complete: {len(dataset.subjects)} subjects. Next: zeus-segment train --cache {out}")
+
+
+def _say_report(report: BuildReport) -> None:
     for part, seconds in report.per_slice_modality().items():
         say(f"  {part}: {seconds:.3f} s a slice-modality")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
-    click.echo(
-        f"{options.out} is complete: {len(dataset.subjects)} subjects. Next: zeus-segment train --cache {options.out}"
-    )
+    if report.empty or report.endless:
+        count = report.done["LLM"]
+        say(
+            f"  of {count} instructions {report.empty} are empty and {report.endless} were cut at max_new_tokens; "
+            "the Parquet table's stop_reason names them"
+        )
 
 
-def _models(profile_name: str, overrides: tuple[str, ...], device: str | None):
+def _models(profile_name: str, parts: Mapping[str, str], device: str | None, batch_size: int | None = None) -> Models:
     """The frozen models of a profile; their weights are fetched when they are missing."""
     from stage1_instruct import weights
     from stage1_instruct.models.load import best_device, load_models
-    from stage1_instruct.profiles import load_profile, parse_overrides
+    from stage1_instruct.profiles import load_profile
 
-    profile = load_profile(profile_name, parse_overrides(overrides))
+    profile = load_profile(profile_name, parts)
     if not weights.is_present(profile):
         weights.fetch(profile)
-    return load_models(profile, device or best_device())
+    return load_models(profile, device or best_device(), batch_size=batch_size)
 
 
 @main.command()
-@click.option("--models", "profile", default="lite", show_default=True, help="The profile whose weights to get.")
-def fetch(profile: str) -> None:
+@with_profile
+def fetch(profile: str, overrides: tuple[str, ...]) -> None:
     """Download a profile's weights into ZEUS_HOME, check their sha256, convert them once.
 
     ZEUS_HOME is a folder of your choice (environment variable), or a per-user cache folder.
     """
     from stage1_instruct import weights
-    from stage1_instruct.profiles import load_profile
+    from stage1_instruct.profiles import load_profile, parse_overrides
 
-    weights.fetch(load_profile(profile, {}))
+    weights.fetch(load_profile(profile, parse_overrides(overrides)))
     click.echo(f"the weights of {profile} are in {weights.zeus_home()}")
+
+
+@main.command()
+@with_models
+def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None:
+    """Check a profile before hours of computing: every file there, loads, right shapes, fits, and speaks ten tokens.
+
+    Exit code 2 where something is wrong; everything that is wrong is listed.
+    """
+    from stage1_instruct.doctor import examine
+    from stage1_instruct.models.load import best_device
+    from stage1_instruct.profiles import load_profile, parse_overrides
+
+    sound = True
+    for finding in examine(load_profile(profile, parse_overrides(overrides)), device or best_device()):
+        click.echo(f"{'ok   ' if finding.sound else 'WRONG'}  {finding.part}: {' '.join(finding.found.split())}")
+        sound = sound and finding.sound
+    if not sound:
+        raise click.exceptions.Exit(2)
+    click.echo(f"{profile} is ready")
 
 
 @main.command("make-demo")
@@ -217,9 +279,10 @@ def train_projection_command(
 ) -> None:
     """Train the two-layer projection from vision features to the LLM, both frozen, on image-caption pairs."""
     from cache.reader import Cache
+    from stage1_instruct.profiles import parse_overrides
     from stage1_instruct.train_projection import read_pairs, train_projection
 
-    models = _models(profile, overrides, device)
+    models = _models(profile, parse_overrides(overrides), device)
     opened = Cache(existing(cache, "the cache")) if cache else None
     written = train_projection(
         read_pairs(existing(pairs, "the pairs file")),

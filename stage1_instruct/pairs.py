@@ -17,6 +17,7 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.grid import to_square
 from cache.terminal import progress
+from stage1_instruct.slices import PICTURE_SIZE
 
 if TYPE_CHECKING:
     from cache.reader import Cache
@@ -131,8 +132,9 @@ def vision_features(pairs: Sequence[Pair], models: Models, cache: Cache | None =
     for i in progress(pictures, "images") if pictures else ():
         source = pairs[i].source
         if source not in seen:
-            picture = _picture(pairs[i].image, models.encoder.input_size)  # type: ignore[arg-type]
-            seen[source] = models.vision.tokens(models.encoder.encode(picture[None], models.device))[0]
+            image = pairs[i].image
+            assert image is not None
+            seen[source] = models.features(_shown(image, models))[0].cpu()
         features[i] = seen[source]
     return torch.stack(features)
 
@@ -142,6 +144,11 @@ def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None)
 
     rows, modalities = from_cache(pairs, cache)
     assert cache is not None
+    if models.profile.sees_pictures:
+        return [
+            models.features(torch.from_numpy(cache.images([row])[:, modality]))[0].cpu()
+            for row, modality in zip(rows, modalities)
+        ]
     encoder = models.profile.encoder
     if encoder not in cache.encoders:
         raise UserError(f"the cache has no embeddings of {encoder}; it has: {', '.join(cache.encoders)}")
@@ -149,8 +156,15 @@ def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None)
     for row, modality in zip(rows, modalities):
         stored = cache.read_embeddings(encoder, [row], [modality])
         embedding = decode(stored.values, stored.scale, stored.offset)[:, 0]  # (1, 256, 64, 64)
-        tokens.append(models.vision.tokens(embedding.float().cpu())[0])
+        tokens.append(models.features(embedding.float())[0].cpu())
     return tokens
+
+
+def _shown(path: Path, models: Models) -> Tensor:
+    """A picture as the profile's vision sees it: itself, or its embedding."""
+    if models.profile.sees_pictures:
+        return torch.from_numpy(_picture(path, PICTURE_SIZE)[None])
+    return models.encoder.encode(_picture(path, models.encoder.input_size)[None])
 
 
 def _picture(path: Path, size: int) -> NDArray[np.uint8]:

@@ -15,8 +15,21 @@ from stage1_instruct.prompts import TEMPLATES
 from stage1_instruct.weights import SOURCES
 
 FOLDER = Path(__file__).parent / "profiles"
-ENCODERS = ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam")
-VISIONS = ("regions", "pooled")
+NONE = "none"  # a part that is left out
+CHOICES = {
+    "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
+    "encoder_precision": ("fp32", "bf16", "fp16"),
+    "instructor": ("llm", "blip2"),
+    "vision": ("regions", "pooled", "medclip_vit", "medclip_resnet"),
+    "vision_feature": ("pooled", "projected", "tokens"),
+    "connector": ("mlp", "linear", "qformer"),
+    "llm_precision": ("fp32", "bf16", "fp16"),
+    "llm_quantize": (NONE, "8bit", "4bit"),
+    "llm_device_map": (NONE, "auto"),
+    "template": tuple(TEMPLATES),
+    "text_kind": ("bert", "medclip", "clip"),
+    "text_window": ("truncate", "extended", "mean"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,20 +39,36 @@ class Profile:
     name: str
     encoder: str
     encoder_weights: str
+    encoder_precision: str
+    instructor: str
+    blip2: str
     vision: str
     vision_grid: int
+    vision_weights: str
+    vision_feature: str
+    connector: str
     projection: str
     projection_hidden: int
+    lora: str
     llm: str
+    llm_precision: str
+    llm_quantize: str
+    llm_device_map: str
     template: str
     max_new_tokens: int
+    temperature: float
+    top_p: float
     repetition_penalty: float
     no_repeat_ngram_size: int
     llm_batch: int
+    keep_states: bool
+    text_kind: str
     text_encoder: str
+    text_tokenizer: str
+    text_window: str
 
     def __post_init__(self) -> None:
-        for part, values in (("encoder", ENCODERS), ("vision", VISIONS), ("template", tuple(TEMPLATES))):
+        for part, values in CHOICES.items():
             if getattr(self, part) not in values:
                 raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
         for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch"):
@@ -49,11 +78,40 @@ class Profile:
             raise UserError(f"vision_grid = {self.vision_grid}, expected a divisor of 64 (the embedding's side)")
         if self.repetition_penalty < 1 or self.no_repeat_ngram_size < 0:
             raise UserError("repetition_penalty is 1 (off) or more, no_repeat_ngram_size 0 (off) or more")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UserError("temperature is 0 (greedy) or more, top_p above 0 and at most 1")
+        for part, wanted_by in self._wanted.items():
+            if getattr(self, part) == NONE:
+                raise UserError(f"{wanted_by} needs {part}; give it with --set {part}=... (zeus-instruct fetch -h)")
+
+    @property
+    def _wanted(self) -> dict[str, str]:
+        """The parts that have to be there, beside encoder_weights -> what wants them."""
+        wanted = {"text_encoder": f"text_kind = {self.text_kind}"}
+        if self.instructor == "blip2":
+            wanted["blip2"] = "instructor = blip2"
+        else:
+            wanted["llm"] = "instructor = llm"
+            if self.sees_pictures:
+                wanted["vision_weights"] = f"vision = {self.vision}"
+        if self.text_kind == "medclip":
+            wanted["text_tokenizer"] = "text_kind = medclip"
+        return wanted
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether the instructor sees the picture itself and not the image encoder's embedding."""
+        return self.instructor == "blip2" or self.vision.startswith("medclip")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is loaded: names that `fetch` knows, or paths, each once."""
+        return tuple(dict.fromkeys((self.encoder_weights, *(getattr(self, part) for part in self._wanted))))
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The weights that `fetch` has to provide; parts given as paths are not among them."""
-        return tuple(part for part in (self.encoder_weights, self.llm, self.text_encoder) if part in SOURCES)
+        return tuple(part for part in self.parts if part in SOURCES)
 
 
 def profile_names() -> tuple[str, ...]:
@@ -110,6 +168,10 @@ def _profile(values: Mapping[Any, Any], where: str) -> Profile:
 
 
 def _typed(part: str, value: Any, kind: str) -> Any:
+    if kind == "bool":
+        if str(value).lower() not in ("yes", "no", "true", "false"):
+            raise UserError(f"{part} = {value!r}, expected yes or no")
+        return str(value).lower() in ("yes", "true")
     convert = {"int": int, "float": float, "str": str}[kind]
     try:
         converted = convert(value)

@@ -19,7 +19,7 @@ from torch import Tensor
 from cache.errors import UserError
 from cache.terminal import progress
 from cache.terminal import say as say_to_terminal
-from stage1_instruct.models.connectors import Projection
+from stage1_instruct.models.connectors import Connector, save_connector
 from stage1_instruct.models.llm import InstructionLLM
 from stage1_instruct.models.load import trained_projection
 from stage1_instruct.pairs import Pair, read_pairs, vision_features
@@ -102,7 +102,7 @@ def train_projection(
         "loss": {"training": training_loss, "held_out_before": held_out_before, "held_out": held_out_after},
         "sample": {"before": before, "after": after, "caption": captions[sample]},
     }
-    projection.save(out, facts)
+    save_connector(projection, out, facts)
     say(f"projection saved: {out}")
     return out
 
@@ -132,7 +132,7 @@ def _steps(count: int, recipe: TrainingRecipe) -> int:
 
 
 def fit(
-    projection: Projection,
+    projection: Connector,
     llm: InstructionLLM,
     features: Tensor,
     questions: Sequence[str],
@@ -184,7 +184,7 @@ def _rate(step: int, total: int, warm_up: float) -> float:
 
 
 def caption_loss(
-    projection: Projection,
+    projection: Connector,
     llm: InstructionLLM,
     features: Tensor,
     questions: Sequence[str],
@@ -226,7 +226,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 @torch.no_grad()
 def mean_loss(
-    projection: Projection,
+    projection: Connector,
     llm: InstructionLLM,
     features: Tensor,
     questions: Sequence[str],
@@ -247,7 +247,7 @@ def mean_loss(
 
 
 @torch.no_grad()
-def caption(projection: Projection, llm: InstructionLLM, features: Tensor, asked: str) -> str:
+def caption(projection: Connector, llm: InstructionLLM, features: Tensor, asked: str) -> str:
     """What the language model says of one image: features (T, C)."""
     tokens = projection(features[None].to(llm.embedding.weight.device))
     return llm.generate([asked], tokens)[0].text

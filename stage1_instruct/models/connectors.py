@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,43 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from cache.atomic import write_atomically
 from cache.errors import UserError
+from stage1_instruct.models.qformer import QFormer
 
 
-class Projection(nn.Module):
-    """Two linear layers with GELU between them, LLaVA's `mlp2x_gelu`.
+class Connector(nn.Module):
+    """Vision features (B, T, inputs) -> image tokens of the language model (B, T', outputs).
 
     The features are first standardised by `mean` and `std` of the training pictures (not trained, identity without
     training): pooled embeddings of different slices share most of their value, and only the rest tells them apart.
+
+    Attributes:
+        kind: 'mlp', two linear layers with GELU between them (LLaVA's `mlp2x_gelu`); 'linear', one (XrayGPT's and
+            MiniGPT-4's llama_proj); 'qformer', 32 learned queries that look at all features of a picture.
+        sizes: inputs, hidden (of an mlp) and outputs.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, kind: str, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.first = nn.Linear(inputs, hidden)
-        self.second = nn.Linear(hidden, outputs)
+        if kind == "mlp":
+            self.layers: nn.Module = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+        elif kind == "linear":
+            self.layers = nn.Linear(inputs, outputs)
+        elif kind == "qformer":
+            self.layers = QFormer(inputs, outputs)
+        else:
+            raise UserError(f"connector = {kind!r} is unknown; there are: mlp, linear, qformer")
+        self.kind = kind
+        self.sizes = {"inputs": inputs, "hidden": hidden, "outputs": outputs}
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("std", torch.ones(inputs))
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        first, second = self.first, self.second
-        return {"inputs": first.in_features, "hidden": first.out_features, "outputs": second.out_features}
-
     def forward(self, features: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
-        return self.second(nn.functional.gelu(self.first((features - self.mean) / self.std)))
+        return self.layers((features - self.mean) / self.std)
 
     def standardise_by(self, features: Tensor) -> None:
         """Takes mean and spread per channel from features (..., inputs)."""
@@ -49,69 +57,88 @@ class Projection(nn.Module):
         self.mean.copy_(flat.mean(0))
         self.std.copy_(flat.std(0).clamp_min(1e-4))
 
-    @classmethod
-    def untrained(cls, inputs: int, hidden: int, embedding: Tensor, seed: int = 0) -> Projection:
-        """Seeded random weights whose outputs have the spread of the LLM's own token embeddings.
-
-        Args:
-            embedding: (vocabulary, width) of the LLM.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        projection = cls(inputs, hidden, embedding.shape[1]).requires_grad_(False)
-        for layer in (projection.first, projection.second):
-            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
-            layer.bias.zero_()
-        probe = projection(torch.randn(512, inputs, generator=generator))
-        projection.second.weight.mul_(embedding.float().std().cpu() / probe.std())
-        return projection.requires_grad_(True)
-
-    def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Writes the weights with their sizes and `facts` (JSON-able) as metadata; atomic."""
-        metadata = {"projection": json.dumps({**facts, **self.sizes}, sort_keys=True)}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(save(tensors, metadata=metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: Path, inputs: int, outputs: int) -> tuple[Projection, dict[str, Any]]:
-        """A saved projection and the facts saved with it.
-
-        Args:
-            inputs: width of the vision features it will be given.
-            outputs: width of the language model it will feed.
-        Raises:
-            UserError: not a projection of ours; one for other widths.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["projection"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            projection = cls(facts["inputs"], facts["hidden"], facts["outputs"])
-            projection.load_state_dict(tensors)
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is not a projection that train-projection saved: {error}") from error
-        for side, found, expected in (
-            ("takes vision features", facts["inputs"], inputs),
-            ("feeds a language model", facts["outputs"], outputs),
-        ):
-            if found != expected:
-                raise UserError(
-                    f"the projection {path} {side} {found} wide, but this profile's are {expected}; "
-                    "train one for this profile (zeus-instruct train-projection) or --set projection=untrained"
-                )
-        return projection, facts
-
     def digest(self) -> str:
-        """sha256 over the weights, which stands for the projection in a recipe."""
+        """sha256 over the weights, which stands for the connector in a recipe."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} ".encode() + tensor.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()
+
+
+@torch.no_grad()
+def new_connector(kind: str, inputs: int, hidden: int, embedding: Tensor, seed: int = 0) -> Connector:
+    """Seeded random weights whose outputs have the spread of the language model's own token embeddings.
+
+    Args:
+        embedding: (vocabulary, width) of the language model.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    connector = Connector(kind, inputs, hidden, embedding.shape[1])
+    for module in connector.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / module.in_features**0.5)
+            module.bias.zero_()
+    if isinstance(connector.layers, QFormer):
+        connector.layers.begin(generator)
+    last = [module for module in connector.modules() if isinstance(module, nn.Linear)][-1]
+    probe = connector.eval()(torch.randn(8, 64, inputs, generator=generator))
+    last.weight.mul_(embedding.float().std().cpu() / probe.std())
+    return connector
+
+
+def save_connector(connector: Connector, path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes the weights with their kind, sizes and `facts` (JSON-able) as metadata; atomic."""
+    metadata = {"projection": json.dumps({**facts, "kind": connector.kind, **connector.sizes}, sort_keys=True)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in connector.state_dict().items()}
+    write_atomically(path, save(tensors, metadata=metadata))
+
+
+def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, dict[str, Any]]:
+    """A saved connector and the facts saved with it.
+
+    Args:
+        inputs: width of the vision features it will be given.
+        outputs: width of the language model it will feed.
+    Raises:
+        UserError: not a connector of ours; one for other widths.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["projection"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        connector = Connector(facts["kind"], facts["inputs"], facts["hidden"], facts["outputs"])
+        connector.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not a projection that train-projection saved: {error}") from error
+    for side, found, expected in (
+        ("takes vision features", facts["inputs"], inputs),
+        ("feeds a language model", facts["outputs"], outputs),
+    ):
+        if found != expected:
+            raise UserError(
+                f"the projection {path} {side} {found} wide, but this profile's are {expected}; "
+                "train one for this profile (zeus-instruct train-projection) or --set projection=untrained"
+            )
+    return connector, facts
+
+
+def read_llama_proj(path: Path) -> Connector:
+    """The linear projection of an XrayGPT or MiniGPT-4 checkpoint: `llama_proj`, Linear(768, width of the LLM).
+
+    Their other entries (buffers of the Q-Former and the LLM) are left. It was trained on the tokens of BLIP-2's Q-Former,
+    not on MedCLIP's features: a start for training, no more (XrayGPT never loads MedCLIP).
+
+    Raises:
+        UserError: no such file, a pickle that would run code, no llama_proj in it.
+    """
+    from stage1_instruct.weight_files import read_weights
+
+    state = read_weights(path)
+    names = ("llama_proj.weight", "llama_proj.bias")
+    lacking = [name for name in names if name not in state]
+    if lacking:
+        raise UserError(f"{path} holds no {lacking[0]}; expected a checkpoint of XrayGPT or MiniGPT-4")
+    weight, bias = (state[name].float() for name in names)
+    connector = Connector("linear", weight.shape[1], 0, weight.shape[0])
+    connector.layers.load_state_dict({"weight": weight, "bias": bias})
+    return connector

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cache.errors import UserError
 from cache.terminal import say as say_to_terminal
-from stage1_instruct.models.connectors import Projection
+from stage1_instruct.models.connectors import Connector, load_connector, new_connector
 from stage1_instruct.models.image_encoder import ImageEncoder
-from stage1_instruct.models.llm import Decoding, Generation, InstructionLLM
-from stage1_instruct.models.text_encoder import TextEncoder
-from stage1_instruct.models.vision_features import VisionFeatures
-from stage1_instruct.profiles import Profile
+from stage1_instruct.models.llm import Decoding, Generation, InstructionLLM, Loading
+from stage1_instruct.models.text_encoder import InstructionEncoder, TextEncoder
+from stage1_instruct.models.vision_features import Vision, VisionFeatures
+from stage1_instruct.profiles import NONE, Profile
 from stage1_instruct.prompts import template
 from stage1_instruct.weights import zeus_home
+
+if TYPE_CHECKING:
+    from stage1_instruct.models.blip2 import Blip2Instructor
 
 
 def trained_projection(profile: Profile) -> Path:
@@ -28,19 +32,26 @@ def trained_projection(profile: Profile) -> Path:
 
 
 def best_device() -> str:
-    """'cuda' where there is a GPU, else 'cpu'."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """'cuda' where there is a GPU, the one of its own for each process of accelerate launch; else 'cpu'."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 class Models:
     """The frozen models of a profile on one device."""
 
     def __init__(
-        self, profile: Profile, device: str | torch.device, say: Callable[[str], None] = say_to_terminal
+        self,
+        profile: Profile,
+        device: str | torch.device,
+        say: Callable[[str], None] = say_to_terminal,
+        batch_size: int | None = None,
     ) -> None:
         self.profile = profile
         self.device = torch.device(device)
         self._say = say
+        self._batch_size = batch_size
 
     @cached_property
     def encoder(self) -> ImageEncoder:
@@ -51,11 +62,19 @@ class Models:
             return LiteMedSAM(profile.encoder_weights, self.device)
         from stage1_instruct.models.sam import SamEncoder
 
-        return SamEncoder(profile.encoder, profile.encoder_weights, self.device)
+        return SamEncoder(
+            profile.encoder, profile.encoder_weights, self.device, profile.encoder_precision, self._batch_size
+        )
 
     @cached_property
-    def vision(self) -> VisionFeatures:
-        return VisionFeatures(1 if self.profile.vision == "pooled" else self.profile.vision_grid)
+    def vision(self) -> Vision:
+        profile = self.profile
+        if profile.vision.startswith("medclip"):
+            from stage1_instruct.models.medclip import MedCLIPVision
+
+            variant = profile.vision.removeprefix("medclip_")
+            return MedCLIPVision(variant, profile.vision_weights, profile.vision_feature, self.device)
+        return VisionFeatures(1 if profile.vision == "pooled" else profile.vision_grid)
 
     @cached_property
     def llm(self) -> InstructionLLM:
@@ -65,15 +84,46 @@ class Models:
             repetition_penalty=profile.repetition_penalty,
             no_repeat_ngram_size=profile.no_repeat_ngram_size,
             batch_size=profile.llm_batch,
+            temperature=profile.temperature,
+            top_p=profile.top_p,
+            keep_states=profile.keep_states,
         )
-        return InstructionLLM(profile.llm, template(profile.template), decoding, self.device)
+        loading = Loading(profile.llm_precision, profile.llm_quantize, profile.llm_device_map)
+        llm = InstructionLLM(profile.llm, template(profile.template), decoding, self.device, loading)
+        if profile.lora != NONE:
+            from stage1_instruct.models.lora import load_lora
+
+            load_lora(llm.model, Path(profile.lora).expanduser())
+        return llm
 
     @cached_property
-    def text_encoder(self) -> TextEncoder:
-        return TextEncoder(self.profile.text_encoder, self.device)
+    def blip2(self) -> Blip2Instructor:
+        from stage1_instruct.models.blip2 import Blip2Instructor
+
+        profile = self.profile
+        return Blip2Instructor(
+            profile.blip2,
+            max_new_tokens=profile.max_new_tokens,
+            device=self.device,
+            precision=profile.llm_precision,
+            lora=None if profile.lora == NONE else Path(profile.lora).expanduser(),
+        )
 
     @cached_property
-    def projection(self) -> Projection:
+    def text_encoder(self) -> InstructionEncoder:
+        profile = self.profile
+        if profile.text_kind == "medclip":
+            from stage1_instruct.models.medclip import MedCLIPText
+
+            return MedCLIPText(profile.text_encoder, profile.text_tokenizer, profile.text_window, self.device)
+        if profile.text_kind == "clip":
+            from stage1_instruct.models.clip_text import CLIPText
+
+            return CLIPText(profile.text_encoder, self.device)
+        return TextEncoder(profile.text_encoder, self.device)
+
+    @cached_property
+    def projection(self) -> Connector:
         """The projection the profile names, on the device; says so where it is untrained.
 
         Raises:
@@ -82,7 +132,7 @@ class Models:
         return self._projection[0]
 
     @cached_property
-    def _projection(self) -> tuple[Projection, dict[str, Any]]:
+    def _projection(self) -> tuple[Connector, dict[str, Any]]:
         chosen = self.profile.projection
         path = trained_projection(self.profile) if chosen == "auto" else Path(chosen).expanduser()
         if chosen == "untrained" or (chosen == "auto" and not path.exists()):
@@ -90,10 +140,15 @@ class Models:
                 "the projection from image to language model is UNTRAINED: the text hardly depends on the image; "
                 f"zeus-instruct train-projection --models {self.profile.name} trains one"
             )
-            return self.new_projection().to(self.device), {"trained": False}
+            return self.new_projection().eval().requires_grad_(False).to(self.device), {"trained": False}
         if not path.exists():
             raise UserError(f"no projection at {path}: expected 'auto', 'untrained' or a file of train-projection")
-        projection, facts = Projection.load(path, self.vision.width, self.llm.width)
+        projection, facts = load_connector(path, self.vision.width, self.llm.width)
+        if projection.kind != self.profile.connector:
+            raise UserError(
+                f"the projection {path} is of the kind {projection.kind}, the profile wants {self.profile.connector}; "
+                f"--set connector={projection.kind}, or train another (zeus-instruct train-projection)"
+            )
         differing = [part for part, value in self.vision_recipe().items() if facts.get("vision", {}).get(part) != value]
         if differing:
             raise UserError(
@@ -104,38 +159,76 @@ class Models:
             self._say(f"the projection {path} was trained through another language model of the same width")
         return projection.eval().requires_grad_(False).to(self.device), {"trained": True, **facts}
 
-    def new_projection(self, seed: int = 0) -> Projection:
+    def new_projection(self, seed: int = 0) -> Connector:
         """A seeded, untrained projection for this profile."""
         embedding = self.llm.embedding.weight.detach()
-        return Projection.untrained(self.vision.width, self.profile.projection_hidden, embedding, seed)
+        profile = self.profile
+        return new_connector(profile.connector, self.vision.width, profile.projection_hidden, embedding, seed)
 
     def vision_recipe(self) -> dict[str, Any]:
         """What decides the vision features."""
+        if self.profile.sees_pictures:
+            return self.vision.recipe()
         return {"encoder": self.encoder.recipe(), **self.vision.recipe()}
 
     @torch.inference_mode()
-    def image_tokens(self, embeddings: Tensor) -> Tensor:
-        """Embeddings float32 (B, 256, 64, 64) -> image tokens for the LLM, float32 (B, T, H)."""
-        return self.projection(self.vision.tokens(embeddings.to(self.device)))
+    def features(self, images: Tensor) -> Tensor:
+        """Vision features float32 (B, T, C) on the device.
 
-    def instruct(self, questions: Sequence[str], embeddings: Tensor) -> list[Generation]:
-        """One instruction per question and embedding (B, 256, 64, 64), in order."""
-        return self.llm.generate(questions, self.image_tokens(embeddings))
+        Args:
+            images: what the profile's vision sees: embeddings float32 (B, 256, 64, 64), or pictures uint8 (B, H, W)
+                where `profile.sees_pictures`.
+        """
+        return self.vision.tokens(images if self.profile.sees_pictures else images.to(self.device))
+
+    @torch.inference_mode()
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Images as for `features` -> image tokens for the LLM, float32 (B, T, H)."""
+        return self.projection(self.features(images))
+
+    def instruct(
+        self, questions: Sequence[str], images: Tensor, seeds: Sequence[int] | None = None
+    ) -> list[Generation]:
+        """One instruction per question and image (as for `features`), in order; `seeds` count where it samples."""
+        if self.profile.instructor == "blip2":
+            return self.blip2.instruct(questions, images.numpy(), seeds)
+        return self.llm.generate(questions, self.image_tokens(images), seeds)
+
+    def prompt(self, question: str) -> str:
+        """The whole prompt as a person reads it."""
+        if self.profile.instructor == "blip2":
+            return self.blip2.prompt(question)
+        return self.llm.template.prompt(question)
 
     def instruction_recipe(self) -> dict[str, Any]:
         """What decides an instruction's text and its embedding, JSON-able, without paths."""
+        if self.profile.instructor == "blip2":
+            return {"blip2": self.blip2.recipe(), "text_encoder": self.text_encoder.recipe()}
         projection, facts = self._projection
         state = {"sha256": projection.digest(), **projection.sizes} if facts["trained"] else "untrained"
-        return {
+        recipe = {
             "vision": self.vision_recipe(),
+            "connector": projection.kind,
             "projection": state,
             "llm": self.llm.recipe(),
             "text_encoder": self.text_encoder.recipe(),
         }
+        if self.profile.lora != NONE:
+            from stage1_instruct.models.lora import lora_digest
+
+            recipe["lora"] = lora_digest(Path(self.profile.lora).expanduser())
+        return recipe
 
 
 def load_models(
-    profile: Profile, device: str | torch.device = "cpu", say: Callable[[str], None] = say_to_terminal
+    profile: Profile,
+    device: str | torch.device = "cpu",
+    say: Callable[[str], None] = say_to_terminal,
+    batch_size: int | None = None,
 ) -> Models:
-    """The profile's models; nothing is loaded before it is used."""
-    return Models(profile, device, say)
+    """The profile's models; nothing is loaded before it is used.
+
+    Args:
+        batch_size: pictures at a time through the image encoder; None: as many as fit.
+    """
+    return Models(profile, device, say, batch_size)

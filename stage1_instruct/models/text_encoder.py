@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,23 @@ from numpy.typing import NDArray
 
 from stage1_instruct.models.pretrained import load_pretrained
 from stage1_instruct.weights import digest_of
+
+
+class InstructionEncoder(Protocol):
+    """A frozen text encoder: one unit vector a text.
+
+    Attributes:
+        width: D of the vectors.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Float32 (B, D), in order; what else is in the batch does not change a vector."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the vectors, JSON-able, without paths."""
 
 
 class TextEncoder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -37,13 +39,11 @@ def test_bad_options_of_build_cache_are_one_line(tmp_path: Path):
     assert not (tmp_path / "c.h5").exists()
 
 
-def test_sam_without_torchvision_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.delitem(sys.modules, "segment_anything", raising=False)
+def test_a_pickle_where_sams_weights_should_be_is_never_run_and_leaves_no_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     weights = tmp_path / "sam.pth"
-    weights.write_bytes(b"0")
+    weights.write_bytes(pickle.dumps(Bomb()))
     write_demo("nnunet", tmp_path / "data", subjects=1)
     monkeypatch.setenv("ZEUS_HOME", str(tmp_path / "home"))
     result = run(
@@ -51,7 +51,15 @@ def test_sam_without_torchvision_says_what_to_install(tmp_path: Path, monkeypatc
         *("--layers", "embeddings", "--set", "encoder=sam_vit_b", "--set", f"encoder_weights={weights}"),
         *("--set", f"llm={tmp_path}", "--set", f"text_encoder={tmp_path}", "--device", "cpu"),
     )
-    fails(result, "torchvision", "pip install")
+    fails(result, "sam.pth", "plain weights file")
+    assert not (tmp_path / "c.h5.d" / "embeddings").exists()
+
+
+class Bomb:
+    """Would end the test run if it were unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (1,)
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "make-pairs"])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cache.errors import UserError
-from stage1_instruct.models.connectors import Projection
+from stage1_instruct.models.connectors import load_connector
 from stage1_instruct.models.load import Models, load_models, trained_projection
 from stage1_instruct.pairs import Pair, read_pairs
 from stage1_instruct.profiles import Profile, load_profile
@@ -168,7 +168,7 @@ def test_two_runs_of_one_seed_give_identical_weights(tiny: Models, pairs_file: P
 def test_saved_projection_is_found_by_the_next_build_with_its_recipe(tiny: Models, pairs_file: Path) -> None:
     written = train_projection(read_pairs(pairs_file), tiny, epochs=2, batch_size=3, say=quiet)
     assert written == trained_projection(tiny.profile)
-    _, facts = Projection.load(written, 256, 32)
+    _, facts = load_connector(written, 256, 32)
     assert facts["training"]["epochs"] == 2
     assert facts["llm_sha256"] == tiny.llm.digest
     assert facts["loss"]["held_out"] is None or facts["loss"]["held_out"] > 0

@@ -1,0 +1,119 @@
+"""Looks at a profile's models before hours of computing: is every file there, does it load, fit and speak?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from cache.errors import UserError
+from stage1_instruct.models.load import Models, load_models
+from stage1_instruct.profiles import Profile
+from stage1_instruct.prompts import question
+from stage1_instruct.weights import path_of
+
+TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what, whether it is as it should be, and what was found."""
+
+    part: str
+    sound: bool
+    found: str
+
+
+def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
+    """Findings as they come: files first, then memory, then every model loaded and used once.
+
+    One broken part does not keep the others from being looked at. Needs no data: the picture is a gradient.
+    """
+    missing = False
+    for part in profile.parts:
+        try:
+            yield Finding(part, True, f"{path_of(part)}, {_bytes(path_of(part)) / 1e9:.2f} GB")
+        except UserError as error:
+            missing = True
+            yield Finding(part, False, str(error))
+    if missing:
+        return
+    yield _memory(profile, torch.device(device))
+    said: list[str] = []
+    models = load_models(replace(profile, max_new_tokens=TOKENS), device, said.append, batch_size=1)
+    checks: dict[str, Callable[[Models], str]] = {"image encoder": _encoder}
+    if profile.instructor == "llm":
+        checks |= {"vision features": _vision, "projection": _projection}
+    for part, check in (checks | {"instruction": _instruction, "text encoder": _text}).items():
+        try:
+            yield Finding(part, True, check(models))
+        except (UserError, torch.OutOfMemoryError) as error:
+            yield Finding(part, False, str(error))
+    for message in said:
+        yield Finding("note", True, message)
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _memory(profile: Profile, device: torch.device) -> Finding:
+    """Weights as they lie on the disk against free memory: a lower bound, in the precision they are stored in."""
+    needed = sum(_bytes(path_of(part)) for part in profile.parts)
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+    return Finding(
+        "memory",
+        needed < free,
+        f"the weights take {needed / 1e9:.1f} GB or more, {free / 1e9:.1f} GB are free on {device}",
+    )
+
+
+def _picture(size: int) -> np.ndarray:
+    return np.tile(np.linspace(0, 255, size).astype(np.uint8), (1, size, 1))
+
+
+def _shown(models: Models) -> torch.Tensor:
+    """The test picture as the profile's vision sees it."""
+    if models.profile.sees_pictures:
+        return torch.from_numpy(_picture(256))
+    return models.encoder.encode(_picture(models.encoder.input_size))
+
+
+def _encoder(models: Models) -> str:
+    start = time.perf_counter()
+    embedding = models.encoder.encode(_picture(models.encoder.input_size))
+    seconds = time.perf_counter() - start
+    if not bool(torch.isfinite(embedding).all()):
+        raise UserError(f"{models.encoder.name} gives NaN or infinite values; try --set encoder_precision=fp32")
+    constants = models.encoder.constants()
+    return f"{models.encoder.name}: {tuple(embedding.shape)} in {seconds:.1f} s, {len(constants)} decoder constants"
+
+
+def _vision(models: Models) -> str:
+    features = models.features(_shown(models))
+    return f"{models.profile.vision}: {features.shape[1]} tokens, {features.shape[2]} wide"
+
+
+def _projection(models: Models) -> str:
+    tokens = models.image_tokens(_shown(models))
+    return f"{models.projection.kind}: {tokens.shape[1]} image tokens, {tokens.shape[2]} wide, as the language model's"
+
+
+def _instruction(models: Models) -> str:
+    asked = question("liver", "MRI-T2")
+    start = time.perf_counter()
+    answer = models.instruct([asked], _shown(models), [0])[0]
+    seconds = time.perf_counter() - start
+    return f"{answer.output_tokens} tokens in {seconds:.1f} s: {answer.text!r}"
+
+
+def _text(models: Models) -> str:
+    vector = models.text_encoder.encode(["The liver is bright."])
+    return f"{models.profile.text_kind}: {vector.shape[1]} wide; the aligner takes any width"
