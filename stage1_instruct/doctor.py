@@ -46,10 +46,14 @@ def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
     yield _memory(profile, torch.device(device))
     said: list[str] = []
     models = load_models(replace(profile, max_new_tokens=TOKENS), device, said.append, batch_size=1)
-    checks: dict[str, Callable[[Models], str]] = {"image encoder": _encoder}
-    if profile.instructor == "llm":
-        checks |= {"vision features": _vision, "projection": _projection}
-    for part, check in (checks | {"instruction": _instruction, "text encoder": _text}).items():
+    checks: dict[str, Callable[[Models], str]] = {
+        "image encoder": _encoder,
+        "vision features": _vision,
+        "projection": _projection,
+        "instruction": _instruction,
+        "text encoder": _text,
+    }
+    for part, check in checks.items():
         try:
             yield Finding(part, True, check(models))
         except (UserError, torch.OutOfMemoryError) as error:

@@ -26,12 +26,14 @@ class Template:
         text: the prompt with {image} once and {question} once.
         marker: what ends the answer; the text is cut there.
         answer_end: what a training target ends with, so that the model learns to stop.
+        image_first: the image stands before the beginning-of-text token, not after it (BLIP-2).
     """
 
     name: str
     text: str
     marker: str
     answer_end: str
+    image_first: bool = False
 
     def pieces(self, question: str) -> tuple[str, str]:
         """The text before and after the image tokens."""
@@ -59,6 +61,14 @@ TEMPLATES: Mapping[str, Template] = {
         text="###Patient: <Img>{image}</Img> {question} ###Doctor:",
         marker="###",
         answer_end=" ###",
+    ),
+    # BLIP-2's question answering prompt (Li et al. 2023, appendix; transformers' model card).
+    "blip2": Template(
+        name="blip2",
+        text="{image}Question: {question} Answer:",
+        marker="\n",
+        answer_end="\n",
+        image_first=True,
     ),
 }
 

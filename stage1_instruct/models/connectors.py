@@ -26,7 +26,8 @@ class Connector(nn.Module):
 
     Attributes:
         kind: 'mlp', two linear layers with GELU between them (LLaVA's `mlp2x_gelu`); 'linear', one (XrayGPT's and
-            MiniGPT-4's llama_proj); 'qformer', 32 learned queries that look at all features of a picture.
+            MiniGPT-4's llama_proj); 'qformer', 32 learned queries that look at all features of a picture; 'none', for
+            features that are image tokens already.
         sizes: inputs, hidden (of an mlp) and outputs.
     """
 
@@ -39,6 +40,8 @@ class Connector(nn.Module):
             self.layers: nn.Module = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
         elif kind == "linear":
             self.layers = nn.Linear(inputs, outputs)
+        elif kind == "none":
+            self.layers = nn.Identity()
         elif kind == "qformer":
             self.layers = QFormer(inputs, outputs)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -17,7 +17,25 @@ from stage1_instruct.models.pretrained import Loading, load_pretrained
 from stage1_instruct.prompts import Template
 from stage1_instruct.weights import digest_of
 
-__all__ = ["Decoding", "Generation", "InstructionLLM", "Loading"]
+__all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading"]
+
+
+class LoadedLLM(NamedTuple):
+    """A frozen causal LM, its tokenizer, and the digest that stands for it in a recipe."""
+
+    tokenizer: Any
+    model: Any
+    digest: str
+
+
+def load_llm(llm: str, loading: Loading, device: str | torch.device) -> LoadedLLM:
+    """Args: llm: a name that `fetch` knows, or a folder with config, weights and tokenizer.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    auto_class = transformers.AutoModelForCausalLM
+    return LoadedLLM(*load_pretrained(auto_class, llm, "language model", loading, device), digest_of(llm))
 
 
 @dataclass(frozen=True)
@@ -45,20 +63,18 @@ class InstructionLLM:
 
     def __init__(
         self,
-        llm: str,
+        llm: str | LoadedLLM,
         template: Template,
         decoding: Decoding,
         device: str | torch.device = "cpu",
         loading: Loading | None = None,
     ) -> None:
-        """Args: llm: a name that `fetch` knows, or a folder with config, weights and tokenizer."""
+        """Args: llm: loaded already, or as for `load_llm`."""
         self.loading = loading or Loading()
-        self.tokenizer, self.model = load_pretrained(
-            transformers.AutoModelForCausalLM, llm, "language model", self.loading, device
-        )
+        loaded = load_llm(llm, self.loading, device) if isinstance(llm, str) else llm
+        self.tokenizer, self.model, self.digest = loaded
         self.template = template
         self.decoding = decoding
-        self.digest = digest_of(llm)
         self._slots = decoding.batch_size
 
     @property
@@ -84,6 +100,8 @@ class InstructionLLM:
 
     def _prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         before, after = (self.token_ids(piece) for piece in self.template.pieces(question))
+        if self.template.image_first:
+            return before, self._beginning() + after
         return self._beginning() + before, after
 
     def _beginning(self) -> list[int]:

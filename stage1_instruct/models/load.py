@@ -23,7 +23,7 @@ from stage1_instruct.prompts import template
 from stage1_instruct.weights import zeus_home
 
 if TYPE_CHECKING:
-    from stage1_instruct.models.blip2 import Blip2Instructor
+    from stage1_instruct.models.blip2 import Blip2
 
 
 def trained_projection(profile: Profile) -> Path:
@@ -69,6 +69,8 @@ class Models:
     @cached_property
     def vision(self) -> Vision:
         profile = self.profile
+        if profile.instructor == "blip2":
+            return self._blip2
         if profile.vision.startswith("medclip"):
             from stage1_instruct.models.medclip import MedCLIPVision
 
@@ -88,8 +90,10 @@ class Models:
             top_p=profile.top_p,
             keep_states=profile.keep_states,
         )
-        loading = Loading(profile.llm_precision, profile.llm_quantize, profile.llm_device_map)
-        llm = InstructionLLM(profile.llm, template(profile.template), decoding, self.device, loading)
+        if profile.instructor == "blip2":
+            llm = InstructionLLM(self._blip2.loaded, template("blip2"), decoding, self.device, self._loading)
+        else:
+            llm = InstructionLLM(profile.llm, template(profile.template), decoding, self.device, self._loading)
         if profile.lora != NONE:
             from stage1_instruct.models.lora import load_lora
 
@@ -97,17 +101,14 @@ class Models:
         return llm
 
     @cached_property
-    def blip2(self) -> Blip2Instructor:
-        from stage1_instruct.models.blip2 import Blip2Instructor
+    def _blip2(self) -> Blip2:
+        from stage1_instruct.models.blip2 import Blip2
 
-        profile = self.profile
-        return Blip2Instructor(
-            profile.blip2,
-            max_new_tokens=profile.max_new_tokens,
-            device=self.device,
-            precision=profile.llm_precision,
-            lora=None if profile.lora == NONE else Path(profile.lora).expanduser(),
-        )
+        return Blip2(self.profile.blip2, self._loading, self.device)
+
+    @property
+    def _loading(self) -> Loading:
+        return Loading(self.profile.llm_precision, self.profile.llm_quantize, self.profile.llm_device_map)
 
     @cached_property
     def text_encoder(self) -> InstructionEncoder:
@@ -133,6 +134,8 @@ class Models:
 
     @cached_property
     def _projection(self) -> tuple[Connector, dict[str, Any]]:
+        if self.profile.instructor == "blip2":
+            return Connector("none", self.vision.width, 0, self.llm.width).to(self.device), {"trained": True}
         chosen = self.profile.projection
         path = trained_projection(self.profile) if chosen == "auto" else Path(chosen).expanduser()
         if chosen == "untrained" or (chosen == "auto" and not path.exists()):
@@ -190,20 +193,14 @@ class Models:
         self, questions: Sequence[str], images: Tensor, seeds: Sequence[int] | None = None
     ) -> list[Generation]:
         """One instruction per question and image (as for `features`), in order; `seeds` count where it samples."""
-        if self.profile.instructor == "blip2":
-            return self.blip2.instruct(questions, images.numpy(), seeds)
         return self.llm.generate(questions, self.image_tokens(images), seeds)
 
     def prompt(self, question: str) -> str:
         """The whole prompt as a person reads it."""
-        if self.profile.instructor == "blip2":
-            return self.blip2.prompt(question)
         return self.llm.template.prompt(question)
 
     def instruction_recipe(self) -> dict[str, Any]:
         """What decides an instruction's text and its embedding, JSON-able, without paths."""
-        if self.profile.instructor == "blip2":
-            return {"blip2": self.blip2.recipe(), "text_encoder": self.text_encoder.recipe()}
         projection, facts = self._projection
         state = {"sha256": projection.digest(), **projection.sizes} if facts["trained"] else "untrained"
         recipe = {

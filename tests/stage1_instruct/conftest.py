@@ -98,6 +98,52 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, OPT as language model, a byte tokenizer that puts its beginning token in front as OPT's does."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("blip2")
+    tokenizer = byte_tokenizer(begins=True)
+    config = transformers.Blip2Config(
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        qformer_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "encoder_hidden_size": 24,
+        },
+        text_config={
+            "model_type": "opt",
+            "vocab_size": len(tokenizer) + 1,
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 256,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "init_std": 0.5,
+        },
+        num_query_tokens=5,
+        image_token_index=len(tokenizer),
+    )
+    model = transformers.Blip2ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens, std=0.5)
+    torch.nn.init.normal_(model.language_projection.weight, std=0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def random_litemedsam(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of LiteMedSAM's shape with random weights (of the mask decoder, one tensor)."""
     torch.manual_seed(0)
