@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -254,7 +254,10 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 
 @main.command("train-projection")
 @click.option(
-    "--pairs", type=FILE, required=True, help="JSONL: caption, and an image path or subject, slice, modality."
+    "--pairs",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="JSONL or Parquet: caption, and an image path or subject, slice, modality; or XrayGPT's folder.",
 )
 @click.option("--cache", type=FILE, help="The cache that pairs with subject, slice and modality refer to.")
 @with_models
@@ -263,7 +266,19 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.  [default: about 150 steps]")
 @click.option("--lr", type=float, default=2e-3, show_default=True, help="Highest learning rate.")
-@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pairs a step.")
+@click.option("--at-once", type=click.IntRange(1), help="Pairs computed together, where a batch does not fit.")
+@click.option("--warm-up", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Share of the steps.")
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 where the device is fast in it.",
+)
+@click.option("--lora-rank", type=click.IntRange(0), default=0, show_default=True, help="Train a LoRA on the LLM too.")
+@click.option("--start", type=FILE, help="Begin from this projection, or from an XrayGPT or MiniGPT-4 checkpoint.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def train_projection_command(
     pairs: Path,
@@ -272,12 +287,14 @@ def train_projection_command(
     overrides: tuple[str, ...],
     device: str | None,
     out: Path | None,
-    epochs: int | None,
-    lr: float,
-    batch_size: int,
-    seed: int,
+    start: Path | None,
+    **options: Any,
 ) -> None:
-    """Train the two-layer projection from vision features to the LLM, both frozen, on image-caption pairs."""
+    """Train the projection from vision features to the LLM, both frozen, on image-caption pairs.
+
+    Which kind: --set connector=mlp|linear|qformer. A training that was stopped goes on with the same command; accelerate
+    launch -m stage1_instruct.cli train-projection ... splits it over GPUs.
+    """
     from cache.reader import Cache
     from stage1_instruct.profiles import parse_overrides
     from stage1_instruct.train_projection import read_pairs, train_projection
@@ -289,12 +306,10 @@ def train_projection_command(
         models,
         cache=opened,
         out=out,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=seed,
+        start=start,
+        **options,
     )
-    click.echo(f"the projection is in {written}")
+    click.echo(f"trained: {written}")
 
 
 @main.command()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -50,32 +52,72 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """A pairs file: JSON Lines, one object a line.
+    """Pairs of image and caption: JSON Lines, Parquet (the same keys as columns), or XrayGPT's folder.
 
     Each has 'caption', and either 'image' (a picture; relative to the file) with 'instance' and 'modality' for the
-    question, or 'subject', 'slice' and 'modality', a row of a cache.
+    question, or 'subject', 'slice' and 'modality', a row of a cache. XrayGPT's folder holds filter_cap.json and image/,
+    all of it chest X-rays.
 
     Raises:
         UserError: no such file, no pairs, or a malformed line, by its number.
     """
+    if path.is_dir():
+        return _xraygpt_pairs(path)
+    if path.suffix == ".parquet":
+        return _parquet_pairs(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"no pairs at {path}: expected a file of JSON Lines with image and caption") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8; expected JSON Lines with image and caption") from error
-    pairs = [_pair(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            if line.strip():
+                pairs.append(_pair(json.loads(line), path.parent, where))
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON: {error}") from error
+    return _some(pairs, path)
+
+
+def _parquet_pairs(path: Path) -> list[Pair]:
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from error
+    present = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return _some([_pair(row, path.parent, f"{path}, row {number}") for number, row in enumerate(present)], path)
+
+
+def _xraygpt_pairs(folder: Path) -> list[Pair]:
+    path = folder / "filter_cap.json"
+    try:
+        annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        named = [(str(entry["image_id"]), entry["caption"]) for entry in annotations]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no folder of pairs: expected filter_cap.json with annotations of image_id and caption, and "
+            f"image/ ({error})"
+        ) from error
+    kinds = {file.stem: file.name for file in (folder / "image").glob("*") if file.suffix in (".jpg", ".png")}
+    pairs = []
+    for name, caption in named:
+        if name not in kinds:
+            raise UserError(f"{path} names image {name}, but there is no image/{name}.jpg or .png beside it")
+        values = {"image": f"image/{kinds[name]}", "caption": caption, "instance": "chest", "modality": "X-ray"}
+        pairs.append(_pair(values, folder, f"{path}, image {name}"))
+    return _some(pairs, path)
+
+
+def _some(pairs: list[Pair], path: Path) -> list[Pair]:
     if not pairs:
-        raise UserError(f"{path} holds no pairs; expected JSON Lines with image and caption")
+        raise UserError(f"{path} holds no pairs; expected image and caption")
     return pairs
 
 
-def _pair(line: str, path: Path, number: int) -> Pair:
-    where = f"{path}, line {number}"
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+def _pair(values: Any, folder: Path, where: str) -> Pair:
     if not isinstance(values, dict):
         raise UserError(f"{where} holds {type(values).__name__}, expected an object with 'caption'")
 
@@ -87,7 +129,7 @@ def _pair(line: str, path: Path, number: int) -> Pair:
 
     caption, modality = text("caption"), text("modality")
     if "image" in values:
-        image = path.parent / text("image")
+        image = folder / text("image")
         if not image.is_file():
             raise UserError(f"{where}: there is no image {image}")
         return Pair(caption, text("instance"), modality, image=image)

@@ -97,7 +97,7 @@ def save_connector(connector: Connector, path: Path, facts: Mapping[str, Any]) -
 
 
 def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, dict[str, Any]]:
-    """A saved connector and the facts saved with it.
+    """A saved connector and the facts saved with it; or, of a .pth checkpoint, XrayGPT's or MiniGPT-4's (no facts).
 
     Args:
         inputs: width of the vision features it will be given.
@@ -105,6 +105,10 @@ def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, di
     Raises:
         UserError: not a connector of ours; one for other widths.
     """
+    if path.suffix == ".pth":
+        connector = read_llama_proj(path)
+        _check_widths(connector, path, inputs, outputs)
+        return connector, {}
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["projection"])
@@ -113,16 +117,20 @@ def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, di
         connector.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a projection that train-projection saved: {error}") from error
+    _check_widths(connector, path, inputs, outputs)
+    return connector, facts
+
+
+def _check_widths(connector: Connector, path: Path, inputs: int, outputs: int) -> None:
     for side, found, expected in (
-        ("takes vision features", facts["inputs"], inputs),
-        ("feeds a language model", facts["outputs"], outputs),
+        ("takes vision features", connector.sizes["inputs"], inputs),
+        ("feeds a language model", connector.sizes["outputs"], outputs),
     ):
         if found != expected:
             raise UserError(
                 f"the projection {path} {side} {found} wide, but this profile's are {expected}; "
                 "train one for this profile (zeus-instruct train-projection) or --set projection=untrained"
             )
-    return connector, facts
 
 
 def read_llama_proj(path: Path) -> Connector:

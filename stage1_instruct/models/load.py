@@ -135,7 +135,7 @@ class Models:
     @cached_property
     def _projection(self) -> tuple[Connector, dict[str, Any]]:
         if self.profile.instructor == "blip2":
-            return Connector("none", self.vision.width, 0, self.llm.width).to(self.device), {"trained": True}
+            return self.new_projection().to(self.device), {"trained": True}
         chosen = self.profile.projection
         path = trained_projection(self.profile) if chosen == "auto" else Path(chosen).expanduser()
         if chosen == "untrained" or (chosen == "auto" and not path.exists()):
@@ -152,6 +152,9 @@ class Models:
                 f"the projection {path} is of the kind {projection.kind}, the profile wants {self.profile.connector}; "
                 f"--set connector={projection.kind}, or train another (zeus-instruct train-projection)"
             )
+        if not facts:
+            self._say(f"the projection {path} was trained on another model's vision features (XrayGPT's, MiniGPT-4's)")
+            return projection.eval().requires_grad_(False).to(self.device), {"trained": True}
         differing = [part for part, value in self.vision_recipe().items() if facts.get("vision", {}).get(part) != value]
         if differing:
             raise UserError(
@@ -163,7 +166,9 @@ class Models:
         return projection.eval().requires_grad_(False).to(self.device), {"trained": True, **facts}
 
     def new_projection(self, seed: int = 0) -> Connector:
-        """A seeded, untrained projection for this profile."""
+        """A seeded, untrained projection for this profile; BLIP-2, which has its own, needs none."""
+        if self.profile.instructor == "blip2":
+            return Connector("none", self.vision.width, 0, self.llm.width)
         embedding = self.llm.embedding.weight.detach()
         profile = self.profile
         return new_connector(profile.connector, self.vision.width, profile.projection_hidden, embedding, seed)

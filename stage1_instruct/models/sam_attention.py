@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Queries in a strip: a bias of 12 heads x 256 x 4096 is 48 MiB in fp32, the whole one 768 MiB, as fast; 64 lose 1.2 x in bf16.
+# Queries in a strip: a bias of 12 heads x 256 x 4096 is 48 MiB in fp32, the whole one 768 MiB and no faster; strips of 64
+# are 1.2 times slower in bf16.
 STRIP = 256
 # SAM's windows have 196 tokens, its global attention 4096.
 MOST_WINDOW_TOKENS = 1024

@@ -111,6 +111,7 @@ def tiny_blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_attention_heads": 2,
             "image_size": 28,
             "patch_size": 14,
+            "initializer_range": 0.5,
         },
         qformer_config={
             "hidden_size": 16,
@@ -118,6 +119,7 @@ def tiny_blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_attention_heads": 2,
             "intermediate_size": 32,
             "encoder_hidden_size": 24,
+            "initializer_range": 0.5,
         },
         text_config={
             "model_type": "opt",
