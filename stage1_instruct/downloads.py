@@ -1,0 +1,117 @@
+"""Downloading one large file: goes on where it stopped, and only a whole file gets its name.
+
+pooch, which fetches files for many libraries, begins again after a break; these are up to 2.6 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from cache.atomic import require_space
+from cache.errors import UserError
+from cache.terminal import bytes_bar
+
+BLOCK = 1 << 20
+TIMEOUT_S = 60
+ATTEMPTS = 5
+PAUSE_S = 3.0
+
+
+def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[[str], None]) -> str:
+    """Downloads `url` to `path`, which appears when it is whole; a part that is there already is gone on with.
+
+    Args:
+        size: expected bytes, 0 if not known.
+        sha256: expected; None takes what comes.
+    Returns:
+        its sha256.
+    Raises:
+        UserError: no such address; the connection broke again and again (the part is kept); another size or digest than
+            expected (nothing is kept); no space.
+    """
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if size:
+        require_space(path.parent, size - (part.stat().st_size if part.exists() else 0), path.name)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _go_on(url, part, path.name)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise UserError(
+                    f"{url} answers {error.code} {error.reason}; get it by hand and put it at {path}"
+                ) from error
+            reason = f"{error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+        if attempt == ATTEMPTS:
+            raise UserError(
+                f"{url} could not be downloaded ({reason}); check the network and run the same command again: it goes on "
+                f"where it stopped; or put the file at {path}"
+            )
+        say(f"{path.name}: {reason}; trying again ({attempt + 1} of {ATTEMPTS})")
+        time.sleep(PAUSE_S)
+    found, found_bytes = sha256_of(part), part.stat().st_size
+    if (size and found_bytes != size) or (sha256 and found != sha256):
+        part.unlink()
+        raise UserError(
+            f"{url} gave another file than the pinned one ({found_bytes} bytes, sha256 {found}; expected "
+            f"{size or 'any'} bytes, {sha256 or 'any'}); nothing of it was kept"
+        )
+    part.replace(path)
+    return found
+
+
+def _go_on(url: str, part: Path, name: str) -> None:
+    """Appends to `part` what is missing of the file at `url`.
+
+    Raises:
+        OSError: the connection broke; http.client.IncompleteRead: it ended early.
+    """
+    begun = part.stat().st_size if part.exists() else 0
+    tag = part.with_name(f"{part.name}.tag")
+    headers = {"User-Agent": "zeus-union"}
+    if begun and tag.exists():
+        # The server sends the rest of the very file that was begun, or, where it has changed, all of the new one.
+        headers |= {"Range": f"bytes={begun}-", "If-Range": tag.read_text()}
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing
+            tag.unlink(missing_ok=True)
+            return
+        raise
+    with answer:
+        goes_on = answer.status == 206
+        begun = begun if goes_on else 0
+        length = answer.headers.get("Content-Length")
+        total = begun + int(length) if length else None
+        known = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if known and not known.startswith("W/"):
+            tag.write_text(known)
+        else:
+            tag.unlink(missing_ok=True)
+        with part.open("ab" if goes_on else "wb") as file, bytes_bar() as bar:
+            task = bar.add_task(name, total=total, completed=begun)
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.advance(task, len(block))
+        arrived = part.stat().st_size
+        if total is not None and arrived < total:
+            raise OSError(f"the connection ended after {arrived} of {total} bytes")
+    tag.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""The doctor finds what is wrong before the night is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stage1_instruct.cli import main
+
+
+def doctor(parts: dict[str, str], **overrides: str) -> tuple[int, str]:
+    command = ["doctor"]
+    for part, value in {**parts, "projection": "untrained", **overrides}.items():
+        command += ["--set", f"{part}={value}"]
+    done = CliRunner().invoke(main, command)
+    return done.exit_code, done.output
+
+
+def test_sound_profile_is_loaded_used_and_found_ready(tiny_parts: dict[str, str]) -> None:
+    code, said = doctor(tiny_parts)
+    assert code == 0, said
+    for line in (
+        "(1, 256, 64, 64)",
+        "regions: 16 tokens, 256 wide",
+        "16 image tokens, 32 wide",
+        "memory",
+        "bert: 32 wide",
+    ):
+        assert line in said
+    assert "UNTRAINED" in said and "lite is ready" in said
+
+
+def test_everything_that_is_missing_is_listed_at_once(tiny_parts: dict[str, str]) -> None:
+    code, said = doctor(tiny_parts, llm="no-such-llm", text_encoder="no-such-encoder")
+    assert code == 2
+    assert said.count("WRONG") == 2 and "no-such-llm" in said and "no-such-encoder" in said
+
+
+def test_one_broken_part_does_not_hide_the_others(tiny_parts: dict[str, str], tiny_bert: Path) -> None:
+    code, said = doctor(tiny_parts, llm=str(tiny_bert), text_encoder=tiny_parts["llm"])
+    assert code == 2
+    assert "image encoder: litemedsam" in said
+    assert "WRONG  instruction" in said
+
+
+@pytest.mark.parametrize("profile", ["paper", "medsam"])
+def test_unfetched_profile_says_what_to_fetch(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZEUS_HOME", str(tmp_path))
+    done = CliRunner().invoke(main, ["doctor", "--models", profile])
+    assert done.exit_code == 2
+    assert "zeus-instruct fetch" in done.output and "WRONG  vicuna-rad" in done.output
