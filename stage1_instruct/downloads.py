@@ -50,7 +50,7 @@ def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[
                 ) from error
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
+            reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         if attempt == ATTEMPTS:
             raise UserError(
                 f"{url} could not be downloaded ({reason}); check the network and run the same command again: it goes on "

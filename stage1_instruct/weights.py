@@ -112,13 +112,13 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
     for source in public.values():
         size = f"{source.size / 1e6:.0f} MB" if source.size else "size not known"
         say(f"  {source.model}: {source.origin}, {size}, {source.licence}")
-    for name, source in public.items():
-        _install(name, source, say)
     for name, wanted in by_hand.items():
         say(
             f"{wanted.model} ({wanted.size / 1e9:.1f} GB, {wanted.licence}) has no public address. Get {wanted.instructions}"
         )
         say(f"and put its files into {_folder(name)}")
+    for name, source in public.items():
+        _install(name, source, say)
     if by_hand:
         raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
 
