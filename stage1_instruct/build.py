@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import resource
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cache.layout import DatasetCard
 from cache.recipe import fingerprint, sha256_file
 from cache.terminal import progress_bar, say
-from cache.writer import CacheWriter, Instruction, SubjectSlices
+from cache.writer import CacheWriter, SubjectSlices
 from stage1_instruct import slices as slicing
+from stage1_instruct.build_report import BuildReport
 from stage1_instruct.datasets.study import Dataset, Study
+from stage1_instruct.instruct import write_instructions
 from stage1_instruct.models.load import Models
-from stage1_instruct.prompts import question
 
 LAYERS = ("slices", "embeddings", "instructions")
-
-
-@dataclass
-class BuildReport:
-    """What a build cost and brought, in this process.
-
-    Attributes:
-        seconds: by part.
-        done: slice-modalities by part.
-        subjects: finished.
-        empty: instructions without a word.
-        endless: instructions that were cut at max_new_tokens.
-    """
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    subjects: int = 0
-    empty: int = 0
-    endless: int = 0
-
-    @contextmanager
-    def timing(self, part: str, slice_modalities: int) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - start
-        self.done[part] += slice_modalities
-
-    def per_slice_modality(self) -> dict[str, float]:
-        """part -> seconds a slice-modality."""
-        return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
-
-    @staticmethod
-    def peak_memory_bytes() -> int:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)
@@ -218,7 +178,7 @@ def _build_subject(
             writer.write_embeddings(layers["embeddings"], subject, embeddings, store=options.store)
         del embeddings
     if "instructions" in layers and not writer.finished(layers["instructions"], subject):
-        _write_instructions(writer, subject, pictures.numbers, layers, models, dataset, options, report)
+        write_instructions(writer, subject, pictures.numbers, layers, models, dataset, options.seed, report)
     return count
 
 
@@ -241,72 +201,6 @@ def _encode(models: Models, images: NDArray[np.uint8], batch_size: int | None) -
     parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size or len(flat))]
     stacked = torch.cat(parts).numpy()
     return stacked.reshape(n, modalities, *stacked.shape[1:])
-
-
-def _write_instructions(
-    writer: CacheWriter,
-    subject: str,
-    numbers: NDArray[np.int32],
-    layers: dict[str, str],
-    models: Models,
-    dataset: Dataset,
-    options: BuildOptions,
-    report: BuildReport,
-) -> None:
-    """The image's tokens and the question go into the LLM, its answer into the text encoder (Zeus, Eqs. 2 and 3).
-
-    The image is taken as it is stored, so that a variant added later sees what the first one saw.
-    """
-    if models.profile.sees_pictures:
-        shown: Tensor = torch.from_numpy(writer.slices(subject).images)
-    else:
-        shown = torch.from_numpy(writer.embeddings(layers["embeddings"], subject))
-    keys = [(int(number), modality) for number in numbers for modality in dataset.modalities]
-    questions = [question(dataset.instance, dataset.terms[modality]) for _, modality in keys]
-    sampled = models.profile.temperature > 0
-    seeds = [_seed(options.seed, subject, number, modality) if sampled else 0 for number, modality in keys]
-    with report.timing("LLM", len(keys)):
-        answers = models.instruct(questions, shown.flatten(0, 1), seeds)
-    with report.timing("text encoder", len(keys)):
-        texts = models.text_encoder.encode([answer.text for answer in answers])
-    rows = [
-        Instruction(
-            slice_number=number,
-            modality=modality,
-            prompt=models.prompt(asked),
-            text=answer.text,
-            prompt_tokens=answer.prompt_tokens,
-            output_tokens=answer.output_tokens,
-            stop_reason=answer.stop_reason,
-            seed=seed,
-        )
-        for (number, modality), asked, answer, seed in zip(keys, questions, answers, seeds)
-    ]
-    report.empty += sum(not answer.text for answer in answers)
-    report.endless += sum(answer.stop_reason == "length" for answer in answers)
-    shape = (len(numbers), len(dataset.modalities))
-    states = None
-    if models.profile.keep_states:
-        states = _stack_states([answer.states for answer in answers], models.profile.max_new_tokens)
-        states = states.reshape(*shape, *states.shape[1:])
-    with report.timing("writing instructions", len(keys)):
-        shaped = np.asarray(texts, dtype=np.float32).reshape(*shape, -1)
-        writer.write_instructions(layers["instructions"], subject, shaped, rows, states)
-
-
-def _seed(seed: int, subject: str, number: int, modality: str) -> int:
-    """A seed of its own for every instruction (63 bits): batches, order and resuming never change what is sampled."""
-    digest = hashlib.sha256(f"{seed}:{subject}:{number}:{modality}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _stack_states(states: Sequence[Tensor | None], length: int) -> NDArray[np.float16]:
-    """(L_i, H) each -> (rows, length, H), zeros behind."""
-    present = [state for state in states if state is not None]
-    stacked = np.zeros((len(present), length, present[0].shape[1]), np.float16)
-    for row, state in zip(stacked, present):
-        row[: len(state)] = state.numpy()
-    return stacked
 
 
 def _batches(items: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

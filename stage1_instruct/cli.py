@@ -12,7 +12,7 @@ from cache.errors import UserError
 from cache.terminal import ZeusGroup, choose, existing, say, split_names
 
 if TYPE_CHECKING:
-    from stage1_instruct.build import BuildReport
+    from stage1_instruct.build_report import BuildReport
     from stage1_instruct.models.load import Models
 
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "nnunet")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cache.errors import UserError
+from stage1_instruct.named_yaml import read_named_yaml
 from stage1_instruct.prompts import TEMPLATES
 from stage1_instruct.weights import SOURCES
 
@@ -114,11 +113,6 @@ class Profile:
         return tuple(part for part in self.parts if part in SOURCES)
 
 
-def profile_names() -> tuple[str, ...]:
-    """The profiles that come with Zeus."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-
-
 def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:
     """('llm=PATH', ...) -> {'llm': 'PATH'}, as `--set` gives them.
 
@@ -143,14 +137,7 @@ def load_profile(name_or_yaml: str, overrides: Mapping[str, str] | None = None) 
     Raises:
         UserError: no such profile; a key or part that does not exist, or is missing; a value of the wrong type.
     """
-    is_file = name_or_yaml.endswith((".yaml", ".yml"))
-    path = Path(name_or_yaml) if is_file else FOLDER / f"{name_or_yaml}.yaml"
-    if not path.is_file():
-        raise UserError(f"no profile {name_or_yaml}; there are: {', '.join(profile_names())}, or give a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    path, values = read_named_yaml(FOLDER, name_or_yaml, "profile")
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, expected lines of 'part: value'")
     return _profile({**values, **(overrides or {})}, str(path))

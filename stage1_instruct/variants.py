@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cache.errors import UserError
 from cache.layout import kind_of
+from stage1_instruct.named_yaml import read_named_yaml
 
 FOLDER = Path(__file__).parent / "grids"
 
@@ -28,25 +27,13 @@ class GridRow:
     parts: Mapping[str, str]
 
 
-def grid_names() -> tuple[str, ...]:
-    """The grids that come with Zeus."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-
-
 def read_grid(name_or_yaml: str) -> tuple[GridRow, ...]:
     """The grid of that name, or in that YAML file: a list of rows, each with 'variant' and 'set'.
 
     Raises:
         UserError: no such grid; not a list of rows; a variant that is missing, doubled or no layer's name.
     """
-    is_file = name_or_yaml.endswith((".yaml", ".yml"))
-    path = Path(name_or_yaml) if is_file else FOLDER / f"{name_or_yaml}.yaml"
-    if not path.is_file():
-        raise UserError(f"no grid {name_or_yaml}; there are: {', '.join(grid_names())}, or give a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    path, values = read_named_yaml(FOLDER, name_or_yaml, "grid")
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} holds {type(values).__name__}, expected a list of rows with 'variant' and 'set'")
     rows = tuple(_row(value, f"{path}, row {number}") for number, value in enumerate(values, 1))

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from cache.errors import UserError
-from stage1_instruct.profiles import load_profile, parse_overrides, profile_names
+from stage1_instruct.named_yaml import names_in
+from stage1_instruct.profiles import FOLDER, load_profile, parse_overrides
 from stage1_instruct.weights import SOURCES
 
 
-@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("name", names_in(FOLDER))
 def test_every_profile_that_ships_loads_and_needs_only_what_fetch_knows(name: str) -> None:
     assert set(load_profile(name).needs) <= set(SOURCES)
 

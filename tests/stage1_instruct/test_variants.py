@@ -12,13 +12,14 @@ from cache.errors import UserError
 from cache.reader import Cache
 from stage1_instruct.cli import main
 from stage1_instruct.datasets.write_demo import write_demo
+from stage1_instruct.named_yaml import names_in
 from stage1_instruct.profiles import load_profile
-from stage1_instruct.variants import grid_names, read_grid
+from stage1_instruct.variants import FOLDER, read_grid
 
 ROWS = {"table3": 5, "table4": 9}
 
 
-@pytest.mark.parametrize("name", grid_names())
+@pytest.mark.parametrize("name", names_in(FOLDER))
 def test_every_row_of_the_papers_grids_is_a_profile(name: str) -> None:
     rows = read_grid(name)
     assert len(rows) == ROWS[name]

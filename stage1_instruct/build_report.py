@@ -1,0 +1,46 @@
+"""What building a cache cost and brought."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class BuildReport:
+    """What a build cost and brought, in this process.
+
+    Attributes:
+        seconds: by part.
+        done: slice-modalities by part.
+        subjects: finished.
+        empty: instructions without a word.
+        endless: instructions that were cut at max_new_tokens.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    subjects: int = 0
+    empty: int = 0
+    endless: int = 0
+
+    @contextmanager
+    def timing(self, part: str, slice_modalities: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+        self.done[part] += slice_modalities
+
+    def per_slice_modality(self) -> dict[str, float]:
+        """part -> seconds a slice-modality."""
+        return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
+
+    @staticmethod
+    def peak_memory_bytes() -> int:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
