@@ -84,6 +84,11 @@ def main() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Slice-modalities at a time.  [default: as many as fit]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampled instructions (temperature above 0).")
 @click.option(
+    "--text-window",
+    type=click.Choice(["truncate", "extended", "mean"]),
+    help="What MedCLIP reads of a long instruction: 77 tokens, 512, or the mean over windows.  [default: the profile's]",
+)
+@click.option(
     "--grid",
     help="One instruction layer for every row of a grid: table3, table4 (the paper's), or a YAML file.",
 )
@@ -106,6 +111,7 @@ def build_cache_command(
     store: str,
     batch_size: int | None,
     seed: int,
+    text_window: str | None,
     grid: str | None,
     layers: str,
     pack: bool | None,
@@ -137,6 +143,8 @@ def build_cache_command(
         f"{dataset.name}: {len(dataset.subjects)} subjects, {', '.join(dataset.modalities)}; to segment: {dataset.instance}"
     )
     parts = parse_overrides(overrides)
+    if text_window:
+        parts["text_window"] = text_window
     rows = read_grid(grid) if grid else (GridRow(variant or "", {}),)
     out = out or Path("cache") / f"{dataset_name}.h5"
     for row in rows:

