@@ -124,8 +124,8 @@ def build_cache_command(
     Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
     takes the next subject that is free, and a process that is lost costs the subject it had in work.
 
-    
-    accelerate launch --num_processes 8 --max_restarts 3 -m stage1_instruct.cli build-cache --dataset chaos
+    \b
+    accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m stage1_instruct.cli build-cache --dataset chaos
     """
     from dataclasses import replace
 
@@ -156,7 +156,7 @@ def build_cache_command(
             store=store,
             slice_step=slice_step,
             batch_size=batch_size,
-            pack=pack,
+            pack=pack if row is rows[-1] else False,  # packing once, at the end
             seed=seed,
         )
         if grid:

@@ -49,13 +49,14 @@ def test_unknown_grid_names_those_there_are() -> None:
         read_grid("table9")
 
 
-def test_one_command_builds_a_layer_for_every_row(tiny_parts: dict[str, str], tmp_path: Path) -> None:
+def test_one_command_builds_a_layer_for_every_row(tiny_parts: dict[str, str], tiny_blip2: Path, tmp_path: Path) -> None:
     write_demo("nnunet", tmp_path / "data", subjects=1, seed=1)
     (tmp_path / "grid.yaml").write_text(
         "- {variant: mlp, set: {connector: mlp}}\n"
         "- {variant: linear, set: {connector: linear}}\n"
         "- {variant: qformer, set: {connector: qformer}}\n"
         "- {variant: chat, set: {template: xraygpt}}\n"
+        f"- {{variant: blip2, set: {{instructor: blip2, blip2: {tiny_blip2}}}}}\n"
     )
     command = ["build-cache", "--dataset", "nnunet", "--data-root", str(tmp_path / "data"), "--slice-step", "12"]
     command += ["--modalities", "T2-SPIR", "--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "c.h5")]
@@ -64,7 +65,7 @@ def test_one_command_builds_a_layer_for_every_row(tiny_parts: dict[str, str], tm
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     with Cache(tmp_path / "c.h5") as cache:
-        assert set(cache.variants) == {"mlp", "linear", "qformer", "chat"}
+        assert set(cache.variants) == {"mlp", "linear", "qformer", "chat", "blip2"}
         rows = np.arange(len(cache.rows))
         texts = {variant: cache.text_embeddings(variant, rows).tobytes() for variant in cache.variants}
         assert len(set(texts.values())) > 1
