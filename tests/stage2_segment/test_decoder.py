@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-import types
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from stage1_instruct.models.sam import sam_modeling
+from stage1_instruct.profiles import Profile
+from stage1_instruct.weights import path_of
 from stage2_segment.model.aligner import Aligner
 from stage2_segment.model.decoder import MaskDecoder
 from stage2_segment.model.fusion import Combine
@@ -21,18 +20,10 @@ from stage2_segment.params import PAPER_CASE, PAPER_PROJECTION, totals
 
 
 def sam_decoder() -> Any:
-    """segment_anything's own mask decoder; its package __init__ needs torchvision, its modeling folder does not."""
-    if "segment_anything" not in sys.modules:
-        found = importlib.util.find_spec("segment_anything")
-        assert found is not None and found.submodule_search_locations is not None
-        package = types.ModuleType("segment_anything")
-        package.__path__ = list(found.submodule_search_locations)
-        sys.modules["segment_anything"] = package
-    from segment_anything.modeling.mask_decoder import MaskDecoder as SamDecoder
-    from segment_anything.modeling.transformer import TwoWayTransformer
-
-    transformer = TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048)
-    return SamDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
+    """segment_anything's own mask decoder."""
+    modeling = sam_modeling()
+    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048)
+    return modeling.MaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
 
 
 def without_iou_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -61,14 +52,11 @@ def test_mask_logits_equal_segment_anythings(prompts: int) -> None:
     assert largest_difference(sam, ours, prompts, torch.float64) < 1e-13
 
 
-def test_mask_logits_equal_segment_anythings_with_litemedsam_weights() -> None:
-    files = sorted((Path(os.environ.get("ZEUS_HOME", "/nowhere")) / "weights" / "litemedsam").glob("*.safetensors"))
-    if not files:
-        pytest.skip("ZEUS_HOME has no LiteMedSAM weights")
-    from safetensors.torch import load_file
-
+def test_mask_logits_equal_segment_anythings_with_litemedsam_weights(lite: Profile) -> None:
     state = {
-        name.removeprefix("mask_decoder."): t for name, t in load_file(files[0]).items() if "mask_decoder." in name
+        name.removeprefix("mask_decoder."): t
+        for name, t in load_file(path_of("litemedsam") / "model.safetensors").items()
+        if "mask_decoder." in name
     }
     sam, ours = sam_decoder(), MaskDecoder(4, keep_iou_token=True)
     sam.load_state_dict(state)
