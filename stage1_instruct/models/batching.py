@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -15,21 +15,9 @@ T = TypeVar("T")
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-class Batched(NamedTuple, Generic[T]):
-    """What `run_in_batches` gives.
-
-    Attributes:
-        parts: one result a batch, in order.
-        size: the batch size that fitted; pass it to the next call, so that nothing is tried or said twice.
-    """
-
-    parts: list[T]
-    size: int
-
-
 def run_in_batches(
     function: Callable[[slice], T], count: int, size: int, say: Callable[[str], None], what: str
-) -> Batched[T]:
+) -> tuple[list[T], int]:
     """Calls `function` on slice(0, size), slice(size, ...) up to `count`; out of memory halves the batch and goes on.
 
     Args:
@@ -38,6 +26,9 @@ def run_in_batches(
         size: items in a batch, at first.
         say: told of each halving.
         what: names the model in messages, e.g. 'sam_vit_h'.
+    Returns:
+        one result a batch, in order; and the batch size that fitted: pass it to the next call, so that nothing is tried
+        or said twice.
     Raises:
         UserError: a batch of one item does not fit. Other exceptions of `function` pass through.
         ValueError: size below 1.
@@ -66,7 +57,7 @@ def run_in_batches(
         say(f"{what}: out of memory with {stop - at} at a time; going on with {size}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return Batched(parts, size)
+    return parts, size
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -133,9 +133,10 @@ class SamEncoder:
             self._batch = None
         if self._batch is None:
             self._batch = self._wanted_batch or fitting_batch(SIZES[self._kind.size], self._device, self._dtype)
-        done = run_in_batches(lambda batch: self._embed(images[batch]), len(images), self._batch, say, self.name)
-        self._batch = done.size
-        return torch.cat(done.parts) if done.parts else torch.empty(0, 256, 64, 64)
+        parts, self._batch = run_in_batches(
+            lambda batch: self._embed(images[batch]), len(images), self._batch, say, self.name
+        )
+        return torch.cat(parts) if parts else torch.empty(0, 256, 64, 64)
 
     def _embed(self, images: NDArray[np.uint8]) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float()
