@@ -23,6 +23,8 @@ from cache.errors import UserError
 from stage2_segment.config import RunConfig
 
 CONFIG, METRICS, STATE = "config.json", "metrics.parquet", "state.pt"
+# A state is 12 bytes a parameter: not after every step, and where the disk is slow, for no more than a tenth of the time.
+SAVE_EVERY_S, SAVING_SHARE = 20, 0.1
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from cache.errors import UserError
 from cache.terminal import ZeusGroup, say, split_names
+from stage2_segment.choices import COMBINES, FUSIONS, INSTRUCTIONS, MODELS, RESIDENT, TEXTS
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -41,23 +43,35 @@ def main() -> None:
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @click.option(
     "--fusion",
-    type=click.Choice(["late", "hybrid"]),
+    type=click.Choice(list(FUSIONS)),
     default="late",
     show_default=True,
     help="late: a decoder and an aligner per modality; hybrid: one of each for all, one by one.",
 )
-@click.option("--model", type=click.Choice(["zeus"]), default="zeus", show_default=True, help="What to train.")
+@click.option("--model", type=click.Choice(list(MODELS)), default="zeus", show_default=True, help="What to train.")
 @click.option("--modalities", help="Only these, separated by commas.  [default: all]")
 @click.option("--fold", type=click.IntRange(0), help="The fold to hold out and validate on.  [default: 0]")
 @click.option("--train-subjects", help="Names instead of a fold.  [default: all labelled but the test subjects]")
 @click.option("--test-subjects", help="Names instead of a fold.  [default: all labelled but the train subjects]")
 @click.option("--encoder", help="Which embeddings.  [default: the only ones]")
-@click.option("--variant", help="Which instructions.  [default: the only ones]")
 @click.option(
-    "--text/--no-text",
-    default=True,
+    "--variant",
+    help="Which instructions; with --instructions class one layer a class, separated by commas.  [default: the only ones]",
+)
+@click.option(
+    "--instructions",
+    type=click.Choice(list(INSTRUCTIONS)),
+    default="modality",
     show_default=True,
-    help="no: a learned token in place of the instructions, the row that text has to beat.",
+    help="modality: one instruction for all classes; class: one for each, which the decoder answers with a binary mask.",
+)
+@click.option(
+    "--text",
+    type=click.Choice(list(TEXTS)),
+    default="instruction",
+    show_default=True,
+    help="none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
+    "instruction, one for all slices, a random vector.",
 )
 @click.option(
     "--recipe",
@@ -91,8 +105,29 @@ def main() -> None:
     help="Smallest share of slices with foreground in a batch; 1: no others.  [default: paper 0; stable 0.67]",
 )
 @click.option(
+    "--class-weights",
+    type=click.Choice(["equal", "inverse"]),
+    help="inverse: classes weigh as 1 / sqrt(their pixels in the training slices).  [default: equal]",
+)
+@click.option("--accumulate", type=click.IntRange(1), help="Batches that make one optimiser step.  [default: 1]")
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Keep the running mean of the weights with this decay, e.g. 0.99; 0: the weights themselves.  [default: 0]",
+)
+@click.option(
+    "--modality-drop",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Chance of each modality to be left out of a step, for studies that lack one.  [default: 0]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    help="bf16: forward passes under autocast, weights and losses in fp32.  [default: fp32]",
+)
+@click.option(
     "--combine",
-    type=click.Choice(["mean", "max", "learned"]),
+    type=click.Choice(list(COMBINES)),
     default="mean",
     show_default=True,
     help="How the modalities' logits become one mask.",
@@ -108,6 +143,20 @@ def main() -> None:
     show_default=True,
     help="Of the aligner's weights and the order of slices.",
 )
+@click.option(
+    "--resident",
+    type=click.Choice(list(RESIDENT)),
+    default="auto",
+    show_default=True,
+    help="Where the cached embeddings are kept while training; auto: the GPU, else main memory, where they fit.",
+)
+@click.option(
+    "--validate-every",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Epochs between validations; 0: none, and no best weights.",
+)
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/CACHE-FUSION-foldK-seedS]")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run; repeat its other options.")
 @partial_option
@@ -118,7 +167,6 @@ def train_command(
     resume: bool,
     allow_partial: bool,
     device: str | None,
-    iou_token: bool,
     **options: Any,
 ) -> None:
     """Train from a cache; held-out subjects are validated on after every epoch.
@@ -128,25 +176,56 @@ def train_command(
     """
     from stage2_segment.train import train_run
 
-    for name in ("modalities", "train_subjects", "test_subjects"):
-        options[name] = split_names(options[name])
+    options = _for_plan(options)
     named = options["train_subjects"] or options["test_subjects"]
     split = "subjects" if named else f"fold{options['fold'] or 0}"
     run = out or Path("runs") / f"{cache_path.stem}-{options['fusion']}-{split}-seed{options['seed']}"
     try:
-        train_run(
-            cache_path,
-            run,
-            resume=resume,
-            device=device,
-            allow_partial=allow_partial,
-            keep_iou_token=iou_token,
-            **options,
-        )
+        train_run(cache_path, run, resume=resume, device=device, allow_partial=allow_partial, **options)
     except KeyboardInterrupt:
         say(f"interrupted; the same command with --out {run} --resume goes on")
         raise
     click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
+
+
+# Those of `train` that say how a model is trained; the rest say where, or which of a grid's runs it is.
+_NOT_OF_A_ROW = ("cache_path", "out", "resume", "device", "allow_partial", "resident", "validate_every", "seed", "fold")
+
+
+def parse_train_options(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of `train` by name, as a YAML file has them -> options of `plan_run`, checked as the command line's are.
+
+    Args:
+        values: e.g. {'batch-size': 4, 'modalities': ['T1', 'T2']}; dashes and underscores are one.
+        where: names the place in messages.
+
+    Raises:
+        UserError: an option that `train` does not have, or a value it would refuse.
+    """
+    known = {option.name: option for option in train_command.params if option.name not in _NOT_OF_A_ROW}
+    context = click.Context(train_command)
+    options = {}
+    for name, value in values.items():
+        option = known.get(str(name).replace("-", "_"))
+        if option is None or option.name is None:
+            names = ", ".join(sorted(str(one).replace("_", "-") for one in known))
+            raise UserError(f"{where}: unknown option {name}; there are: {names}")
+        if isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        try:
+            options[option.name] = option.type_cast_value(context, str(value) if option.type.name == "text" else value)
+        except click.BadParameter as error:
+            raise UserError(f"{where}: {name} = {value!r}: {error.message}") from error
+    return _for_plan(options)
+
+
+def _for_plan(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as click names and types them -> as `plan_run` does."""
+    lists = ("modalities", "variant", "train_subjects", "test_subjects")
+    plan = {name: split_names(value) if name in lists else value for name, value in options.items()}
+    if "iou_token" in plan:
+        plan["keep_iou_token"] = plan.pop("iou_token")
+    return plan
 
 
 @main.command("evaluate")

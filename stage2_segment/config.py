@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import choose
+from stage2_segment.choices import COMBINES, FUSIONS, INSTRUCTIONS, MODELS, TEXTS
 from stage2_segment.model.aligner import HIDDEN
 
 
@@ -35,6 +36,11 @@ class Recipe:
         dice_over: see `segmentation_losses`.
         foreground_share: smallest share of slices with foreground in a batch; 0 = as they come.
         patience: stop after that many epochs without a lower training loss; 0 = never.
+        accumulate: batches whose gradients make one optimiser step.
+        ema: decay of the running mean of the weights that is validated and kept; 0 = the weights themselves.
+        class_weights: 'equal', or 'inverse': classes weigh as 1 / sqrt(pixels in the training slices), mean 1.
+        modality_drop: chance of each modality to be left out of a step (one always stays).
+        precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.
     """
 
     name: str
@@ -52,6 +58,11 @@ class Recipe:
     dice_over: str
     foreground_share: float
     patience: int
+    accumulate: int = 1
+    ema: float = 0.0
+    class_weights: str = "equal"
+    modality_drop: float = 0.0
+    precision: str = "fp32"
 
 
 RECIPES = {
@@ -94,15 +105,15 @@ RECIPES = {
     ),
 }
 
-MODELS = ("zeus",)
-
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's weights.
 
     Attributes:
-        variant: whose instructions are read; None: no text, a learned token instead.
+        text: what the aligner reads, a key of `choices.TEXTS`.
+        instructions: 'modality' (one for all classes) or 'class' (one for each, a binary mask from each).
+        variants: whose instructions are read: one, or one a class; none without text.
         fold: the held-out fold; None where the subjects were named.
         cache: its path relative to the run folder.
         fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
@@ -117,7 +128,9 @@ class RunConfig:
     aligner_hidden: int
     aligner_depth: int
     encoder: str
-    variant: str | None
+    text: str
+    instructions: str
+    variants: tuple[str, ...]
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
     text_width: int
@@ -145,6 +158,11 @@ class RunConfig:
     def embedding_layer(self) -> str:
         return f"embeddings/{self.encoder}"
 
+    @property
+    def texts_read(self) -> tuple[str, ...]:
+        """The instruction layers that a prediction reads."""
+        return () if self.text in ("none", "constant", "random") else self.variants
+
 
 def plan_run(
     cache: Cache,
@@ -158,7 +176,9 @@ def plan_run(
     aligner_hidden: int = HIDDEN,
     aligner_depth: int = 2,
     encoder: str | None = None,
-    variant: str | None = None,
+    text: str = "instruction",
+    instructions: str = "modality",
+    variant: Sequence[str] | None = None,
     modalities: Sequence[str] | None = None,
     fold: int | None = None,
     train_subjects: Sequence[str] | None = None,
@@ -167,40 +187,41 @@ def plan_run(
     batch_size: int | None = None,
     lr: float | None = None,
     aligner_lr: float | None = None,
-    foreground_share: float | None = None,
-    text: bool = True,
     seed: int = 0,
+    **recipe_options: Any,
 ) -> RunConfig:
     """Checks the options against the cache and fills in what was not given.
 
     Args:
         run: the folder the run will be written to.
+        variant: names of instruction layers, one, or with instructions='class' one a class in the classes' order.
         lr: highest learning rate of the decoder; the aligner's keeps the recipe's ratio to it unless it is given too.
-
-        text: False trains a learned token in place of the instructions.
+        recipe_options: further fields of `Recipe`; None keeps the recipe's own.
 
     Raises:
         UserError: an encoder, variant, modality, fold or subject that the cache lacks, naming what there is; a cache
-            without labels, or a split with nothing to train or test on.
+            without labels, a split with nothing to train or test on, options that exclude one another.
     """
+    chosen_of: dict[str, tuple[str, Iterable[str]]] = {
+        "text": (text, TEXTS),
+        "instructions": (instructions, INSTRUCTIONS),
+        "recipe": (recipe, RECIPES),
+        "model": (model, MODELS),
+        "fusion": (fusion, FUSIONS),
+        "combine": (combine, COMBINES),
+    }
+    for what, (value, known) in chosen_of.items():
+        choose([value], tuple(known), what)
     encoder = _only(encoder, cache.encoders, "encoder", "embeddings")
-    if text:
-        variant = _only(variant, cache.variants, "variant", "instructions")
-    elif variant is not None:
-        raise UserError("--no-text reads no instructions; leave out --variant")
+    variants = _variants(cache, text, instructions, variant)
+    if text == "shuffled-modalities" and len(cache.modalities) < 2:
+        raise UserError("text shuffled-modalities needs a cache of two or more modalities; this one has one")
     train, test, fold = _split(cache, fold, train_subjects, test_subjects)
-    chosen = RECIPES[recipe]
-    if lr is not None:
-        chosen = replace(chosen, lr=lr, aligner_lr=chosen.aligner_lr * lr / chosen.lr)
-    if aligner_lr is not None:
-        chosen = replace(chosen, aligner_lr=aligner_lr)
-    if foreground_share is not None:
-        chosen = replace(chosen, foreground_share=foreground_share)
-    chosen = replace(chosen, batch_size=batch_size or chosen.batch_size)
+    chosen = _recipe(recipe, lr, aligner_lr, {**recipe_options, "batch_size": batch_size})
     if epochs is None:
-        steps = math.ceil(len(cache.rows_of(train)) / chosen.batch_size)
+        steps = math.ceil(len(cache.rows_of(train)) / (chosen.batch_size * chosen.accumulate))
         epochs = max(chosen.epochs, math.ceil(chosen.min_steps / steps))
-    layers = ["slices", f"embeddings/{encoder}", *([f"instructions/{variant}"] if variant else [])]
+    layers = ["slices", f"embeddings/{encoder}", *(f"instructions/{name}" for name in variants)]
     return RunConfig(
         model=model,
         fusion=fusion,
@@ -209,10 +230,12 @@ def plan_run(
         aligner_hidden=aligner_hidden,
         aligner_depth=aligner_depth,
         encoder=encoder,
-        variant=variant,
+        text=text,
+        instructions=instructions,
+        variants=variants,
         modalities=choose(modalities, cache.modalities, "modality"),
         classes=tuple(cache.classes),
-        text_width=cache.text_width(variant) if variant else 0,
+        text_width=cache.text_width(variants[0]) if variants else 0,
         fold=fold,
         train_subjects=train,
         test_subjects=test,
@@ -225,10 +248,54 @@ def plan_run(
     )
 
 
+def _recipe(name: str, lr: float | None, aligner_lr: float | None, others: dict[str, Any]) -> Recipe:
+    """A recipe with the given fields in place of its own."""
+    chosen = RECIPES[name]
+    unknown = sorted(set(others) - {field.name for field in fields(Recipe)})
+    if unknown:
+        raise UserError(f"unknown option {', '.join(unknown)}")
+    if lr is not None:
+        chosen = replace(chosen, lr=lr, aligner_lr=chosen.aligner_lr * lr / chosen.lr)
+    if aligner_lr is not None:
+        chosen = replace(chosen, aligner_lr=aligner_lr)
+    return replace(chosen, **{field: value for field, value in others.items() if value is not None})
+
+
+def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The instruction layers a run reads: none without text, one, or one a class."""
+    if text == "none":
+        if wanted:
+            raise UserError("text none reads no instructions; leave out --variant")
+        return ()
+    if instructions == "modality":
+        if wanted and len(wanted) > 1:
+            raise UserError(
+                f"--variant names {len(wanted)} layers, one is read; --instructions class reads one for each class"
+            )
+        return (_only(wanted[0] if wanted else None, cache.variants, "variant", "instructions"),)
+    if not wanted or len(wanted) != len(cache.classes):
+        raise UserError(
+            f"--instructions class needs one layer for each of {', '.join(cache.classes)}: --variant A,B,...; "
+            "zeus-instruct build-cache --per-class makes them"
+        )
+    for name in wanted:
+        _only(name, cache.variants, "variant", "instructions")
+    widths = {cache.text_width(name) for name in wanted}
+    if len(widths) > 1:
+        raise UserError(f"the layers {', '.join(wanted)} come from text encoders of different widths")
+    return tuple(wanted)
+
+
 def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) -> str:
     """The one `wanted`, or the only one there is."""
     if not available:
         raise UserError(f"the cache has no {kind} layer; zeus-instruct build-cache --layers {kind} adds one")
+    if wanted is not None and wanted not in available:
+        how = f"--variant {wanted} --set ..." if what == "variant" else "--models ..."
+        raise UserError(
+            f"the cache has no layer {kind}/{wanted}; it has {', '.join(available)}; "
+            f"zeus-instruct build-cache {how} with the cache's --dataset and --out adds it"
+        )
     if wanted is None and len(available) > 1:
         raise UserError(f"the cache has several layers of {kind}: {', '.join(available)}; choose one with --{what}")
     return choose(None if wanted is None else [wanted], available, what)[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,88 +13,129 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache.errors import UserError
 from cache.quantize import decode
 from cache.reader import Cache
 from cache.terminal import progress
-from stage2_segment.config import RunConfig
 
 READ_AT_ONCE = 32  # rows; 64 MiB for two modalities
 SHARE_OF_MEMORY = 0.5  # of what is free, that a resident copy may take
 
 
 class Batch(NamedTuple):
-    """On the device: embeddings float32 (B, M, 256, 64, 64), text float32 (B, M, D), masks uint8 (B, 256, 256).
-
-    D is 0 for a run without text.
-    """
+    """On the device: embeddings float32 (B, M, 256, 64, 64), masks uint8 (B, 256, 256) or None without labels."""
 
     embeddings: Tensor
-    text: Tensor
-    masks: Tensor | None  # None without labels
+    masks: Tensor | None
+
+
+class _Stored(NamedTuple):
+    """As they are stored; the last three may be absent."""
+
+    values: Tensor
+    scale: Tensor | None
+    offset: Tensor | None
+    masks: Tensor | None
 
 
 class SliceData:
-    """Some rows of a cache, for one run's encoder, variant and modalities; in memory as a whole where they fit.
+    """Some rows of a cache, with some modalities of one encoder.
 
     Args:
         rows: row indices of the cache.
         labelled: whether batches carry masks.
+        resident: where the rows are kept, a key of `choices.RESIDENT`.
+
+    Attributes:
+        resident: 'device', 'ram' or 'disk'.
+
+    Raises:
+        UserError: they were to be kept on a device that is no GPU.
     """
 
     def __init__(
-        self, cache: Cache, config: RunConfig, rows: NDArray[np.intp], device: torch.device, labelled: bool = True
+        self,
+        cache: Cache,
+        encoder: str,
+        modalities: Sequence[str],
+        rows: NDArray[np.intp],
+        device: torch.device,
+        labelled: bool = True,
+        resident: str = "auto",
     ):
         self.cache = cache
         self.rows = np.asarray(rows)
         self.device = device
         self.labelled = labelled
-        self.encoder, self.variant = config.encoder, config.variant
-        self.modalities = [cache.modalities.index(name) for name in config.modalities]
-        bytes_needed = len(rows) * len(self.modalities) * 2**20 * (2 if cache.store(config.encoder) == "fp16" else 1)
-        self.resident = bytes_needed < SHARE_OF_MEMORY * psutil.virtual_memory().available
-        if self.resident:
-            self._arrays = self._read_all()
+        self.encoder = encoder
+        self.modalities = [cache.modalities.index(name) for name in modalities]
+        self.resident = self._place() if resident == "auto" else resident
+        if self.resident == "device" and device.type == "cpu":
+            raise UserError("--resident device needs a GPU; --resident ram keeps the rows in main memory")
+        if self.resident != "disk":
+            self._whole = self._read_all(torch.device("cpu") if self.resident == "ram" else device)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _read(self, rows: NDArray[np.intp]) -> tuple[NDArray | None, ...]:
-        """values, scale, offset, text, masks of rows of the cache."""
-        stored = self.cache.read_embeddings(self.encoder, rows, self.modalities)
-        if self.variant is None:
-            text = np.empty((len(rows), len(self.modalities), 0), np.float32)
-        else:
-            text = self.cache.text_embeddings(self.variant, rows)[:, self.modalities]
-        masks = self.cache.masks(rows) if self.labelled else None
-        return stored.values, stored.scale, stored.offset, text, masks
+    def _place(self) -> str:
+        per_slice = len(self.modalities) * 2**20 * (2 if self.cache.store(self.encoder) == "fp16" else 1)
+        needed = len(self) * (per_slice + 256 * 256)
+        if self.device.type == "cuda" and needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
+            return "device"
+        return "ram" if needed < SHARE_OF_MEMORY * psutil.virtual_memory().available else "disk"
 
-    def _read_all(self) -> list[NDArray | None]:
+    def _read(self, rows: NDArray[np.intp]) -> _Stored:
+        stored = self.cache.read_embeddings(self.encoder, rows, self.modalities)
+        arrays = (stored.values, stored.scale, stored.offset, self.cache.masks(rows) if self.labelled else None)
+        return _Stored(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
+
+    def _read_all(self, device: torch.device) -> _Stored:
         one = self._read(self.rows[:1])
-        whole = [None if array is None else np.empty((len(self), *array.shape[1:]), array.dtype) for array in one]
+        whole = [
+            None if part is None else torch.empty((len(self), *part.shape[1:]), dtype=part.dtype, device=device)
+            for part in one
+        ]
         for start in progress(range(0, len(self), READ_AT_ONCE), "reading the cache"):
-            part = slice(start, start + READ_AT_ONCE)
-            for target, array in zip(whole, self._read(self.rows[part])):
-                if target is not None:
-                    target[part] = array
-        return whole
+            at = slice(start, start + READ_AT_ONCE)
+            for target, part in zip(whole, self._read(self.rows[at])):
+                if target is not None and part is not None:
+                    target[at] = part
+        return _Stored(*whole)  # type: ignore[arg-type]
+
+    def _stored(self, positions: NDArray[np.intp]) -> _Stored:
+        """The slices at `positions` of `self.rows`, wherever they are kept."""
+        if self.resident == "disk":
+            return self._read(self.rows[positions])
+        index = torch.from_numpy(np.asarray(positions)).to(self._whole.values.device)
+        return _Stored(*(None if part is None else part[index] for part in self._whole))  # type: ignore[arg-type]
+
+    def _there(self, stored: _Stored) -> Batch:
+        """Embeddings travel as stored and are decoded on the device."""
+        values, masks = stored.values.to(self.device), stored.masks
+        scale, offset = (None if part is None else part.to(self.device) for part in stored[1:3])
+        return Batch(decode(values, scale, offset), None if masks is None else masks.to(self.device))
 
     def batch(self, positions: NDArray[np.intp]) -> Batch:
-        """The slices at `positions` of `self.rows`; embeddings travel as stored and are decoded on the device."""
-        if self.resident:
-            arrays = [None if array is None else array[positions] for array in self._arrays]
-        else:
-            arrays = list(self._read(self.rows[positions]))
-        values, scale, offset, text, masks = arrays
-        embeddings = decode(self._there(values), scale, offset)
-        return Batch(embeddings, self._there(text), None if masks is None else self._there(masks))
+        """The slices at `positions` of `self.rows`."""
+        return self._there(self._stored(positions))
 
-    def _there(self, array: NDArray | None) -> Tensor:
-        return torch.as_tensor(array).to(self.device)
+    def batches(self, many: Iterable[NDArray[np.intp]]) -> Iterator[Batch]:
+        """`batch` of each, the next one being read while the last one is used."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = None
+            for positions in many:
+                following = reader.submit(self._stored, positions)
+                if ahead is not None:
+                    yield self._there(ahead.result())
+                ahead = following
+            if ahead is not None:
+                yield self._there(ahead.result())
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All slices once, in the order of `rows`."""
-        for start in range(0, len(self.rows), batch_size):
-            yield self.batch(np.arange(start, min(start + batch_size, len(self.rows))))
+    def in_order(self, batch_size: int) -> Iterator[tuple[NDArray[np.intp], Batch]]:
+        """All slices once, in the order of `rows`, each batch with its positions."""
+        places = [np.arange(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
+        yield from zip(places, self.batches(places))
 
 
 def epoch_batches(

@@ -39,7 +39,8 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        rows: one per subject and class: subject, class, dsc_256, iou_256, dsc, iou, hd95_mm, nsd, true native voxels.
+        rows: one per subject and class: subject, class, dsc_256, iou_256, dsc, iou, hd95_mm, nsd, native
+            voxels both, predicted and true.
         miou_256: subject -> mean IoU at 256 with the background (the paper's).
         weights: 'last' or 'best'.
     """
@@ -71,6 +72,7 @@ def evaluate_run(
     cache: Cache | None = None,
     *,
     subjects: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
 ) -> Evaluation:
@@ -79,6 +81,7 @@ def evaluate_run(
     Args:
         cache: the run's own if None.
         subjects: the run's held-out subjects if None; of a cache of other data all labelled ones.
+        modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights. The best were chosen on the held-out subjects, so their numbers there are
             too good.
 
@@ -87,7 +90,7 @@ def evaluate_run(
     """
     config, on = checkpoint.load_config(run), pick_device(device)
     with open_cache(run) if cache is None else nullcontext(cache) as opened:
-        check_cache(config, opened)
+        wanted = check_cache(config, opened, modalities)
         if tuple(opened.classes) != config.classes:
             raise UserError(
                 f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.classes)}"
@@ -106,7 +109,8 @@ def evaluate_run(
         rows, miou = [], {}
         for subject in progress(chosen, "evaluating"):
             positions = opened.rows_of([subject])
-            predicted = predict_slices(model, SliceData(opened, config, positions, on, labelled=False))
+            data = SliceData(opened, config.encoder, wanted, positions, on, labelled=False)
+            predicted = predict_slices(model, config, data, wanted)
             scores, miou[subject] = score_subject(opened, subject, predicted)
             rows += scores
     evaluation = Evaluation(rows, miou, which)
@@ -145,7 +149,9 @@ def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> t
                 "iou": float(iou(counts)[label]),
                 "hd95_mm": surface.hd95_mm,
                 "nsd": surface.nsd,
-                "voxels": int(counts[label, 2]),
+                "both": int(counts[label, 0]),
+                "predicted": int(counts[label, 1]),
+                "true": int(counts[label, 2]),
             }
         )
     return rows, mean_defined(iou(at_256))

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cache.errors import UserError
 from cache.grid import Grid, from_square
@@ -19,6 +20,7 @@ from cache.terminal import choose, progress, say
 from stage2_segment import checkpoint
 from stage2_segment.config import RunConfig
 from stage2_segment.data import SliceData
+from stage2_segment.inputs import RunInputs
 from stage2_segment.model import Zeus, build_model
 from stage2_segment.model.zeus import class_map
 
@@ -49,12 +51,22 @@ def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False)
     return Cache(path or Path(os.path.normpath(run / checkpoint.load_config(run).cache)), allow_partial=allow_partial)
 
 
-def check_cache(config: RunConfig, cache: Cache) -> None:
-    """Raises UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder."""
+def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The modalities to predict from: `modalities`, or all the run was trained with.
+
+    Raises:
+        UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder; a
+            modality that the run was not trained with.
+    """
     choose([config.encoder], cache.encoders, "encoder")
-    if config.variant is not None:
-        choose([config.variant], cache.variants, "variant")
-    choose(config.modalities, cache.modalities, "modality")
+    choose(config.texts_read, cache.variants, "variant")
+    wanted = choose(modalities, config.modalities, "modality of the run")
+    missing = [name for name in wanted if name not in cache.modalities]
+    if missing:
+        raise UserError(
+            f"{cache.path} has no {', '.join(missing)}; it has {', '.join(cache.modalities)}; --modalities predicts "
+            "from those there are"
+        )
     # The slices themselves may be others, and so may the store: the run is not bound to its own patients.
     of_run, of_cache = (
         {key: value for key, value in recipe.items() if key not in ("slices", "store")}
@@ -66,12 +78,14 @@ def check_cache(config: RunConfig, cache: Cache) -> None:
             f"{cache.path} was made by another image encoder than the run's cache ({describe(changed)}); "
             "build it with the run's"
         )
-    width = 0 if config.variant is None else cache.text_width(config.variant)
-    if width != config.text_width:
-        raise UserError(
-            f"{cache.path} has text embeddings of {width} values, the run was trained on {config.text_width}; "
-            "build the cache with the run's text encoder"
-        )
+    for name in config.texts_read:
+        width = cache.text_width(name)
+        if width != config.text_width:
+            raise UserError(
+                f"{cache.path} has text embeddings of {width} values, the run was trained on {config.text_width}; "
+                "build the cache with the run's text encoder"
+            )
+    return wanted
 
 
 def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -> Zeus:
@@ -91,10 +105,20 @@ def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -
 
 
 @torch.inference_mode()
-def predict_slices(model: Zeus, data: SliceData, batch_size: int = BATCH) -> NDArray[np.uint8]:
-    """Label maps uint8 (n, 256, 256) of all of `data`, in its order."""
+def predict_slices(
+    model: nn.Module, config: RunConfig, data: SliceData, available: Sequence[str] | None = None, batch_size: int = BATCH
+) -> NDArray[np.uint8]:
+    """Label maps uint8 (n, 256, 256) of all of `data`, in its order.
+
+    Args:
+        available: modalities there are, of the run's; None: all.
+    """
     model.eval()
-    parts = [class_map(model(batch.embeddings, batch.text)).cpu().numpy() for batch in data.in_order(batch_size)]
+    inputs = RunInputs(config, data, available)
+    parts = [
+        class_map(inputs.logits(model, positions, batch)).cpu().numpy()
+        for positions, batch in data.in_order(batch_size)
+    ]
     return np.concatenate(parts)
 
 
@@ -115,9 +139,9 @@ def predict_rows(
 ) -> NDArray[np.uint8]:
     """Label maps uint8 (len(rows), 256, 256) of rows of a cache."""
     config, chosen = checkpoint.load_config(run), pick_device(device)
-    check_cache(config, cache)
+    modalities = check_cache(config, cache)
     model = load_model(run, config, which, chosen)
-    return predict_slices(model, SliceData(cache, config, rows, chosen, labelled=False))
+    return predict_slices(model, config, SliceData(cache, config.encoder, modalities, rows, chosen, labelled=False))
 
 
 def predict_run(
@@ -126,6 +150,7 @@ def predict_run(
     out: Path,
     *,
     subjects: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
 ) -> list[Path]:
@@ -133,16 +158,18 @@ def predict_run(
 
     Args:
         subjects: all of the cache if None.
+        modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights.
     """
     config, on = checkpoint.load_config(run), pick_device(device)
-    check_cache(config, cache)
+    wanted = check_cache(config, cache, modalities)
     chosen = choose(subjects, cache.subjects, "subject")
     model = load_model(run, config, which, on)
     written = []
     for subject in progress(chosen, "predicting"):
         rows, grid = cache.rows_of([subject]), cache.grid(subject)
-        labels = predict_slices(model, SliceData(cache, config, rows, on, labelled=False))
+        data = SliceData(cache, config.encoder, wanted, rows, on, labelled=False)
+        labels = predict_slices(model, config, data, wanted)
         volume = to_native_volume(labels, cache.rows["number"][rows], grid)
         written.append(write_labels(out / f"{subject}.nii.gz", volume, grid))
         missing = grid.slice_shape[0] - len(rows)

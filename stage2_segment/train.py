@@ -1,31 +1,30 @@
-"""The training loop: from a cache and a plan to a run folder."""
+"""The training loop: one pass over the cache for one run, or for many side by side."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from numpy.typing import NDArray
-from torch.utils.tensorboard import SummaryWriter
 
 from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import progress_bar, say
-from stage2_segment import checkpoint
-from stage2_segment.config import Recipe, RunConfig, plan_run
-from stage2_segment.data import SliceData, epoch_batches
-from stage2_segment.losses import one_hot, segmentation_losses
+from stage2_segment.choices import TEXTS
+from stage2_segment.config import RunConfig, plan_run
+from stage2_segment.data import Batch, SliceData, epoch_batches
+from stage2_segment.inputs import RunInputs
+from stage2_segment.learner import Learner
 from stage2_segment.metrics import dsc, iou, mean_defined, overlap_counts
-from stage2_segment.model import Zeus, build_model
-from stage2_segment.predict import pick_device, predict_slices
-
-SAVE_EVERY_S = 20  # a state is 12 bytes a parameter: not after every epoch of a second
+from stage2_segment.model.zeus import class_map
+from stage2_segment.predict import pick_device
+from stage2_segment.processes import sum_plain
+from stage2_segment.stack import Stack
 
 
 def train_run(
@@ -35,205 +34,276 @@ def train_run(
     resume: bool = False,
     device: str | None = None,
     allow_partial: bool = False,
+    resident: str = "auto",
+    validate_every: int = 1,
     **options: Any,
 ) -> None:
     """Plans a run with the options of `plan_run` and trains it; see `train`."""
     with Cache(cache_path, allow_partial=allow_partial) as cache:
-        train(cache, plan_run(cache, run=run, **options), run, resume=resume, device=device)
+        config = plan_run(cache, run=run, **options)
+        train(cache, config, run, resume=resume, device=device, resident=resident, validate_every=validate_every)
 
 
-def train(cache: Cache, config: RunConfig, run: Path, *, resume: bool = False, device: str | None = None) -> None:
-    """Trains the decoder and the aligner, validates on the held-out subjects after every epoch.
-
-    Nothing in a step is random: the order of the slices follows from seed and epoch. So a run that is stopped at any
-    moment and resumed ends with the same weights, on a CPU bit for bit.
-
-    Args:
-        run: folder to write: config.json, metrics.parquet, tensorboard/, weights/, state.pt.
-        resume: go on with an unfinished run of the same plan.
-        device: 'cpu', 'cuda', 'cuda:1', ...; the best there is if None.
+def train(
+    cache: Cache,
+    config: RunConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    resident: str = "auto",
+    validate_every: int = 1,
+) -> None:
+    """Trains one run, in as many processes as accelerate started; each takes its share of every batch.
 
     Raises:
         UserError: the folder holds another run; no such device; the loss is not finite.
     """
-    chosen = pick_device(device)
-    accelerator = Accelerator(cpu=chosen.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise UserError("training runs in one process; start it without accelerate launch, or with --num_processes 1")
-    state = _enter(run, config, resume)
-    recipe = config.recipe
-    begin = state["epoch"] if state else 0
-    if begin == recipe.epochs:
-        say(f"{run} has had its {begin} epochs; nothing is left to do")
+    accelerator = make_accelerator(device, config.recipe.modality_drop > 0)
+    learner = Learner(cache, config, run, accelerator, resume)
+    if learner.finished:
+        say(f"{run} has had its {learner.epoch - 1} epochs; nothing is left to do")
         return
-    torch.manual_seed(config.seed)
-    model = build_model(config)
-    model.load_pretrained(cache.constants(config.embedding_layer))
-    optimizer = build_optimizer(model, recipe)
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    model, optimizer = accelerator.prepare(model, optimizer)
-
-    train_rows, test_rows = cache.rows_of(config.train_subjects), cache.rows_of(config.test_subjects)
-    train_data = SliceData(cache, config, train_rows, accelerator.device)
-    test_data = SliceData(cache, config, test_rows, accelerator.device)
-    foreground = cache.rows["foreground"][train_rows] > 0
-    say(_what(config, len(train_rows), len(test_rows), accelerator.device))
-
-    best_dsc, best_loss, best_loss_epoch = state["best"] if state else (-1.0, math.inf, 0)
-    history = _read_history(run, begin) if state else []
-    saved = time.monotonic()
-    with progress_bar() as bar, SummaryWriter(str(run / "tensorboard"), purge_step=begin + 1) as board:
-        task = bar.add_task("training", total=recipe.epochs, completed=begin)
-        for epoch in range(begin + 1, recipe.epochs + 1):
-            if recipe.patience and epoch - 1 - best_loss_epoch >= recipe.patience:
-                say(f"stopped after epoch {epoch - 1}: no lower training loss for {recipe.patience} epochs")
-                break
-            started = time.monotonic()
-            batches = epoch_batches(foreground, recipe.batch_size, recipe.foreground_share, config.seed, epoch)
-            record = {"epoch": epoch, **_train_epoch(model, optimizer, train_data, batches, recipe, epoch, accelerator)}
-            record["slices_per_s"] = len(train_rows) / (time.monotonic() - started)
-            record |= _validate(model, test_data, test_rows, config)
-            record["seconds"] = time.monotonic() - started
-            history.append(record)
-            for name, value in record.items():
-                board.add_scalar(name, value, epoch)
-
-            weights = accelerator.unwrap_model(model).state_dict()
-            if record["loss"] < best_loss:
-                best_loss, best_loss_epoch = record["loss"], epoch
-            if record["validation_dsc"] > best_dsc:
-                best_dsc = record["validation_dsc"]
-                checkpoint.save_weights(run, "best", weights, epoch)
-            last = epoch == recipe.epochs or (recipe.patience and epoch - best_loss_epoch >= recipe.patience)
-            if last or time.monotonic() - saved >= SAVE_EVERY_S:
-                best = (best_dsc, best_loss, best_loss_epoch)
-                state = {"epoch": epoch, "model": weights, "optimizer": optimizer.state_dict(), "best": best}
-                checkpoint.write_table(run / checkpoint.METRICS, history)
-                checkpoint.save_weights(run, "last", weights, epoch)
-                checkpoint.save_state(run, state)
-                saved = time.monotonic()
-            bar.update(task, advance=1, description=f"loss {record['loss']:.3f} DSC {record['validation_dsc']:.3f}")
-            if last or epoch % max(1, recipe.epochs // 10) == 0:
-                say(_line(record, recipe.epochs))
+    if accelerator.is_main_process:
+        say(_what(cache, config, accelerator))
+    train_together(cache, [learner], accelerator, resident=resident, validate_every=validate_every)
+    if learner.stopped:
+        raise UserError(learner.stopped)
+    if learner.epoch <= config.recipe.epochs:
+        epoch = learner.epoch - 1
+        say(f"stopped after epoch {epoch}: no lower training loss for {config.recipe.patience} epochs")
 
 
-def build_optimizer(model: Zeus, recipe: Recipe) -> torch.optim.Optimizer:
-    """Two groups: the pretrained decoders, and what starts from nothing. 'highest_lr' is what the schedule scales."""
-    decoder = list(model.decoders.parameters())
-    known = {id(parameter) for parameter in decoder}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups: list[dict[str, Any]] = [
-        {"params": decoder, "lr": recipe.lr, "highest_lr": recipe.lr},
-        {"params": rest, "lr": recipe.aligner_lr, "highest_lr": recipe.aligner_lr},
-    ]
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, weight_decay=recipe.weight_decay)
+def make_accelerator(device: str | None, unused_parameters: bool = False) -> Accelerator:
+    """For one device, or the device of this process where accelerate launch started several.
+
+    Args:
+        unused_parameters: a step may leave some of a model out.
+    """
+    chosen = pick_device(device)
+    kwargs = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+    return Accelerator(cpu=chosen.type == "cpu", kwargs_handlers=[kwargs])
 
 
-def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Share of the highest learning rate at optimiser step `step` (from 0): linear warm-up times (1 - t / T)^0.9."""
-    total = recipe.epochs * steps_per_epoch
-    done = step / total if recipe.decay_per == "step" else (step // steps_per_epoch) / recipe.epochs
-    factor = (1 - done) ** 0.9
-    if recipe.warmup:
-        steps = min(max(recipe.min_warmup_steps, math.ceil(recipe.warmup * total)), math.ceil(total / 2))
-        factor *= min(1.0, (step + 1) / steps)
-    return factor
+def shared_plan(config: RunConfig) -> tuple[Any, ...]:
+    """Runs that agree in this see the same batches in the same order: one pass over the cache serves them all."""
+    recipe = config.recipe
+    subjects = (config.train_subjects, config.test_subjects)
+    return (config.encoder, *subjects, recipe.batch_size, recipe.foreground_share, config.seed)
 
 
-def _train_epoch(
-    model: Zeus,
-    optimizer: torch.optim.Optimizer,
-    data: SliceData,
-    batches: list[NDArray[np.intp]],
-    recipe: Recipe,
-    epoch: int,
+def train_together(
+    cache: Cache,
+    learners: Sequence[Learner],
     accelerator: Accelerator,
-) -> dict[str, float]:
-    """One pass; the means of the losses over its steps, and the last learning rate."""
-    model.train()
-    sums = np.zeros(3)
-    for index, positions in enumerate(batches):
-        factor = lr_factor(recipe, (epoch - 1) * len(batches) + index, len(batches))
-        for group in optimizer.param_groups:
-            group["lr"] = group["highest_lr"] * factor
-        batch = data.batch(positions)
+    *,
+    resident: str = "auto",
+    validate_every: int = 1,
+    stacked: bool = False,
+    title: str = "training",
+) -> None:
+    """Trains `learners` of one `shared_plan` side by side; each batch is read, moved and decoded once for all.
+
+    Args:
+        resident: see `SliceData`.
+        validate_every: epochs between validations on the held-out subjects; 0: none.
+        stacked: run models of one architecture as one (`Stack`), where several processes don't share the batches.
+    """
+    plan = learners[0].config
+    assert all(shared_plan(learner.config) == shared_plan(plan) for learner in learners)
+    wanted = {name for learner in learners for name in learner.config.modalities}
+    modalities = [name for name in cache.modalities if name in wanted]
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    rows = cache.rows_of(plan.train_subjects)
+    data = SliceData(cache, plan.encoder, modalities, rows, device, resident=resident)
+    for learner in learners:
+        learner.inputs = RunInputs(learner.config, data)
+    validation = _Validation(cache, learners, modalities, accelerator, resident) if validate_every else None
+    foreground = cache.rows["foreground"][rows] > 0
+
+    going = [learner for learner in learners if not learner.finished]
+    last = max((learner.config.recipe.epochs for learner in going), default=0)
+    first = min((learner.epoch for learner in going), default=last)
+    groups = _groups(going, stacked and world == 1)
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=last, completed=first - 1)
+        for epoch in range(first, last + 1):
+            going = [learner for learner in going if not learner.finished]
+            if not going:
+                break
+            batches = epoch_batches(foreground, plan.recipe.batch_size, plan.recipe.foreground_share, plan.seed, epoch)
+            start = min(learner.index for learner in going if learner.epoch == epoch)
+            started, waited, seen = time.monotonic(), 0.0, sum(len(batch) for batch in batches[start:])
+            stream = data.batches(positions[rank::world] for positions in batches[start:])
+            for index in range(start, len(batches)):
+                asked = time.monotonic()
+                batch = next(stream)
+                waited += time.monotonic() - asked
+                mine = batches[index][rank::world]
+                for group in groups:
+                    group.step(epoch, index, mine, len(batches[index]), batch, len(batches))
+                if any(learner.stopped for learner in going):
+                    for learner in going:
+                        if learner.stopped:
+                            say(f"{learner.run.name} stopped: {learner.stopped}")
+                    going = [learner for learner in going if not learner.stopped]
+                    groups = _groups(going, stacked and world == 1)
+            spent = max(time.monotonic() - started, 1e-9)
+            timing = {"slices_per_s": seen / spent, "waiting": waited / spent}
+            done = [learner for learner in going if (learner.epoch, learner.index) == (epoch, len(batches))]
+            scores = validation(done) if validation and (epoch % validate_every == 0 or epoch == last) else {}
+            for learner in done:
+                timing["seconds"] = time.monotonic() - started
+                record = learner.end_epoch(len(batches), {**timing, **scores.get(id(learner), {})})
+                if len(learners) == 1:
+                    dice = f" DSC {record['validation_dsc']:.3f}" if "validation_dsc" in record else ""
+                    bar.update(task, description=f"loss {record['loss']:.3f}{dice}")
+                    if learner.finished or epoch % max(1, last // 10) == 0:
+                        _say(accelerator, _line(record, last))
+            if len(learners) > 1 and (epoch % max(1, last // 5) == 0 or epoch == last):
+                _say(
+                    accelerator,
+                    f"{title}: epoch {epoch}/{last}, {len(done)} runs, {timing['slices_per_s']:.1f} slices/s",
+                )
+            bar.advance(task)
+    for learner in learners:
+        learner.close()
+
+
+class _Alone:
+    """A learner that runs its own forward and backward pass."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def step(self, epoch: int, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
+        """`mine`: this process's positions of a batch of `slices`; `batches`: of the epoch."""
+        learner = self._learner
+        if not learner.wants(epoch, index):
+            return
+        learner.model.train()
         assert batch.masks is not None
-        logits = model(batch.embeddings, batch.text)
-        losses = segmentation_losses(logits, one_hot(batch.masks, logits.shape[1]), recipe.dice_over)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(losses.total)
-        norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
-        values = np.array([loss.item() for loss in losses])
-        if not (np.isfinite(values).all() and torch.isfinite(norm)):
-            raise UserError(
-                f"the loss became {values[0]:.3g}, its gradient {norm.item():.3g} in epoch {epoch}, step {index + 1}; "
-                "the weights saved last are kept; train with a lower --lr into another --out"
-            )
-        optimizer.step()
-        sums += values
-    loss, dice, cross_entropy = (sums / len(batches)).tolist()
-    return {
-        "loss": loss,
-        "dice_loss": dice,
-        "cross_entropy": cross_entropy,
-        "lr": optimizer.param_groups[0]["lr"],
-    }
+        logits = learner.inputs.logits(learner.model, mine, batch, learner.keep())
+        losses = learner.losses(logits, batch.masks, slices)
+        (losses.total / learner.share(batches)).backward()
+        learner.take(losses, batches)
 
 
-def _validate(model: Zeus, data: SliceData, rows: NDArray[np.intp], config: RunConfig) -> dict[str, float]:
-    """Mean over subjects of DSC (mean over the classes) and mIoU (with background), per volume at 256 x 256."""
-    predicted = predict_slices(model, data, config.recipe.batch_size)
-    truth = data.cache.masks(rows)
-    subject = data.cache.rows["subject"][rows]
-    counts = np.stack(
-        [overlap_counts(predicted[subject == s], truth[subject == s], len(config.classes)) for s in np.unique(subject)]
-    )
-    per_class = dsc(counts)[:, 1:]
-    values = {"validation_dsc": mean_defined(np.array([mean_defined(row) for row in per_class]))}
-    values["validation_miou"] = mean_defined(np.array([mean_defined(row) for row in iou(counts)]))
-    for index, name in enumerate(config.classes):
-        values[f"validation_dsc_{name}"] = mean_defined(per_class[:, index])
-    return values
+class _Stacked:
+    """Learners of one architecture; in turn while some of them are at another place than the rest (after a resume)."""
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        self._learners = list(learners)
+        self._stack = Stack([learner.bare for learner in learners])
+
+    def step(self, epoch: int, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
+        """As `_Alone.step`."""
+        if not all(learner.wants(epoch, index) for learner in self._learners):
+            for learner in self._learners:
+                _Alone(learner).step(epoch, index, mine, slices, batch, batches)
+            return
+        assert batch.masks is not None
+        first = self._learners[0]
+        keep = first.keep()  # the same for all: it follows from the seed
+        parts = [learner.inputs.of(mine, batch, keep) for learner in self._learners]
+        alike = len({learner.config.modalities for learner in self._learners}) == 1
+        embeddings = parts[0][0] if alike else torch.stack([part[0] for part in parts])
+        for learner in self._learners:
+            learner.model.train()
+        with first.inputs.autocast():
+            logits = self._stack.logits(embeddings, torch.stack([part[1] for part in parts]), parts[0][2]).float()
+        found = [learner.losses(own, batch.masks, slices) for learner, own in zip(self._learners, logits)]
+        torch.stack([losses.total / own.share(batches) for own, losses in zip(self._learners, found)]).sum().backward()
+        self._stack.hand_out_gradients()
+        for learner, losses in zip(self._learners, found):
+            learner.take(losses, batches)
 
 
-def _enter(run: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
-    """Makes the run folder, or checks that it holds this run; the state to go on from, if any."""
-    if not (run / checkpoint.CONFIG).exists():
-        if run.exists() and any(run.iterdir()):
-            raise UserError(f"{run} exists and is no run folder; choose another --out")
-        checkpoint.write_json(run / checkpoint.CONFIG, config.to_json())
-        return None
-    if not resume:
-        raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
-    before, now = checkpoint.load_config(run).to_json(), config.to_json()
-    before, now = ({**values, **values["recipe"]} for values in (before, now))
-    changed = [name for name in now if name not in ("recipe", "versions", "cache") and before.get(name) != now[name]]
-    if changed:
-        what = "; ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in changed)
-        raise UserError(f"{run} was begun with other options ({what}); repeat them, or choose another --out")
-    return checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
+def architecture(config: RunConfig) -> tuple[Any, ...]:
+    """Runs that agree in this have models of one shape and see the same number of modalities in the same precision."""
+    recipe, constant = config.recipe, config.text == "constant"
+    kind = (config.model, config.fusion, config.combine, config.instructions, constant)
+    aligner = (config.keep_iou_token, config.aligner_hidden, config.aligner_depth)
+    sizes = (len(config.modalities), len(config.classes), config.text_width)
+    return (*kind, *aligner, *sizes, recipe.modality_drop, recipe.precision, recipe.accumulate)
 
 
-def _read_history(run: Path, epoch: int) -> list[dict[str, Any]]:
-    return [row for row in pq.read_table(run / checkpoint.METRICS).to_pylist() if row["epoch"] <= epoch]
+def _groups(learners: Sequence[Learner], stacked: bool) -> list[_Alone | _Stacked]:
+    if not stacked:
+        return [_Alone(learner) for learner in learners]
+    alike: dict[tuple[Any, ...], list[Learner]] = {}
+    for learner in learners:
+        alike.setdefault(architecture(learner.config), []).append(learner)
+    return [_Stacked(group) if len(group) > 1 else _Alone(group[0]) for group in alike.values()]
+
+
+class _Validation:
+    """The held-out subjects, read once for all learners; each process predicts its share of the slices."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        learners: Sequence[Learner],
+        modalities: Sequence[str],
+        accelerator: Accelerator,
+        resident: str,
+    ) -> None:
+        plan = learners[0].config
+        self._classes = plan.classes
+        rows = cache.rows_of(plan.test_subjects)[accelerator.process_index :: accelerator.num_processes]
+        self._data = SliceData(cache, plan.encoder, modalities, rows, accelerator.device, resident=resident)
+        place = {cache.subjects.index(name): place for place, name in enumerate(plan.test_subjects)}
+        self._owner = np.array([place[int(subject)] for subject in cache.rows["subject"][rows]], np.intp)
+        self._subjects = len(place)
+        self._inputs = {id(learner): RunInputs(learner.config, self._data) for learner in learners}
+
+    @torch.inference_mode()
+    def __call__(self, learners: Sequence[Learner]) -> dict[int, dict[str, float]]:
+        """id of a learner -> mean over subjects of DSC (mean over the classes) and mIoU (with background), at 256."""
+        counts = {id(learner): np.zeros((self._subjects, len(self._classes) + 1, 3), np.int64) for learner in learners}
+        batch_size = max((learner.config.recipe.batch_size for learner in learners), default=1)
+        for positions, batch in self._data.in_order(batch_size):
+            assert batch.masks is not None
+            truth = batch.masks.cpu().numpy()
+            for learner in learners:
+                model = learner.predictor.eval()
+                predicted = class_map(self._inputs[id(learner)].logits(model, positions, batch)).cpu().numpy()
+                for owner in np.unique(self._owner[positions]):
+                    mine = self._owner[positions] == owner
+                    counts[id(learner)][owner] += overlap_counts(predicted[mine], truth[mine], len(self._classes))
+        return {key: self._scores(sum_plain(torch.from_numpy(own)).numpy()) for key, own in counts.items()}
+
+    def _scores(self, counts: NDArray[np.int64]) -> dict[str, float]:
+        per_class = dsc(counts)[:, 1:]
+        values = {"validation_dsc": mean_defined(np.array([mean_defined(row) for row in per_class]))}
+        values["validation_miou"] = mean_defined(np.array([mean_defined(row) for row in iou(counts)]))
+        for index, name in enumerate(self._classes):
+            values[f"validation_dsc_{name}"] = mean_defined(per_class[:, index])
+        return values
+
+
+def _say(accelerator: Accelerator, line: str) -> None:
+    if accelerator.is_main_process:
+        say(line)
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:
+    held_out = ""
+    if "validation_dsc" in record:
+        held_out = f"held-out DSC {record['validation_dsc']:.3f}, mIoU {record['validation_miou']:.3f}, "
     return (
-        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, held-out DSC {record['validation_dsc']:.3f}, "
-        f"mIoU {record['validation_miou']:.3f}, {record['slices_per_s']:.1f} slices/s"
+        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, {held_out}{record['slices_per_s']:.1f} slices/s"
     )
 
 
-def _what(config: RunConfig, train: int, test: int, device: torch.device) -> str:
+def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
     recipe = config.recipe
-    text = f"instructions {config.variant}" if config.variant else "a learned token in place of text"
+    text = TEXTS[config.text] + (f" ({', '.join(config.variants)})" if config.variants else "")
+    many = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return (
         f"{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; {text}; "
-        f"{train} slices of {len(config.train_subjects)} subjects to train on, "
-        f"{test} slices of {', '.join(config.test_subjects)} held out; "
-        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}; on {device}"
+        f"{len(cache.rows_of(config.train_subjects))} slices of {len(config.train_subjects)} subjects to train on, "
+        f"{len(cache.rows_of(config.test_subjects))} slices of {', '.join(config.test_subjects)} held out; "
+        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}; "
+        f"on {accelerator.device}{many}"
     )

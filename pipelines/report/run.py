@@ -18,6 +18,11 @@ def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices:
         rows = telling_rows(cache, wanted, slices)
         picture = out or run / "picture.png"
         draw_run(
-            cache, rows, predict_rows(run, cache, rows), config.variant, picture, f"{run.name}: {config.fusion} fusion"
+            cache,
+            rows,
+            predict_rows(run, cache, rows),
+            config.texts_read[0] if config.texts_read else None,
+            picture,
+            f"{run.name}: {config.fusion} fusion",
         )
     return picture

@@ -21,4 +21,6 @@ def build_model(config: RunConfig) -> Zeus:
         keep_iou_token=config.keep_iou_token,
         aligner_hidden=config.aligner_hidden,
         aligner_depth=config.aligner_depth,
+        per_class=config.instructions == "class",
+        constant_text=config.text == "constant",
     )

@@ -12,7 +12,7 @@ HIDDEN = 512  # the paper's text width; with it f_tt has 393,984 parameters
 
 
 class Aligner(nn.Module):
-    """Text embedding (B, D) -> one sparse prompt token (B, 1, 256).
+    """Text embedding (..., D) -> one sparse prompt token (..., 1, 256).
 
     Sentence embeddings have length 1, so each entry is about 1 / sqrt(D), where SAM's own prompt tokens are about 1:
     the text is brought to mean 0 and variance 1 first (no parameters), or the first layer's bias would drown it.
@@ -31,16 +31,22 @@ class Aligner(nn.Module):
             self.layers = nn.Sequential(nn.Linear(text_width, hidden), nn.GELU(), nn.Linear(hidden, WIDTH))
 
     def forward(self, text: Tensor) -> Tensor:
-        return self.layers(F.layer_norm(text, text.shape[-1:]))[:, None]
+        return self.layers(F.layer_norm(text, text.shape[-1:])).unsqueeze(-2)
 
 
 class LearnedToken(nn.Module):
-    """One prompt token for all slices, in place of an aligned instruction: the row that text has to beat."""
+    """One prompt token for all slices, in place of an aligned instruction: the row that text has to beat.
 
-    def __init__(self) -> None:
+    Args:
+        count: tokens, one for every class where each class has a prompt of its own.
+    """
+
+    def __init__(self, count: int = 1) -> None:
         super().__init__()
-        self.token = nn.Parameter(0.02 * torch.randn(1, WIDTH))
+        self.token = nn.Parameter(0.02 * torch.randn(count, WIDTH))
 
     def forward(self, text: Tensor) -> Tensor:
-        """Text (B, 0) -> (B, 1, 256)."""
+        """Text (B, 0) -> (B, 1, 256); (B, count, 0) -> (B, count, 1, 256)."""
+        if text.dim() == 3:
+            return self.token[:, None].expand(len(text), -1, -1, -1)
         return self.token.expand(len(text), 1, -1)

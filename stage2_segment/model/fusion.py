@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-
-FUSIONS = {
-    "late": "a decoder and an aligner of its own for every modality, masks combined at the end",
-    "hybrid": "one decoder and one aligner read the modalities one by one, masks combined at the end",
-}
-COMBINES = ("mean", "max", "learned")
 
 
 class Combine(nn.Module):
@@ -25,10 +21,11 @@ class Combine(nn.Module):
         if how == "learned":
             self.weights = nn.Parameter(torch.zeros(modalities, classes))
 
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, present: Sequence[int]) -> Tensor:
+        """`present`: which of the modalities `logits` has, in order; those that are missing have no say."""
         if self.how == "max":
             return logits.amax(dim=1)
         if self.how == "learned":
-            share = torch.softmax(self.weights, dim=0)[None, :, :, None, None]
+            share = torch.softmax(self.weights[list(present)], dim=0)[None, :, :, None, None]
             return (logits * share).sum(dim=1)
         return logits.mean(dim=1)

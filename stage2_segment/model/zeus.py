@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +26,14 @@ class Zeus(nn.Module):
         combine: 'mean', 'max' or 'learned'.
         keep_iou_token: see `MaskDecoder`.
         aligner_hidden, aligner_depth: see `Aligner`.
+        per_class: every class has an instruction of its own, and the decoder answers each with one binary mask, as
+            SAM answers a prompt.
+        constant_text: the same text for every slice, kept with the weights; see `set_constant_text`.
     """
 
     image_pe: Tensor
     no_mask: Tensor
+    constant_text: Tensor | None
 
     def __init__(
         self,
@@ -41,17 +45,24 @@ class Zeus(nn.Module):
         keep_iou_token: bool = False,
         aligner_hidden: int = HIDDEN,
         aligner_depth: int = 2,
+        per_class: bool = False,
+        constant_text: bool = False,
     ) -> None:
         super().__init__()
         self.modalities = modalities
+        self.per_class = per_class
         copies = modalities if fusion == "late" else 1
+        prompts = classes if per_class else 1
         self.aligners = nn.ModuleList(
-            Aligner(text_width, aligner_hidden, aligner_depth) if text_width else LearnedToken() for _ in range(copies)
+            Aligner(text_width, aligner_hidden, aligner_depth) if text_width else LearnedToken(prompts)
+            for _ in range(copies)
         )
-        self.decoders = nn.ModuleList(MaskDecoder(classes, keep_iou_token) for _ in range(copies))
+        self.decoders = nn.ModuleList(MaskDecoder(1 if per_class else classes, keep_iou_token) for _ in range(copies))
         self.combine = Combine(combine, modalities, classes)
         self.register_buffer("image_pe", torch.zeros(GRID * GRID, WIDTH))
         self.register_buffer("no_mask", torch.zeros(WIDTH))
+        shape = (modalities, classes, text_width) if per_class else (modalities, text_width)
+        self.register_buffer("constant_text", torch.zeros(shape) if constant_text else None)
 
     def load_pretrained(self, constants: Mapping[str, Any]) -> None:
         """Start every decoder from SAM's, and take over SAM's positional encoding and no-mask prompt.
@@ -67,31 +78,44 @@ class Zeus(nn.Module):
             assert isinstance(decoder, MaskDecoder)
             decoder.load_pretrained(state)
 
-    def per_modality(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """As `forward`, before the masks are combined: (B, M, K, 256, 256)."""
-        batch = len(embeddings)
-        # SAM adds the no-mask embedding where no mask prompt is given.
-        images = embeddings.flatten(3).transpose(2, 3) + self.no_mask  # (B, M, 4096, 256)
-        if len(self.decoders) == 1:
-            prompt = self.aligners[0](text.flatten(0, 1))
-            logits = self.decoders[0](images.flatten(0, 1), self.image_pe, prompt)
-            return logits.unflatten(0, (batch, self.modalities))
-        parts = [
-            decoder(images[:, m], self.image_pe, aligner(text[:, m]))
-            for m, (decoder, aligner) in enumerate(zip(self.decoders, self.aligners))
-        ]
-        return torch.stack(parts, dim=1)
+    def set_constant_text(self, text: Tensor) -> None:
+        """The text of all slices, (M, D), or (M, K, D) where each class has its own."""
+        assert self.constant_text is not None
+        self.constant_text.copy_(text)
 
-    def forward(self, embeddings: Tensor, text: Tensor) -> Tensor:
+    def per_modality(self, embeddings: Tensor, text: Tensor, present: Sequence[int] | None = None) -> Tensor:
+        """As `forward`, before the masks are combined: (B, m, K, 256, 256)."""
+        present = range(self.modalities) if present is None else present
+        batch = len(embeddings)
+        if self.constant_text is not None:
+            text = self.constant_text[list(present)].expand(batch, *[-1] * self.constant_text.dim())
+        # SAM adds the no-mask embedding where no mask prompt is given.
+        images = embeddings.flatten(3).transpose(2, 3) + self.no_mask  # (B, m, 4096, 256)
+        if len(self.decoders) == 1:
+            logits = self._decode(0, images.flatten(0, 1), text.flatten(0, 1))
+            return logits.unflatten(0, (batch, len(present)))
+        return torch.stack([self._decode(m, images[:, i], text[:, i]) for i, m in enumerate(present)], dim=1)
+
+    def _decode(self, copy: int, images: Tensor, text: Tensor) -> Tensor:
+        """Images (B, 4096, 256) and text (B, D) or (B, K, D) -> logits (B, K, 256, 256)."""
+        decoder, prompt = self.decoders[copy], self.aligners[copy](text)
+        if not self.per_class:
+            return decoder(images, self.image_pe, prompt)
+        masks = [decoder(images, self.image_pe, prompt[:, k]) for k in range(prompt.shape[1])]
+        return torch.cat(masks, dim=1)
+
+    def forward(self, embeddings: Tensor, text: Tensor, present: Sequence[int] | None = None) -> Tensor:
         """Mask logits, one binary mask per class.
 
         Args:
-            embeddings: float (B, M, 256, 64, 64), SAM's image embeddings.
-            text: float (B, M, D), the instructions' embeddings.
+            embeddings: float (B, m, 256, 64, 64), SAM's image embeddings.
+            text: float (B, m, D), the instructions' embeddings; (B, m, K, D) where each class has its own.
+            present: which of the M modalities these are; None: all. The masks of those that are missing are left out.
         Returns:
             float (B, K, 256, 256).
         """
-        return self.combine(self.per_modality(embeddings, text))
+        present = range(self.modalities) if present is None else present
+        return self.combine(self.per_modality(embeddings, text, present), present)
 
 
 def class_map(logits: Tensor) -> Tensor:

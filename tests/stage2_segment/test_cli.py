@@ -55,8 +55,11 @@ def test_params_stand_beside_the_papers(toy_cache: Path) -> None:
         (["--train-subjects", "eve"], "subject eve has no labels"),
         (["--train-subjects", "ada,ben", "--test-subjects", "ben"], "ben would be trained on and tested on"),
         (["--fold", 1, "--test-subjects", "ben"], "exclude one another"),
-        (["--encoder", "sam_vit_h"], "unknown encoder sam_vit_h; there are: toy"),
-        (["--variant", "vicuna"], "unknown variant vicuna; there are: toy"),
+        (["--encoder", "sam_vit_h"], "the cache has no layer embeddings/sam_vit_h; it has toy"),
+        (
+            ["--variant", "vicuna"],
+            "the cache has no layer instructions/vicuna; it has toy",
+        ),
         (["--device", "tpu9"], "device tpu9 cannot be used"),
     ],
 )

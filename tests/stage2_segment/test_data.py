@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.errors import UserError
 from cache.reader import Cache
 from stage2_segment import data as data_module
 from stage2_segment.config import plan_run
 from stage2_segment.data import SliceData, epoch_batches
+from stage2_segment.inputs import RunInputs
 
 cases = st.tuples(
     st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 12), st.integers(0, 3), st.integers(1, 5)
@@ -58,17 +59,43 @@ def test_batches_are_the_rows_of_the_cache(
 ) -> None:
     monkeypatch.setattr(data_module, "SHARE_OF_MEMORY", share_of_memory)
     with Cache(toy_cache) as cache:
-        config = replace(plan_run(cache, run=Path("run")), modalities=("T2",))
         rows = cache.rows_of(["cleo", "ada"])
-        data = SliceData(cache, config, rows, torch.device("cpu"))
-        assert data.resident == (share_of_memory > 0)
+        data = SliceData(cache, "toy", ["T2"], rows, torch.device("cpu"))
+        assert data.resident == ("ram" if share_of_memory else "disk")
         batch = data.batch(np.array([4, 1]))
         assert batch.embeddings.shape == (2, 1, 256, 64, 64)
         assert batch.embeddings.dtype == torch.float32
         assert batch.masks is not None
         np.testing.assert_array_equal(batch.masks.numpy(), cache.masks(rows[[4, 1]]))
-        np.testing.assert_array_equal(batch.text.numpy(), cache.text_embeddings("toy", rows[[4, 1]])[:, 1:])
         stored = cache.read_embeddings("toy", rows[[4, 1]], [1])
         expected = stored.values * stored.scale[..., None, None] + stored.offset[..., None, None]
         np.testing.assert_allclose(batch.embeddings.numpy(), expected, rtol=1e-5, atol=1e-6)
-        assert [len(part.text) for part in data.in_order(4)] == [4, 2]
+        assert [(places.tolist(), len(part.embeddings)) for places, part in data.in_order(4)] == [
+            ([0, 1, 2, 3], 4),
+            ([4, 5], 2),
+        ]
+        ahead = data.batches(np.array([place]) for place in (5, 0))
+        for place, part in zip((5, 0), ahead, strict=True):
+            assert torch.equal(part.embeddings, data.batch(np.array([place])).embeddings)
+
+
+def test_a_device_that_is_no_gpu_keeps_nothing(toy_cache: Path) -> None:
+    with Cache(toy_cache) as cache, pytest.raises(UserError, match="needs a GPU; --resident ram"):
+        SliceData(cache, "toy", ["T2"], cache.rows_of(["ada"]), torch.device("cpu"), resident="device")
+
+
+def test_a_run_takes_its_own_modalities_of_what_was_read_for_several(toy_cache: Path) -> None:
+    with Cache(toy_cache) as cache:
+        rows = cache.rows_of(["ada"])
+        data = SliceData(cache, "toy", ["T1", "T2"], rows, torch.device("cpu"))
+        positions = np.array([2, 0])
+        batch = data.batch(positions)
+        both = RunInputs(plan_run(cache, run=Path("run")), data)
+        second = RunInputs(plan_run(cache, run=Path("run"), modalities=["T2"]), data)
+        left = RunInputs(plan_run(cache, run=Path("run")), data, ["T2"])
+        texts = cache.text_embeddings("toy", rows[positions])
+        for inputs, keep, present in ((second, None, [0]), (left, None, [1]), (both, [1], [1])):
+            embeddings, text, found = inputs.of(positions, batch, keep)
+            assert torch.equal(embeddings, batch.embeddings[:, 1:])
+            np.testing.assert_array_equal(text.numpy(), texts[:, 1:])
+            assert found == present

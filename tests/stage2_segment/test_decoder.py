@@ -147,13 +147,15 @@ def test_hybrid_reads_the_modalities_one_by_one() -> None:
 
 def test_combine_takes_mean_max_or_learned_weights() -> None:
     logits = torch.randn(2, 3, 4, 8, 8)
-    torch.testing.assert_close(Combine("mean", 3, 4)(logits), logits.mean(1))
-    torch.testing.assert_close(Combine("max", 3, 4)(logits), logits.max(1).values)
+    every = range(3)
+    torch.testing.assert_close(Combine("mean", 3, 4)(logits, every), logits.mean(1))
+    torch.testing.assert_close(Combine("max", 3, 4)(logits, every), logits.max(1).values)
     learned = Combine("learned", 3, 4)
-    torch.testing.assert_close(learned(logits), logits.mean(1))
+    torch.testing.assert_close(learned(logits, every), logits.mean(1))
     with torch.no_grad():
         learned.weights[2, 1] = 50.0  # class 1 trusts modality 2 alone
-    torch.testing.assert_close(learned(logits)[:, 1], logits[:, 2, 1])
+    torch.testing.assert_close(learned(logits, every)[:, 1], logits[:, 2, 1])
+    torch.testing.assert_close(learned(logits[:, :2], [0, 1]), logits[:, :2].mean(1))  # and does without it
 
 
 def test_class_map_is_background_where_no_logit_is_positive() -> None:

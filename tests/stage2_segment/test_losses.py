@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.losses import DiceLoss
 
 from stage2_segment.losses import one_hot, segmentation_losses
 
@@ -46,3 +48,30 @@ def test_a_mask_grows_back_from_empty() -> None:
         segmentation_losses(logits, targets).total.backward()
         optimizer.step()
     assert torch.equal(logits > 0, targets > 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), dice_over=st.sampled_from(["batch", "slice"]), weighted=st.booleans())
+def test_dice_is_monais(seed: int, dice_over: str, weighted: bool) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 2, 8, 6, generator=random, dtype=torch.float64)
+    targets = (torch.rand(3, 2, 8, 6, generator=random) > 0.7).double()
+    targets[0] = 0
+    weights = torch.tensor([0.4, 1.6], dtype=torch.float64) if weighted else None
+    oracle = DiceLoss(sigmoid=True, batch=dice_over == "batch", weight=weights)(logits, targets)
+    torch.testing.assert_close(segmentation_losses(logits, targets, dice_over, class_weights=weights).dice, oracle)
+
+
+@pytest.mark.parametrize("dice_over", ["batch", "slice"])
+def test_parts_of_a_batch_that_add_up_their_sums_have_the_loss_and_the_gradients_of_the_whole(dice_over: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 2, 8, 6, generator=random, dtype=torch.float64, requires_grad=True)
+    targets = (torch.rand(5, 2, 8, 6, generator=random) > 0.6).double()
+    whole = segmentation_losses(logits, targets, dice_over).total
+    (expected,) = torch.autograd.grad(whole, logits)
+    seen: list[torch.Tensor] = []
+    segmentation_losses(logits[:2], targets[:2], dice_over, slices=5, add_up=lambda sums: seen.append(sums) or sums)
+    rest = segmentation_losses(logits[2:], targets[2:], dice_over, slices=5, add_up=lambda sums: sums + seen[0])
+    torch.testing.assert_close(rest.total, whole)
+    (found,) = torch.autograd.grad(rest.total, logits)
+    torch.testing.assert_close(found, expected)

@@ -31,7 +31,7 @@ def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def perfect(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says the truth: what is left to go wrong is geometry."""
 
-    def truth(_: Any, data: Any, *__: Any) -> np.ndarray:
+    def truth(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
         return data.cache.images(data.rows)[:, 0] // 80
 
     monkeypatch.setattr(predict, "predict_slices", truth)

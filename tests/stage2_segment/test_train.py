@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 
 from cache.errors import UserError
 from cache.reader import Cache
-from stage2_segment import checkpoint, train
+from stage2_segment import checkpoint
 from stage2_segment.checkpoint import load_config, load_state
 from stage2_segment.config import RECIPES, Recipe, plan_run
 from stage2_segment.evaluate import evaluate_run
+from stage2_segment.learner import Learner
+from stage2_segment.losses import Losses
 from stage2_segment.model import build_model
 from stage2_segment.predict import predict_rows
-from stage2_segment.train import lr_factor, train_run
+from stage2_segment.schedule import lr_factor
+from stage2_segment.train import train_run
 
 QUICK: dict[str, Any] = {
     "fusion": "hybrid",
@@ -76,25 +79,33 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(
     assert not torch.equal(weights(tmp_path / "other")[name], weights(whole_run)[name])
 
 
-@pytest.mark.parametrize("moment", ["before the state is written", "after the state is written"])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    whole_run: Path, toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+@pytest.mark.parametrize("place", [(1, 1), (2, 0), (2, 1)], ids=["in the first epoch", "between", "within the second"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
+    whole_run: Path,
+    toy_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    place: tuple[int, int],
 ) -> None:
     run = tmp_path / "run"
     save = checkpoint.save_state
 
     def interrupted(folder: Path, state: dict[str, Any]) -> None:
-        if state["epoch"] == 2 and moment.startswith("before"):
+        if state["place"] == place and moment == "before":
             raise KeyboardInterrupt
         save(folder, state)
-        if state["epoch"] == 2:
+        if state["place"] == place:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(checkpoint, "SAVING_SHARE", float("inf"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "save_state", interrupted)
         train_run(toy_cache, run, epochs=3, seed=5, **QUICK)
-    assert load_state(run)["epoch"] == (1 if moment.startswith("before") else 2)
+    if moment == "after":
+        assert load_state(run)["place"] == place
     train_run(toy_cache, run, epochs=3, seed=5, resume=True, **QUICK)
     assert_same(weights(run), weights(whole_run))
     assert_same(weights(run, "best"), weights(whole_run, "best"))
@@ -118,30 +129,51 @@ def test_a_run_is_never_overwritten_nor_resumed_with_other_options(whole_run: Pa
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
     toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0)
-    train_epoch = train._train_epoch
+    losses = Learner.losses
 
-    def spoiled(model: Any, *rest: Any) -> dict[str, float]:
-        if rest[4] == 2:
-            with torch.no_grad():
-                next(model.parameters()).fill_(torch.nan)
-        return train_epoch(model, *rest)
+    def spoiled(self: Learner, *rest: Any) -> Losses:
+        found = losses(self, *rest)
+        return Losses(*(part * torch.nan for part in found)) if (self.epoch, self.index) == (2, 1) else found
 
-    monkeypatch.setattr(train, "_train_epoch", spoiled)
-    with pytest.raises(UserError, match="loss became nan, its gradient nan in epoch 2, step 1"):
+    monkeypatch.setattr(Learner, "losses", spoiled)
+    with pytest.raises(UserError, match="loss became nan, its gradient nan in epoch 2, step 2"):
         train_run(toy_cache, tmp_path / "run", epochs=3, **QUICK)
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
-    assert load_state(tmp_path / "run")["epoch"] == 1
+    assert load_state(tmp_path / "run")["place"] == (2, 1)
+
+
+def test_weights_that_are_not_finite_are_never_kept(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Learner.take
+
+    def spoiled(self: Learner, *rest: Any) -> None:
+        if (self.epoch, self.index) == (2, 0):
+            with torch.no_grad():
+                next(self.bare.parameters()).fill_(torch.nan)
+            next(self.bare.parameters()).grad.fill_(torch.nan)
+        take(self, *rest)
+
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(checkpoint, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(Learner, "take", spoiled)
+    with pytest.raises(UserError, match="its gradient nan in epoch 2, step 1"):
+        train_run(toy_cache, tmp_path / "run", epochs=3, **QUICK)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
 
 
 def test_paper_recipe_stops_early_without_a_lower_training_loss(
     toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = {1: 1.0, 2: 0.5}
-    record = {"dice_loss": 0.0, "cross_entropy": 0.0, "lr": 0.0}
-    monkeypatch.setattr(train, "_train_epoch", lambda *a: {"loss": losses.get(a[5], 0.6), **record})
-    monkeypatch.setattr(train, "_validate", lambda *a: {"validation_dsc": 0.5, "validation_miou": 0.5})
-    train_run(toy_cache, tmp_path / "run", recipe="paper", **QUICK)
+    """The step is left out: the losses are made up, the third epoch's and all later ones are above the second's."""
+    values = {1: 1.0, 2: 0.5}
+    plain = torch.zeros((), requires_grad=True)
+    monkeypatch.setattr(
+        Learner, "losses", lambda self, *_: Losses(*(plain + values.get(self.epoch, 0.6) for _ in range(3)))
+    )
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
+    monkeypatch.setattr("stage2_segment.inputs.RunInputs.logits", lambda *_: torch.zeros(1, 2, 256, 256))
+    train_run(toy_cache, tmp_path / "run", recipe="paper", validate_every=0, **QUICK)
     assert pq.read_table(tmp_path / "run" / "metrics.parquet").num_rows == 2 + RECIPES["paper"].patience
 
 
@@ -166,16 +198,16 @@ def test_tiny_data_gets_more_epochs_unless_told(toy_cache: Path) -> None:
 
 def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train_run(toy_cache, run, text=False, epochs=2, **QUICK)
+    train_run(toy_cache, run, text="none", epochs=2, **QUICK)
     config = load_config(run)
-    assert (config.variant, config.text_width) == (None, 0)
+    assert (config.variants, config.text_width) == ((), 0)
     assert not any(layer.startswith("instructions") for layer in config.fingerprints)
     torch.manual_seed(config.seed)
     assert not torch.equal(weights(run)["aligners.0.token"], build_model(config).aligners[0].token)
     with Cache(toy_cache) as cache:
         assert predict_rows(run, cache, cache.rows_of(["ben"]), device="cpu").shape == (3, 256, 256)
-        with pytest.raises(UserError, match="--no-text reads no instructions"):
-            plan_run(cache, run=run, text=False, variant=cache.variants[0])
+        with pytest.raises(UserError, match="text none reads no instructions"):
+            plan_run(cache, run=run, text="none", variant=[cache.variants[0]])
 
 
 def test_rates_and_share_can_be_chosen_and_otherwise_keep_the_recipes_ratio(toy_cache: Path) -> None:

@@ -1,0 +1,35 @@
+"""The optimiser and how its learning rate goes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from stage2_segment.config import Recipe
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Two groups: the pretrained decoders, and what starts from nothing. 'highest_lr' is what the schedule scales."""
+    decoder = list(model.decoders.parameters())  # type: ignore[union-attr]
+    known = {id(parameter) for parameter in decoder}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups: list[dict[str, Any]] = [
+        {"params": decoder, "lr": recipe.lr, "highest_lr": recipe.lr},
+        {"params": rest, "lr": recipe.aligner_lr, "highest_lr": recipe.aligner_lr},
+    ]
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, weight_decay=recipe.weight_decay)
+
+
+def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Share of the highest learning rate at optimiser step `step` (from 0): linear warm-up times (1 - t / T)^0.9."""
+    total = recipe.epochs * steps_per_epoch
+    done = step / total if recipe.decay_per == "step" else (step // steps_per_epoch) / recipe.epochs
+    factor = (1 - done) ** 0.9
+    if recipe.warmup:
+        steps = min(max(recipe.min_warmup_steps, math.ceil(recipe.warmup * total)), math.ceil(total / 2))
+        factor *= min(1.0, (step + 1) / steps)
+    return factor

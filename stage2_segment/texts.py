@@ -1,0 +1,100 @@
+"""What the aligner reads: the instructions' embeddings, or a control in their place (`choices.TEXTS`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import UserError
+from cache.reader import Cache
+from stage2_segment.config import RunConfig
+
+
+def read_text(
+    cache: Cache, config: RunConfig, rows: NDArray[np.intp], modalities: Sequence[str]
+) -> NDArray[np.float32]:
+    """Text of rows of a cache: float32 (n, m, D); (n, m, K, D) with an instruction for each class; D = 0 for none.
+
+    A control depends on subject, slice and modality alone: the same rows give the same text in training, in
+    evaluation, and in a cache that holds other subjects too.
+
+    Args:
+        modalities: the m wanted, of the run's.
+
+    Raises:
+        UserError: shuffled between slices, and a subject has one slice.
+    """
+    columns = [cache.modalities.index(name) for name in modalities]
+    per_class = config.instructions == "class"
+    if config.text in ("none", "constant"):  # no text, or one that is kept with the weights
+        shape = (len(rows), len(columns), len(config.classes), 0) if per_class else (len(rows), len(columns), 0)
+        return np.empty(shape, np.float32)
+    if config.text == "random":
+        return _random(cache, config, rows, modalities)
+    text = _instructions(cache, config, _other_slices(cache, rows) if config.text == "shuffled-slices" else rows)
+    if config.text == "shuffled-modalities":
+        return text[np.arange(len(rows))[:, None], _other_modalities(cache, rows)[:, columns]]
+    return text[:, columns]
+
+
+def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Per modality the instruction of `rows` that is nearest to their mean: float32 (M, D) or (M, K, D)."""
+    columns = [cache.modalities.index(name) for name in config.modalities]
+    text = _instructions(cache, config, rows)[:, columns]
+    distance = ((text - text.mean(axis=0)) ** 2).sum(-1)  # (n, M) or (n, M, K)
+    return np.take_along_axis(text, distance.argmin(axis=0)[None, ..., None], axis=0)[0]
+
+
+def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """All the cache's modalities: (n, M, D), or (n, M, K, D)."""
+    texts = [cache.text_embeddings(name, rows) for name in config.variants]
+    return np.stack(texts, axis=2) if config.instructions == "class" else texts[0]
+
+
+def _other_slices(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """For each row another one of the same subject, each taken once."""
+    other = np.empty(len(cache.rows), np.intp)
+    for subject in np.unique(cache.rows["subject"][rows]):
+        name = cache.subjects[subject]
+        own = cache.rows_of([name])
+        if len(own) < 2:
+            raise UserError(f"subject {name} has one slice; text shuffled-slices needs two or more of each subject")
+        # A random cycle through all of the subject's slices: none keeps its own.
+        order = _generator(name).permutation(own)
+        other[order] = np.roll(order, 1)
+    return other[rows]
+
+
+def _other_modalities(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """(n, all M): for each row and modality another modality, each taken once."""
+    count = len(cache.modalities)
+    taken = np.empty((len(rows), count), np.intp)
+    for place, row in enumerate(rows):
+        order = _generator(*_slice_key(cache, row)).permutation(count)
+        taken[place, order] = np.roll(order, 1)
+    return taken
+
+
+def _random(cache: Cache, config: RunConfig, rows: NDArray[np.intp], modalities: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors."""
+    per_class = config.instructions == "class"
+    shape = (len(config.classes), config.text_width) if per_class else (config.text_width,)
+    vectors = np.empty((len(rows), len(modalities), *shape), np.float32)
+    for place, row in enumerate(rows):
+        for column, modality in enumerate(modalities):
+            vectors[place, column] = _generator(*_slice_key(cache, row), modality).standard_normal(shape)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _slice_key(cache: Cache, row: np.intp) -> tuple[str, str]:
+    record = cache.rows[row]
+    return cache.subjects[record["subject"]], str(record["number"])
+
+
+def _generator(*names: str) -> np.random.Generator:
+    """Seeded by names, the same on every machine."""
+    digest = hashlib.sha256("\n".join(names).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
