@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ weights_option = click.option(
     default="last",
     show_default=True,
     help="After the last epoch, or after the epoch with the best DSC on the held-out subjects.",
+)
+
+
+modalities_option = click.option(
+    "--modalities", help="Predict from these of the run's, where a study lacks some.  [default: all of the run's]"
 )
 
 
@@ -173,6 +179,11 @@ def train_command(
 
     The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
     state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed.
+
+    Several GPUs share every batch, and the losses are those of one (--batch-size counts all of them):
+
+    \b
+    accelerate launch --multi_gpu --num_processes 4 -m stage2_segment.cli train --cache cache/chaos.h5
     """
     from stage2_segment.train import train_run
 
@@ -185,7 +196,8 @@ def train_command(
     except KeyboardInterrupt:
         say(f"interrupted; the same command with --out {run} --resume goes on")
         raise
-    click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
+    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launch started, one speaks
+        click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
 
 
 # Those of `train` that say how a model is trained; the rest say where, or which of a grid's runs it is.
@@ -235,10 +247,19 @@ def _for_plan(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--subjects", help="Names, separated by commas.  [default: the held-out ones; all labelled of another cache]"
 )
+@modalities_option
+@click.option("--missing", is_flag=True, help="Also with every subset of the modalities, and what DSC that costs.")
 @partial_option
 @device_option
 def evaluate_command(
-    run: Path, cache: Path | None, weights: str, subjects: str | None, allow_partial: bool, device: str | None
+    run: Path,
+    cache: Path | None,
+    weights: str,
+    subjects: str | None,
+    modalities: str | None,
+    missing: bool,
+    allow_partial: bool,
+    device: str | None,
 ) -> None:
     """DSC and IoU per class and subject, at 256 x 256 and in the native grid; HD95 and NSD there.
 
@@ -254,16 +275,20 @@ def evaluate_command(
     A class that is in neither truth nor prediction is not counted; in one of them only, DSC, IoU and NSD are 0 and
     HD95 is not counted.
 
-    Writes evaluation.parquet and evaluation.json into the run folder.
+    Writes evaluation.parquet and evaluation.json into the run folder, and missing.parquet with --missing.
     """
     from rich.console import Console
 
+    from stage2_segment import missing as without
     from stage2_segment.evaluate import as_table, evaluate_run
     from stage2_segment.predict import open_cache
 
+    chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
-        found = evaluate_run(run, opened, subjects=split_names(subjects), which=weights, device=device)
-    Console().print(as_table(found))
+        found = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
+        Console().print(as_table(found))
+        if missing:
+            Console().print(without.as_table(without.evaluate_missing(run, opened, **chosen)))
     summary = found.summary()
     mean = summary["mean_over_classes"]["dsc"]
     click.echo(f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}")
@@ -275,6 +300,7 @@ def evaluate_command(
 @click.option("--out", type=FOLDER, required=True, help="Folder for SUBJECT.nii.gz.")
 @weights_option
 @click.option("--subjects", help="Names, separated by commas.  [default: all of the cache]")
+@modalities_option
 @partial_option
 @device_option
 def predict_command(
@@ -283,6 +309,7 @@ def predict_command(
     out: Path,
     weights: str,
     subjects: str | None,
+    modalities: str | None,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -290,8 +317,62 @@ def predict_command(
     from stage2_segment.predict import open_cache, predict_run
 
     with open_cache(run, cache, allow_partial) as opened:
-        written = predict_run(run, opened, out, subjects=split_names(subjects), which=weights, device=device)
+        written = predict_run(
+            run,
+            opened,
+            out,
+            subjects=split_names(subjects),
+            modalities=split_names(modalities),
+            which=weights,
+            device=device,
+        )
     click.echo(f"{len(written)} masks in {out}")
+
+
+@main.command("probe")
+@run_option
+@click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the run's]")
+@weights_option
+@click.option("--subjects", help="Names, separated by commas.  [default: the held-out ones]")
+@click.option(
+    "--sentences",
+    type=FILE,
+    help="What zeus-instruct sentences wrote: which sentences move the mask when they are left out.",
+)
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="How many sentences to show.")
+@partial_option
+@device_option
+def probe_command(
+    run: Path,
+    cache: Path | None,
+    weights: str,
+    subjects: str | None,
+    sentences: Path | None,
+    top: int,
+    allow_partial: bool,
+    device: str | None,
+) -> None:
+    """Does a trained run listen to its instructions? DSC when each slice gets another text than its own.
+
+    Without retraining: the same weights read another slice's instruction, another modality's, one for all slices, a random
+    vector. With --sentences also each instruction without one of its sentences.
+
+    \b
+    zeus-instruct sentences cache/brats.h5 --variant lite --out brats.sentences.parquet
+    zeus-segment probe --run runs/brats-late-fold0-seed0 --sentences brats.sentences.parquet
+
+    Writes probe.parquet, and sentences.parquet with --sentences, into the run folder.
+    """
+    from rich.console import Console
+
+    from stage2_segment.predict import open_cache
+    from stage2_segment.probe import probe_sentences, probe_texts, sentence_table, text_table
+
+    chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
+    with open_cache(run, cache, allow_partial) as opened:
+        Console().print(text_table(probe_texts(run, opened, **chosen)))
+        if sentences:
+            Console().print(sentence_table(probe_sentences(run, opened, sentences, **chosen), top))
 
 
 @main.command("params")

@@ -18,6 +18,7 @@ from cache.grid import Grid
 from cache.reader import Cache
 from cache.terminal import choose, progress
 from stage2_segment import checkpoint
+from stage2_segment.config import RunConfig
 from stage2_segment.data import SliceData
 from stage2_segment.metrics import (
     DEFINITIONS,
@@ -76,7 +77,23 @@ def evaluate_run(
     which: str = "last",
     device: str | None = None,
 ) -> Evaluation:
-    """Measures a run and writes evaluation.parquet and evaluation.json into its folder.
+    """`measure_run`, written to evaluation.parquet and evaluation.json in the run's folder."""
+    evaluation = measure_run(run, cache, subjects=subjects, modalities=modalities, which=which, device=device)
+    checkpoint.write_table(run / "evaluation.parquet", evaluation.rows)
+    checkpoint.write_json(run / "evaluation.json", evaluation.summary())
+    return evaluation
+
+
+def measure_run(
+    run: Path,
+    cache: Cache | None = None,
+    *,
+    subjects: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
+    which: str = "last",
+    device: str | None = None,
+) -> Evaluation:
+    """A run's masks against the truth.
 
     Args:
         cache: the run's own if None.
@@ -95,16 +112,7 @@ def evaluate_run(
             raise UserError(
                 f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.classes)}"
             )
-        labelled = tuple(name for name in opened.subjects if opened.rows["labelled"][opened.rows_of([name])].all())
-        if subjects is None:
-            same = opened.fingerprint("slices") == config.fingerprints["slices"]
-            held_out = same and set(config.test_subjects) <= set(opened.subjects)
-            subjects = config.test_subjects if held_out else labelled
-        chosen = choose(subjects, opened.subjects, "subject")
-        without = [name for name in chosen if name not in labelled]
-        if without or not chosen:
-            names = ", ".join(without) or "any subject"
-            raise UserError(f"no labels of {names}; with labels: {', '.join(labelled) or 'none'}")
+        chosen = subjects_to_measure(config, opened, subjects)
         model = load_model(run, config, which, on)
         rows, miou = [], {}
         for subject in progress(chosen, "evaluating"):
@@ -113,10 +121,26 @@ def evaluate_run(
             predicted = predict_slices(model, config, data, wanted)
             scores, miou[subject] = score_subject(opened, subject, predicted)
             rows += scores
-    evaluation = Evaluation(rows, miou, which)
-    checkpoint.write_table(run / "evaluation.parquet", rows)
-    checkpoint.write_json(run / "evaluation.json", evaluation.summary())
-    return evaluation
+    return Evaluation(rows, miou, which)
+
+
+def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """`wanted`, or the run's held-out subjects, or of a cache of other data all with labels.
+
+    Raises:
+        UserError: one that is unknown, or without labels.
+    """
+    labelled = tuple(name for name in cache.subjects if cache.rows["labelled"][cache.rows_of([name])].all())
+    if wanted is None:
+        same = cache.fingerprint("slices") == config.fingerprints["slices"]
+        held_out = same and set(config.test_subjects) <= set(cache.subjects)
+        wanted = config.test_subjects if held_out else labelled
+    chosen = choose(wanted, cache.subjects, "subject")
+    without = [name for name in chosen if name not in labelled]
+    if without or not chosen:
+        names = ", ".join(without) or "any subject"
+        raise UserError(f"no labels of {names}; with labels: {', '.join(labelled) or 'none'}")
+    return chosen
 
 
 def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> tuple[list[dict[str, Any]], float]:

@@ -20,19 +20,27 @@ class RunInputs:
     Args:
         data: slices with at least the modalities that are asked for.
         available: modalities there are, of the run's; None: all the run was planned with.
+        text: in place of the run's own, float32 (n, m, D) or (n, m, K, D).
 
     Attributes:
         present: which of the run's modalities these are.
         text: float32 (n, m, D) or (n, m, K, D) on the device, of all of `data`.
     """
 
-    def __init__(self, config: RunConfig, data: SliceData, available: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: SliceData,
+        available: Sequence[str] | None = None,
+        text: NDArray[np.float32] | None = None,
+    ) -> None:
         names = config.modalities if available is None else tuple(available)
         cache = data.cache
         self.present = [config.modalities.index(name) for name in names]
         columns = [data.modalities.index(cache.modalities.index(name)) for name in names]
         self._columns = None if columns == list(range(len(data.modalities))) else columns
-        text = read_text(cache, config, data.rows, names)
+        if text is None:
+            text = read_text(cache, config, data.rows, names)
         self.text = torch.from_numpy(np.ascontiguousarray(text)).to(data.device)
         self._low = config.recipe.precision == "bf16"
 

@@ -65,6 +65,8 @@ class Learner:
             self._class_weights = inverse_weights(cache, config).to(accelerator.device)
         if state:
             model.load_state_dict(state["model"])
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":  # there is none for the CPU
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # The model is moved before the optimiser sees its parameters.
         self.model: nn.Module = accelerator.prepare_model(model)
         self.bare = accelerator.unwrap_model(self.model)

@@ -104,17 +104,25 @@ def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -
     return model.to(device).eval()
 
 
-@torch.inference_mode()
 def predict_slices(
-    model: nn.Module, config: RunConfig, data: SliceData, available: Sequence[str] | None = None, batch_size: int = BATCH
+    model: nn.Module,
+    config: RunConfig,
+    data: SliceData,
+    available: Sequence[str] | None = None,
+    batch_size: int = BATCH,
 ) -> NDArray[np.uint8]:
     """Label maps uint8 (n, 256, 256) of all of `data`, in its order.
 
     Args:
         available: modalities there are, of the run's; None: all.
     """
+    return predict_inputs(model, RunInputs(config, data, available), data, batch_size)
+
+
+@torch.inference_mode()
+def predict_inputs(model: nn.Module, inputs: RunInputs, data: SliceData, batch_size: int = BATCH) -> NDArray[np.uint8]:
+    """As `predict_slices`, from inputs that are there."""
     model.eval()
-    inputs = RunInputs(config, data, available)
     parts = [
         class_map(inputs.logits(model, positions, batch)).cpu().numpy()
         for positions, batch in data.in_order(batch_size)

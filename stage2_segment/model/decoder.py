@@ -87,7 +87,7 @@ class MaskDecoder(nn.Module):
         x = F.gelu(_spread(x, second))  # (B, 4096, 4, 4, 32)
         logits = x.flatten(1, -2) @ classifiers.transpose(1, 2)
         logits = logits.unflatten(1, (GRID, GRID, 2, 2, 2, 2))  # row, column, then row and column within, twice
-        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(image), -1, 4 * GRID, 4 * GRID)
+        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(image), logits.shape[-1], 4 * GRID, 4 * GRID)
 
     def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
         """Start from SAM's decoder; every class from mask token 0, the one SAM trains for a single mask.

@@ -61,7 +61,7 @@ class Attention(nn.Module):
         k_weight = self.k_proj.weight.view(self.heads, self.head_width, width)
         k_bias = self.k_proj.bias.view(self.heads, self.head_width, 1)
         folded = (q @ k_weight).flatten(1, 2)  # (B, heads T, C)
-        scores = _scores(k, folded).view(batch, self.heads, tokens, -1) + q @ k_bias
+        scores = _scores(k, folded).view(batch, self.heads, tokens, k.shape[1]) + q @ k_bias
         attention = torch.softmax(scores, dim=-1)
         seen = (attention.flatten(1, 2) @ v).view(batch, self.heads, tokens, width)
         v_weight = self.v_proj.weight.view(self.heads, self.head_width, width)
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         q_weight = self.q_proj.weight.view(self.heads, self.head_width, width)
         q_bias = self.q_proj.bias.view(self.heads, self.head_width, 1)
         folded = (k @ q_weight).flatten(1, 2)  # (B, heads T, C)
-        scores = _scores(q, folded).view(batch, self.heads, tokens, -1) + k @ q_bias
+        scores = _scores(q, folded).view(batch, self.heads, tokens, q.shape[1]) + k @ q_bias
         attention = torch.softmax(scores, dim=2)  # over the tokens
         out_weight = self.out_proj.weight.view(width, self.heads, self.head_width).permute(1, 2, 0)
         said = (v @ out_weight).flatten(1, 2)  # (B, heads T, C)
