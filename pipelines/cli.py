@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
 
-from cache.terminal import ZeusGroup, existing
+from cache.errors import UserError
+from cache.terminal import ZeusGroup, existing, say, split_names
+from stage2_segment.choices import RESIDENT
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -18,6 +24,7 @@ def main() -> None:
 
     \b
     zeus demo                  from nothing to masks, on a phantom
+    zeus ablate --cache cache/brats.h5 --grid controls      what is the instruction worth?
     zeus report runs/NAME      a run's figures and a picture of its predictions
     """
 
@@ -52,18 +59,133 @@ def demo(
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
-@click.option("--cache", type=click.Path(dir_okay=False, path_type=Path), help="The cache.  [default: the run's]")
+@click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
+@click.option(
+    "--grid", "grid_name", required=True, help="table2, table3, table4, table5 (the paper's), controls, or a YAML file."
+)
+@click.option("--out", type=FOLDER, help="Folder to write or go on with.  [default: ablations/CACHE-GRID]")
+@click.option("--seeds", help="Every row with each of these, separated by commas.  [default: the grid's, else 0]")
+@click.option("--folds", help="Hold out each of these, or: all.  [default: the grid's, else 0]")
+@click.option("--controls", help="Rows to add with the first row's text replaced, or: all.  [default: the grid's]")
+@click.option("--epochs", type=click.IntRange(1), help="Of every row; short for --set epochs=N.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="A train option for every row, e.g. fusion=hybrid or modalities=FLAIR,T2w.",
+)
+@click.option("--skip-missing", is_flag=True, help="Leave out rows whose layers or modalities the cache lacks.")
+@click.option("--dry-run", is_flag=True, help="List the runs, their parameters and the expected time, and stop.")
+@click.option(
+    "--stacked/--in-turn",
+    default=None,
+    help="Models of one shape as one (torch.func.vmap), or one after the other on each batch.  "
+    "[default: stacked on a GPU]",
+)
+@click.option("--at-once", type=click.IntRange(1), help="Runs side by side.  [default: as fit into half the memory]")
+@click.option(
+    "--resident",
+    type=click.Choice(list(RESIDENT)),
+    default="auto",
+    show_default=True,
+    help="Where the cached embeddings are kept while training.",
+)
+@click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+def ablate(
+    cache_path: Path,
+    grid_name: str,
+    out: Path | None,
+    seeds: str | None,
+    folds: str | None,
+    controls: str | None,
+    epochs: int | None,
+    overrides: tuple[str, ...],
+    skip_missing: bool,
+    dry_run: bool,
+    allow_partial: bool,
+    **how: Any,
+) -> None:
+    """Train every row of a grid from one cache, side by side, and print the table with intervals and tests.
+
+    Each batch is read, moved and decoded once and feeds every run that sees it: all rows of one seed and fold. A run's
+    numbers are those of zeus-segment train with the same options and --validate-every 0. Stopped and started again with
+    the same command, it goes on. A run whose loss is not finite is stopped alone; its last good weights stay.
+
+    \b
+    A grid is a YAML file:
+      options: {fusion: late}                        train options of every row
+      rows:
+        - {name: all, set: {}}
+        - {name: FLAIR, set: {modalities: [FLAIR]}, paper: {MSD-Brain: [80.0, 78.0]}}
+      lists: {combine: [mean, max]}                  every row with each
+      controls: [none, constant, shuffled-slices, shuffled-modalities, random, prompt]
+      seeds: [0, 1, 2]
+      folds: all
+      reference: all                                 the row the others are tested against
+    """
+    from cache.reader import Cache
+    from pipelines.ablate import forecast, plan_ablation, run_ablation
+    from pipelines.grid import CONTROLS, read_grid
+    from pipelines.report.ablation import forecast_table, report_ablation
+
+    options: dict[str, Any] = dict(_assignment(text) for text in overrides)
+    if epochs is not None:
+        options["epochs"] = epochs
+    chosen = CONTROLS if controls == "all" else split_names(controls)
+    grid = read_grid(grid_name, options, chosen)
+    if seeds is not None:
+        grid = replace(grid, seeds=_numbers(seeds, "--seeds"))
+    if folds is not None:
+        grid = replace(grid, folds=None if folds == "all" else _numbers(folds, "--folds"))
+    out = out or Path("ablations") / f"{cache_path.stem}-{Path(grid_name).stem}"
+    with Cache(cache_path, allow_partial=allow_partial) as cache:
+        runs = plan_ablation(cache, grid, out, skip_missing)
+        if dry_run:
+            Console().print(forecast_table(forecast(cache, runs, how["device"])))
+            return
+        try:
+            run_ablation(cache, grid, runs, out, **how)
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on")
+            raise
+    click.echo(f"tables and picture in {report_ablation(out)}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    option, equals, value = text.partition("=")
+    if not equals or not option.strip() or not value.strip():
+        raise UserError(f"--set {text!r}: expected option=value, e.g. --set fusion=hybrid")
+    return option.strip(), value.strip()
+
+
+def _numbers(text: str, what: str) -> tuple[int, ...]:
+    names = split_names(text) or ()
+    if not all(name.isdecimal() for name in names):
+        raise UserError(f"{what} {text}: expected numbers from 0, separated by commas")
+    return tuple(dict.fromkeys(int(name) for name in names))
+
+
+@main.command()
+@click.argument("folder", type=FOLDER, metavar="RUN_OR_ABLATION")
+@click.option("--cache", type=FILE, help="The cache, for a run.  [default: the run's]")
 @click.option("--subjects", help="Subjects to draw, separated by commas.  [default: the held-out ones]")
 @click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices to draw.")
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG to write.  [default: RUN/picture.png]"
-)
-def report(run: Path, cache: Path | None, subjects: str | None, slices: int, out: Path | None) -> None:
-    """Draw a run: images, instruction, truth and prediction side by side."""
+@click.option("--reference", help="The row of an ablation that the others are tested against.  [default: the grid's]")
+@click.option("--out", type=FILE, help="PNG to write.  [default: RUN/picture.png]")
+def report(
+    folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
+) -> None:
+    """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
+    from pipelines.ablate import PLAN
+    from pipelines.report.ablation import report_ablation
     from pipelines.report.run import report_run
 
-    click.echo(f"picture in {report_run(existing(run, 'the run'), cache, subjects, slices, out)}")
+    if (existing(folder, "the run or ablation") / PLAN).is_file():
+        click.echo(f"tables and picture in {report_ablation(folder, reference)}")
+    else:
+        click.echo(f"picture in {report_run(folder, cache, subjects, slices, out)}")
 
 
 if __name__ == "__main__":

@@ -386,7 +386,7 @@ def params_command(cache_path: Path, modalities: str | None, variant: str | None
 
     from cache.reader import Cache
     from cache.terminal import choose
-    from stage2_segment.params import as_table
+    from stage2_segment.params import as_table, by_modalities
 
     with Cache(cache_path, allow_partial=allow_partial) as cache:
         if not cache.variants:
@@ -396,6 +396,7 @@ def params_command(cache_path: Path, modalities: str | None, variant: str | None
         name = choose(None if variant is None else [variant], cache.variants, "variant")[0]
         chosen = choose(split_names(modalities), cache.modalities, "modality")
         Console().print(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
+        Console().print(by_modalities(len(cache.classes), cache.text_width(name)))
 
 
 def _figure(value: float | None) -> str:

@@ -17,6 +17,18 @@ def totals(fusion: str, modalities: int, classes: int, text_width: int) -> dict[
     return parameter_table(Zeus(modalities, classes, text_width, fusion=fusion))
 
 
+def by_modalities(classes: int, text_width: int, most: int = 4) -> Table:
+    """Stage 2's total for 1 to `most` modalities: late grows with them, hybrid does not."""
+    table = Table(title=f"stage 2 by number of modalities ({classes} classes, text {text_width})")
+    table.add_column("fusion")
+    for count in range(1, most + 1):
+        table.add_column(str(count), justify="right")
+    for fusion in ("hybrid", "late"):
+        sums = [sum(totals(fusion, count, classes, text_width).values()) for count in range(1, most + 1)]
+        table.add_row(fusion, *(f"{total:,}" for total in sums))
+    return table
+
+
 def as_table(modalities: int, classes: int, text_width: int) -> Table:
     """A column for each fusion of this cache, and the paper's case (2 modalities, 4 classes, text width 512)."""
     cases = [

@@ -27,9 +27,10 @@ from stage1_instruct.profiles import load_profile
 from stage1_instruct.prompts import question
 from stage2_segment.config import plan_run
 from stage2_segment.data import SliceData
+from stage2_segment.inputs import RunInputs
 from stage2_segment.losses import one_hot, segmentation_losses
 from stage2_segment.model import build_model
-from stage2_segment.train import build_optimizer
+from stage2_segment.schedule import build_optimizer
 
 
 def epoch(cache: Cache, run: Path, device: str, batch_size: int, embed: Callable, instruct: Callable) -> float:
@@ -39,14 +40,15 @@ def epoch(cache: Cache, run: Path, device: str, batch_size: int, embed: Callable
     model.load_pretrained(cache.constants(config.embedding_layer))
     optimizer = build_optimizer(model, config.recipe)
     rows = cache.rows_of(cache.subjects)
-    data = SliceData(cache, config, rows, torch.device(device))
+    data = SliceData(cache, config.encoder, config.modalities, rows, torch.device(device))
+    inputs = RunInputs(config, data)
     data.batch(np.arange(1))  # the first read of a file is slower
     start = time.perf_counter()
     for at in range(0, len(rows), batch_size):
         positions = np.arange(at, min(at + batch_size, len(rows)))
         batch = data.batch(positions)
         embeddings = embed(rows[positions], batch.embeddings)
-        text = instruct(rows[positions], embeddings, batch.text)
+        text = instruct(rows[positions], embeddings, inputs.of(positions, batch)[1])
         logits = model(embeddings, text)
         loss = segmentation_losses(logits, one_hot(batch.masks, logits.shape[1]), config.recipe.dice_over).total
         optimizer.zero_grad(set_to_none=True)

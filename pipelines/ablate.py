@@ -1,0 +1,266 @@
+"""zeus ablate: every row of a grid, over seeds and folds, from one cache, side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+
+from cache.errors import UserError
+from cache.reader import Cache
+from cache.terminal import progress, say
+from pipelines.grid import PROMPT, Grid, Row, paper_figures
+from stage2_segment.checkpoint import write_json, write_table
+from stage2_segment.config import RunConfig, plan_run
+from stage2_segment.data import SliceData
+from stage2_segment.evaluate import score_subject
+from stage2_segment.learner import Learner
+from stage2_segment.losses import one_hot, segmentation_losses
+from stage2_segment.model import build_model
+from stage2_segment.model.zeus import parameter_table
+from stage2_segment.predict import predict_slices
+from stage2_segment.train import architecture, make_accelerator, shared_plan, train_together
+
+PLAN, RESULTS, STOPPED = "ablation.json", "results.parquet", "stopped.json"
+BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a state costs while it is written
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a row: its folder's name, and its plan."""
+
+    row: str
+    name: str
+    config: RunConfig
+
+    @property
+    def parameters(self) -> int:
+        with torch.device("meta"):
+            return sum(parameter_table(build_model(self.config)).values())
+
+
+def plan_ablation(cache: Cache, grid: Grid, out: Path, skip_missing: bool = False) -> list[PlannedRun]:
+    """All runs of a grid, each checked against the cache before the first begins.
+
+    Args:
+        skip_missing: leave out rows that read a layer or modality the cache lacks, and say so.
+
+    Raises:
+        UserError: a row that the cache cannot serve, naming the row and what there is.
+    """
+    rows = cache.rows[cache.rows["labelled"]]
+    folds = sorted(set(rows["fold"].tolist())) if grid.folds is None else grid.folds
+    planned = []
+    for row in grid.rows:
+        named = row.options.get("train_subjects") or row.options.get("test_subjects")
+        try:
+            runs = [
+                _planned(cache, row, seed, fold, out) for fold in ([None] if named else folds) for seed in grid.seeds
+            ]
+        except UserError as error:
+            if skip_missing:
+                say(f"row {row.name} is left out: {error}")
+                continue
+            how = f"; --set instructor={PROMPT} makes the layer" if row.options.get("variant") == (PROMPT,) else ""
+            raise UserError(f"row {row.name}: {error}{how}; --skip-missing leaves such rows out") from error
+        planned += runs
+    if not planned:
+        raise UserError("no row is left to train")
+    return planned
+
+
+def _planned(cache: Cache, row: Row, seed: int, fold: int | None, out: Path) -> PlannedRun:
+    split = "named" if fold is None else f"fold{fold}"
+    name = f"{re.sub(r'[^A-Za-z0-9.+=-]+', '-', row.name).strip('-')}-{split}-seed{seed}"
+    return PlannedRun(row.name, name, plan_run(cache, run=out / "runs" / name, fold=fold, seed=seed, **row.options))
+
+
+def run_ablation(
+    cache: Cache,
+    grid: Grid,
+    runs: Sequence[PlannedRun],
+    out: Path,
+    *,
+    device: str | None = None,
+    stacked: bool | None = None,
+    at_once: int | None = None,
+    resident: str = "auto",
+) -> None:
+    """Trains and scores all runs; those that are finished are left as they are, begun ones go on.
+
+    Writes OUT/ablation.json, results.parquet (one line per run, subject and class), runs/NAME, and stopped.json with the
+    runs whose loss was not finite.
+
+    Args:
+        stacked: models of one architecture as one (`Stack`); None: on a GPU.
+        at_once: runs side by side; None: as many as fit into half of the free memory.
+    """
+    accelerator = make_accelerator(device)
+    if accelerator.num_processes > 1:
+        raise UserError("zeus ablate runs in one process; start it without accelerate launch")
+    _enter(cache, grid, runs, out)
+    results = pq.read_table(out / RESULTS).to_pylist() if (out / RESULTS).exists() else []
+    stopped = json.loads((out / STOPPED).read_text()) if (out / STOPPED).exists() else {}
+    finished = {line["run"] for line in results} | set(stopped)
+    waiting = [run for run in runs if run.name not in finished]
+    if len(waiting) < len(runs):
+        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    passes = [part for group in _passes(waiting) for part in _parts(group, at_once, accelerator)]
+    for number, group in enumerate(passes, 1):
+        start = time.monotonic()
+        first = group[0].config
+        split = f"fold {first.fold}" if first.fold is not None else "named subjects"
+        say(f"pass {number} of {len(passes)}: {len(group)} runs side by side, {split}, seed {first.seed}")
+        learners = [
+            Learner(cache, run.config, out / "runs" / run.name, accelerator, resume=_begun(out, run)) for run in group
+        ]
+        on_gpu = accelerator.device.type == "cuda"
+        train_together(
+            cache,
+            learners,
+            accelerator,
+            resident=resident,
+            validate_every=0,
+            stacked=on_gpu if stacked is None else stacked,
+            title=f"pass {number}/{len(passes)}",
+        )
+        for run, learner in zip(group, learners):
+            if learner.stopped:
+                stopped[run.name] = learner.stopped
+                write_json(out / STOPPED, stopped)
+        good = [(run, learner) for run, learner in zip(group, learners) if not learner.stopped]
+        for lines in _score(cache, good, accelerator, resident):
+            results += lines
+            write_table(out / RESULTS, results)
+        say(f"pass {number} of {len(passes)} took {time.monotonic() - start:.0f} s")
+
+
+def _begun(out: Path, run: PlannedRun) -> bool:
+    return (out / "runs" / run.name).exists()
+
+
+def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> None:
+    """Makes the folder, or checks that it holds this very ablation; rows, seeds and folds may be added to it."""
+    now: dict[str, Any] = {
+        "title": grid.title,
+        "reference": grid.reference,
+        "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
+        "paper": paper_figures(grid.rows, cache),
+        "rows": list(dict.fromkeys(run.row for run in runs)),
+        "runs": {run.name: {"row": run.row, "parameters": run.parameters} for run in runs},
+    }
+    path = out / PLAN
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["cache"].get("slices") != now["cache"]["slices"]:
+            raise UserError(f"{out} holds an ablation of another cache; choose another --out")
+        now["rows"] = list(dict.fromkeys([*before["rows"], *now["rows"]]))
+        now["runs"], now["paper"] = {**before["runs"], **now["runs"]}, {**before["paper"], **now["paper"]}
+        now["reference"] = before["reference"]
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and holds no ablation; choose another --out")
+    write_json(path, now)
+
+
+def _passes(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Runs that see the same batches, together."""
+    groups: dict[tuple[Any, ...], list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault(shared_plan(run.config), []).append(run)
+    return list(groups.values())
+
+
+def _parts(group: list[PlannedRun], at_once: int | None, accelerator: Accelerator) -> list[list[PlannedRun]]:
+    if at_once is None:
+        device = accelerator.device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        largest = max(run.parameters for run in group) * BYTES_A_PARAMETER
+        at_once = max(1, int(free / 2 // largest))
+    return [group[start : start + at_once] for start in range(0, len(group), at_once)]
+
+
+def _score(
+    cache: Cache, trained: Sequence[tuple[PlannedRun, Learner]], accelerator: Accelerator, resident: str
+) -> list[list[dict[str, Any]]]:
+    """Per run its lines of results; every held-out subject is read once for all runs."""
+    if not trained:
+        return []
+    first = trained[0][0].config
+    wanted = {name for run, _ in trained for name in run.config.modalities}
+    modalities = [name for name in cache.modalities if name in wanted]
+    lines: list[list[dict[str, Any]]] = [[] for _ in trained]
+    for subject in progress(first.test_subjects, "scoring"):
+        rows = cache.rows_of([subject])
+        data = SliceData(cache, first.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident)
+        for (run, learner), own in zip(trained, lines):
+            predicted = predict_slices(learner.predictor, run.config, data)
+            scores, miou = score_subject(cache, subject, predicted)
+            head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.fold}
+            own += [{**head, **score, "miou_256": miou} for score in scores]
+    return lines
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one row: its runs, parameters of each, optimiser steps of each, and expected seconds for all of them."""
+
+    row: str
+    runs: int
+    modalities: tuple[str, ...]
+    parameters: int
+    steps: int
+    seconds: float
+
+
+def forecast(cache: Cache, runs: Sequence[PlannedRun], device: str | None = None) -> list[Forecast]:
+    """What the runs will take, from one measured step of every architecture on this device."""
+    accelerator = make_accelerator(device)
+    a_step: dict[tuple[Any, ...], float] = {}
+    found = []
+    for row in dict.fromkeys(run.row for run in runs):
+        own = [run for run in runs if run.row == row]
+        config = own[0].config
+        size = config.recipe.batch_size
+        key = (*architecture(config), size)
+        if key not in a_step:
+            a_step[key] = _seconds_a_step(config, accelerator.device)
+        seconds, steps = 0.0, 0
+        for run in own:
+            batches = int(np.ceil(len(cache.rows_of(run.config.train_subjects)) / size)) * run.config.recipe.epochs
+            tested = len(cache.rows_of(run.config.test_subjects)) / size
+            seconds += a_step[key] * (batches + tested / 3)  # a forward pass alone is about a third
+            steps = batches
+        found.append(Forecast(row, len(own), config.modalities, own[0].parameters, steps, seconds))
+    return found
+
+
+def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
+    """The second of two steps on noise."""
+    torch.manual_seed(0)
+    model = build_model(config).to(device)
+    size, count = config.recipe.batch_size, len(config.modalities)
+    embeddings = torch.randn(size, count, 256, 64, 64, device=device)
+    per_class = (len(config.classes),) if config.instructions == "class" else ()
+    text = torch.randn(size, count, *per_class, config.text_width, device=device)
+    masks = torch.zeros(size, 256, 256, dtype=torch.uint8, device=device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    seconds = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        logits = model(embeddings, text)
+        segmentation_losses(logits, one_hot(masks, logits.shape[1])).total.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.monotonic() - start
+    return seconds

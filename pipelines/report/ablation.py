@@ -1,0 +1,71 @@
+"""zeus report for an ablation: tables in three formats, a picture, and what they say of the instruction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from cache.errors import UserError
+from cache.terminal import choose
+from pipelines.report.forest import draw_forest
+from pipelines.report.statistics import subject_scores, summarise
+from pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
+
+if TYPE_CHECKING:
+    from pipelines.ablate import Forecast
+
+
+def report_ablation(folder: Path, reference: str | None = None) -> Path:
+    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes.{md,csv,tex} and table.png.
+
+    Raises:
+        UserError: no row has results yet; an unknown reference row.
+    """
+    plan = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
+    stopped_file = folder / "stopped.json"
+    stopped_runs = json.loads(stopped_file.read_text()) if stopped_file.exists() else {}
+    stopped = {plan["runs"][run]["row"]: why for run, why in stopped_runs.items()}
+    if not (folder / "results.parquet").exists():
+        why = "; ".join(stopped_runs.values()) or "the same zeus ablate command goes on"
+        raise UserError(f"{folder} has no results: {why}")
+    results = pq.read_table(folder / "results.parquet").to_pylist()
+    order = {row: place for place, row in enumerate(plan["rows"])}
+    results.sort(key=lambda line: (order[line["row"]], line["seed"], str(line["fold"]), line["subject"]))
+    there = list(dict.fromkeys(line["row"] for line in results))
+    if reference is not None:
+        choose([reference], there, "row")
+    elif plan["reference"] in there:
+        reference = plan["reference"]
+    parameters = {run["row"]: run["parameters"] for run in plan["runs"].values()}
+    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"])
+    Console().print(sheet.as_rich())
+    for note in sheet.notes:
+        Console().print(note, style="dim", markup=False)
+    write_sheets(folder, "table", sheet)
+    write_sheets(folder, "classes", class_sheet(results))
+    summaries = summarise(results, reference=reference)
+    draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
+    return folder
+
+
+def forecast_table(forecasts: Sequence[Forecast]) -> Table:
+    """What `zeus ablate --dry-run` prints."""
+    table = Table(title="what would be trained")
+    for name in ("row", "modalities"):
+        table.add_column(name)
+    for name in ("runs", "parameters", "steps each", "minutes"):
+        table.add_column(name, justify="right")
+    for one in forecasts:
+        minutes = f"{one.seconds / 60:.1f}"
+        cells = (str(one.runs), f"{one.parameters:,}", str(one.steps), minutes)
+        table.add_row(one.row, ", ".join(one.modalities), *cells)
+    table.add_section()
+    total = sum(one.seconds for one in forecasts) / 60
+    table.add_row("all, in turn", "", str(sum(one.runs for one in forecasts)), "", "", f"{total:.1f}")
+    return table

@@ -1,0 +1,71 @@
+"""The rows of an ablation as a picture: mean, interval and subjects of each."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cache.atomic import write_atomically
+from pipelines.report.statistics import Summary
+
+MEAN, REFERENCE, SUBJECT = "#1f4e79", "#b5472f", "#8a8a8a"
+
+
+def draw_forest(
+    summaries: Sequence[Summary],
+    out: Path,
+    title: str,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    label: str = "DSC",
+) -> None:
+    """One line per row, the first on top: dot = mean, bar = 95 % interval; dashed: the reference's mean.
+
+    Args:
+        out: PNG.
+        scores: row -> subject -> score, of `subject_scores`: a small dot each, below the bar.
+        label: of the horizontal axis.
+    """
+    names = [textwrap.fill(one.row, 36) for one in summaries]
+    height = sum(0.34 + 0.16 * (name.count("\n")) for name in names)
+    figure = Figure(figsize=(8.0, 1.5 + height), layout="constrained")
+    axes = figure.add_subplot()
+    for place, one in enumerate(summaries):
+        colour = REFERENCE if one.is_reference else MEAN
+        if one.is_reference and not math.isnan(one.mean):
+            axes.axvline(one.mean, color=REFERENCE, linestyle="--", linewidth=1, zorder=0)
+        own = [score for _, score in sorted((scores or {}).get(one.row, {}).items())]
+        axes.plot(own, [place + 0.24] * len(own), ".", color=SUBJECT, alpha=0.6, markersize=4, markeredgewidth=0)
+        axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(one.mean, place, "o", color=colour, markersize=6)
+    axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_title(textwrap.fill(title, 80), fontsize=10, parse_math=False)
+    figure.legend(handles=_key(summaries, bool(scores)), loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    write_atomically(out, png.getvalue())
+
+
+def _key(summaries: Sequence[Summary], subjects: bool) -> list[Line2D]:
+    key = [
+        Line2D([], [], color=MEAN, marker="o", linestyle="", label="mean over the subjects"),
+        Line2D([], [], color=MEAN, linewidth=2, label="95 % bootstrap interval"),
+    ]
+    if subjects:
+        key.append(Line2D([], [], color=SUBJECT, marker=".", linestyle="", label="a subject"))
+    reference = [one.row for one in summaries if one.is_reference]
+    if reference:
+        key.append(Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1, label="reference"))
+    return key

@@ -1,0 +1,334 @@
+"""The tables of an ablation, for the terminal, a README, a spreadsheet and a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from cache.atomic import write_atomically
+from pipelines.report.statistics import (
+    RESAMPLES,
+    Result,
+    Summary,
+    is_defined,
+    mean,
+    pooled,
+    smallest_p,
+    subject_scores,
+    summarise,
+)
+from stage2_segment.metrics import DEFINITIONS
+
+UNDEFINED = "-"
+SIGNIFICANT = 0.05
+LONGEST_NUMBER, LONGEST_TEXT = 16, 26  # characters of a cell in the terminal: an interval, a row's name
+LATEX = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as text, its first column the rows' names.
+
+    Attributes:
+        best: (row, column) of the cells to mark.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def as_markdown(self) -> str:
+        """GitHub's, with columns of equal width; the best in bold, the notes as a list below."""
+        cells = [[_markdown(name) for name in self.columns]]
+        cells += self._marked(_markdown, "**{}**")
+        widths = [max(3, *(len(line[column]) for line in cells)) for column in range(len(self.columns))]
+        aligned = [
+            [
+                cell.rjust(width) if column else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(line, widths))
+            ]
+            for line in cells
+        ]
+        aligned.insert(1, ["-" * (width - 1) + ":" if column else "-" * width for column, width in enumerate(widths)])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+        notes = "\n".join(f"- {_markdown(note)}" for note in self.notes)
+        return f"**{_markdown(self.title)}**\n\n{table}\n" + (f"\n{notes}\n" if notes else "")
+
+    def as_csv(self) -> str:
+        """Header and rows alone: title and notes would be lines of other columns."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+        return out.getvalue()
+
+    def as_latex(self) -> str:
+        """A table environment that needs the package booktabs; the best in bold, the notes below."""
+        lines = [" & ".join(line) + r" \\" for line in self._marked(_latex, r"\textbf{{{}}}")]
+        notes = "\n".join(rf"\par {_latex(note)}" for note in self.notes)
+        return "\n".join(
+            [
+                r"\begin{table}",
+                r"\centering\footnotesize",
+                rf"\caption{{{_latex(self.title)}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
+                r"\toprule",
+                " & ".join(map(_latex, self.columns)) + r" \\",
+                r"\midrule",
+                *lines,
+                r"\bottomrule",
+                r"\end{tabular}",
+                *([r"\par\medskip\raggedright", notes] if notes else []),
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def as_rich(self, width: int | None = None) -> Group:
+        """For the terminal, without the notes; columns too many for `width` (None: the terminal's) follow below."""
+        width = width or Console().width
+        needs = [self._least_width(column) + 2 for column in range(len(self.columns))]
+        blocks: list[list[int]] = [[]]
+        for column in range(1, len(self.columns)):
+            if blocks[-1] and needs[0] + sum(needs[other] for other in [*blocks[-1], column]) > width:
+                blocks.append([])
+            blocks[-1].append(column)
+        return Group(*(self._block([0, *block], self.title if not place else "") for place, block in enumerate(blocks)))
+
+    def _least_width(self, column: int) -> int:
+        """Numbers stay whole; headers, names and reasons break between words."""
+        cells = [line[column] for line in self.rows]
+        if not column or any(len(cell) > LONGEST_NUMBER for cell in cells):
+            return min(LONGEST_TEXT, max(map(len, [self.columns[column], *cells])))
+        return max(map(len, [*self.columns[column].split(), *cells]))
+
+    def _block(self, columns: Sequence[int], title: str) -> Table:
+        table = Table(title=Text(title, "italic") if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in columns:
+            need = self._least_width(column)
+            table.add_column(
+                Text(self.columns[column]), justify="right" if column else "left", min_width=need, max_width=need
+            )
+        for place, line in enumerate(self.rows):
+            table.add_row(*(Text(line[column], "bold" if (place, column) in self.best else "") for column in columns))
+        return table
+
+    def _marked(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        return [
+            [
+                bold.format(escape(cell)) if (place, column) in self.best else escape(cell)
+                for column, cell in enumerate(line)
+            ]
+            for place, line in enumerate(self.rows)
+        ]
+
+
+def write_sheets(folder: Path, stem: str, sheet: Sheet) -> None:
+    """FOLDER/STEM.md, .csv and .tex, each whole or not there at all; replaces what had the names."""
+    for ending, text in (("md", sheet.as_markdown()), ("csv", sheet.as_csv()), ("tex", sheet.as_latex())):
+        write_atomically(folder / f"{stem}.{ending}", text.encode())
+
+
+def ablation_sheet(
+    results: Sequence[Result],
+    paper: Mapping[str, Mapping[str, float]],
+    params: Mapping[str, int],
+    stopped: Mapping[str, str],
+    reference: str | None,
+    title: str = "Ablation",
+) -> Sheet:
+    """One line per row that has results or was stopped: means over the classes, in the order of `params`.
+
+    Args:
+        paper: row -> the paper's 'dsc' and 'miou', in per cent.
+        params: row -> trainable parameters.
+        stopped: row -> why a run of it ended before its time.
+        reference: the row that the others are compared with.
+
+    Raises:
+        UserError: the reference is not among the rows with results.
+    """
+    summaries = {one.row: one for one in summarise(results, reference=reference)}
+    miou, hd95 = (_means(results, metric) for metric in ("miou_256", "hd95_mm"))
+    together = pooled(results)
+    names = [name for name in dict.fromkeys([*params, *summaries, *stopped]) if name in summaries or name in stopped]
+    cells: dict[str, list[str]] = {
+        "row": names,
+        "params (M)": [_number(params[name] / 1e6, 2) if name in params else UNDEFINED for name in names],
+        "DSC mean": _column(names, summaries, lambda one: _number(one.mean)),
+        "95 % interval": _column(names, summaries, _interval),
+        "sd over subjects": _column(names, summaries, lambda one: _number(one.sd_subjects)),
+        "sd over seeds": _column(names, summaries, lambda one: _number(one.sd_seeds)),
+        "pooled DSC": [_number(together.get(name)) for name in names],
+        "mIoU": [_number(miou.get(name)) for name in names],
+        "HD95 mm": [_number(hd95.get(name), 2) for name in names],
+    }
+    if reference is not None:
+        cells["difference to reference"] = _column(names, summaries, lambda one: _number(one.difference, sign="+"))
+        cells["p (Holm)"] = _column(names, summaries, lambda one: _p(one.p_holm))
+    if any(name in paper for name in names):
+        cells["paper's DSC %"] = [_number(paper.get(name, {}).get("dsc"), 2) for name in names]
+        cells["paper's mIoU %"] = [_number(paper.get(name, {}).get("miou"), 2) for name in names]
+    if stopped:
+        cells["stopped"] = [stopped.get(name, UNDEFINED) for name in names]
+    notes = [
+        f"DSC: {DEFINITIONS['DSC']}, in the study's own grid; the mean over the classes, then over the subjects",
+        f"pooled DSC: of all subjects' voxels together, the mean over the classes{_each_seed(results)}",
+        f"mIoU: {DEFINITIONS['mIoU']}, {DEFINITIONS['256'].partition(';')[0]}",
+        f"HD95: {DEFINITIONS['HD95']}; the mean over the classes, then over the subjects",
+        *_incomplete_distances(results),
+        f"empty: {DEFINITIONS['empty']}",
+        f"mean: {DEFINITIONS['mean']}",
+        _interval_note(results),
+        "sd: with n - 1; over the seeds of the mean over the subjects that all seeds have",
+        *(_test_notes(list(summaries.values()), reference) if reference is not None else ()),
+    ]
+    if "paper's DSC %" in cells:
+        notes.append("paper's: as printed there, in per cent; the other numbers are fractions")
+    waiting = [name for name in params if name not in names]
+    if waiting:
+        notes.append(f"no results yet: {', '.join(waiting)}")
+    return _sheet(title, cells, notes, {"DSC mean": {name: one.mean for name, one in summaries.items()}})
+
+
+def class_sheet(results: Sequence[Result], title: str = "DSC of each class") -> Sheet:
+    """Mean DSC and its interval of every class, one line per row."""
+    cells: dict[str, list[str]] = {"row": list(dict.fromkeys(line["row"] for line in results))}
+    means = {}
+    for name in dict.fromkeys(line["class"] for line in results):
+        summaries = {one.row: one for one in summarise(results, class_name=name)}
+        cells[f"{name} DSC"] = _column(cells["row"], summaries, lambda one: _number(one.mean))
+        cells[f"{name} 95 % interval"] = _column(cells["row"], summaries, _interval)
+        means[f"{name} DSC"] = {row: one.mean for row, one in summaries.items()}
+    notes = [
+        f"DSC: {DEFINITIONS['DSC']}, in the study's own grid",
+        f"empty: {DEFINITIONS['empty']}",
+        f"mean: {DEFINITIONS['mean']}",
+        _interval_note(results),
+    ]
+    return _sheet(title, cells, notes, means)
+
+
+def _sheet(
+    title: str, cells: Mapping[str, list[str]], notes: Sequence[str], means: Mapping[str, Mapping[str, float]]
+) -> Sheet:
+    """Marks in each column of `means` the highest of several, and all that look like it."""
+    columns, names = tuple(cells), cells["row"]
+    best = set()
+    for column, by_row in means.items():
+        known = {row: score for row, score in by_row.items() if is_defined(score)}
+        if len(known) > 1:
+            shown = cells[column][names.index(max(known, key=known.__getitem__))]
+            best |= {(place, columns.index(column)) for place, cell in enumerate(cells[column]) if cell == shown}
+    return Sheet(title, columns, tuple(zip(*cells.values())), tuple(notes), frozenset(best))
+
+
+def _means(results: Sequence[Result], metric: str) -> dict[str, float]:
+    return {row: mean(own.values()) for row, own in subject_scores(results, metric, None).items()}
+
+
+def _column(names: Sequence[str], summaries: Mapping[str, Summary], show: Callable[[Summary], str]) -> list[str]:
+    return [show(summaries[name]) if name in summaries else UNDEFINED for name in names]
+
+
+def _each_seed(results: Sequence[Result]) -> str:
+    return ", of each seed and then averaged" if len({line["seed"] for line in results}) > 1 else ""
+
+
+def _incomplete_distances(results: Sequence[Result]) -> list[str]:
+    """Which rows' HD95 leaves measurements out: a row that finds nothing would otherwise look no worse for it."""
+    lacking = []
+    for row in dict.fromkeys(line["row"] for line in results):
+        counted = [line for line in results if line["row"] == row and is_defined(line["dsc"])]
+        defined = sum(is_defined(line["hd95_mm"]) for line in counted)
+        if defined < len(counted):
+            lacking.append(f"{row} {defined} of {len(counted)}")
+    return [f"HD95 counts only some of the measurements (subjects, classes, runs): {'; '.join(lacking)}"] * bool(
+        lacking
+    )
+
+
+def _interval_note(results: Sequence[Result]) -> str:
+    seeds: dict[str, set[int]] = {}
+    for line in results:
+        seeds.setdefault(line["row"], set()).add(line["seed"])
+    scores = subject_scores(results, "dsc", None)
+    sizes = {row: f"{_count(len(own), 'subject')}, {_count(len(seeds[row]), 'seed')}" for row, own in scores.items()}
+    if len(set(sizes.values())) == 1:
+        said = next(iter(sizes.values()))
+    else:
+        said = "; ".join(f"{row}: {size}" for row, size in sizes.items())
+    return (
+        f"95 % interval: percentile bootstrap of the mean over the subjects, {RESAMPLES} resamples, "
+        f"seeds averaged first ({said})"
+    )
+
+
+def _test_notes(summaries: Sequence[Summary], reference: str) -> list[str]:
+    compared = [one for one in summaries if not one.is_reference]
+    if not compared:
+        return []
+    tests = sum(is_defined(one.p) for one in compared)
+    notes = [
+        f"difference to reference: row minus {reference}, mean over the subjects of both",
+        "p (Holm): two-sided paired Wilcoxon signed-rank test over those subjects, seeds averaged first, "
+        f"Holm-corrected for {_count(tests, 'comparison')}",
+    ]
+    subjects = max(one.common for one in compared)
+    best = min(1.0, smallest_p(subjects) if subjects else 1.0)
+    if best > SIGNIFICANT:
+        notes.append(f"with {_count(subjects, 'subject')} no difference can reach p < {SIGNIFICANT:g}")
+    elif best * tests > SIGNIFICANT:
+        notes.append(
+            f"with {_count(subjects, 'subject')} and {tests} comparisons no difference can reach p < {SIGNIFICANT:g} "
+            "after Holm's correction"
+        )
+    return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}" if value is not None and is_defined(value) else UNDEFINED
+
+
+def _interval(one: Summary) -> str:
+    return f"[{_number(one.low)}, {_number(one.high)}]" if is_defined(one.low) else UNDEFINED
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else _number(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_|<>])", r"\\\1", _one_line(text))
+
+
+def _latex(text: str) -> str:
+    """Also a minus before a number, and a bracket or star that the line break before would take for its own."""
+    escaped = "".join(LATEX.get(character, character) for character in _one_line(text))
+    escaped = re.sub(r"^-(?=\d)", "$-$", escaped)
+    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
