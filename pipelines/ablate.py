@@ -251,7 +251,8 @@ def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
     size, count = config.recipe.batch_size, len(config.modalities)
     embeddings = torch.randn(size, count, 256, 64, 64, device=device)
     per_class = (len(config.classes),) if config.instructions == "class" else ()
-    text = torch.randn(size, count, *per_class, config.text_width, device=device)
+    tokens = (64,) if config.form == "tokens" else ()
+    text = torch.randn(size, count, *per_class, *tokens, config.text_width, device=device)
     masks = torch.zeros(size, 256, 256, dtype=torch.uint8, device=device)
     optimizer = torch.optim.AdamW(model.parameters())
     seconds = 0.0

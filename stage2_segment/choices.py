@@ -12,6 +12,10 @@ INSTRUCTIONS = {
     "modality": "one instruction for all classes",
     "class": "one for each class, which the decoder answers with a binary mask",
 }
+FORMS = {
+    "sentence": "one embedding of the whole text, one prompt token",
+    "tokens": "the language model's last-layer state at every token of its answer, each a prompt token",
+}
 # What the aligner reads. All but the first and the last are controls: what is left of a gain with them is not due to
 # what the instruction says of its slice.
 TEXTS = {

@@ -11,7 +11,7 @@ import click
 
 from cache.errors import UserError
 from cache.terminal import ZeusGroup, say, split_names
-from stage2_segment.choices import COMBINES, FUSIONS, INSTRUCTIONS, MODELS, RESIDENT, TEXTS
+from stage2_segment.choices import COMBINES, FORMS, FUSIONS, INSTRUCTIONS, MODELS, RESIDENT, TEXTS
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -70,6 +70,13 @@ def main() -> None:
     default="modality",
     show_default=True,
     help="modality: one instruction for all classes; class: one for each, which the decoder answers with a binary mask.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(list(FORMS)),
+    default="sentence",
+    show_default=True,
+    help="sentence: one embedding of the text; tokens: the LLM's states at its tokens (a variant with keep_states=yes).",
 )
 @click.option(
     "--text",

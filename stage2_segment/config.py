@@ -15,7 +15,7 @@ import numpy as np
 from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import choose
-from stage2_segment.choices import COMBINES, FUSIONS, INSTRUCTIONS, MODELS, TEXTS
+from stage2_segment.choices import COMBINES, FORMS, FUSIONS, INSTRUCTIONS, MODELS, TEXTS
 from stage2_segment.model.aligner import HIDDEN
 
 
@@ -113,6 +113,7 @@ class RunConfig:
     Attributes:
         text: what the aligner reads, a key of `choices.TEXTS`.
         instructions: 'modality' (one for all classes) or 'class' (one for each, a binary mask from each).
+        form: 'sentence' or 'tokens', a key of `choices.FORMS`.
         variants: whose instructions are read: one, or one a class; none without text.
         fold: the held-out fold; None where the subjects were named.
         cache: its path relative to the run folder.
@@ -130,6 +131,7 @@ class RunConfig:
     encoder: str
     text: str
     instructions: str
+    form: str
     variants: tuple[str, ...]
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
@@ -178,6 +180,7 @@ def plan_run(
     encoder: str | None = None,
     text: str = "instruction",
     instructions: str = "modality",
+    form: str = "sentence",
     variant: Sequence[str] | None = None,
     modalities: Sequence[str] | None = None,
     fold: int | None = None,
@@ -205,6 +208,7 @@ def plan_run(
     chosen_of: dict[str, tuple[str, Iterable[str]]] = {
         "text": (text, TEXTS),
         "instructions": (instructions, INSTRUCTIONS),
+        "form": (form, FORMS),
         "recipe": (recipe, RECIPES),
         "model": (model, MODELS),
         "fusion": (fusion, FUSIONS),
@@ -216,6 +220,9 @@ def plan_run(
     variants = _variants(cache, text, instructions, variant)
     if text == "shuffled-modalities" and len(cache.modalities) < 2:
         raise UserError("text shuffled-modalities needs a cache of two or more modalities; this one has one")
+    possible = ("instruction", "shuffled-slices", "shuffled-modalities")
+    if form == "tokens" and (instructions == "class" or text not in possible):
+        raise UserError(f"form tokens goes with --instructions modality and --text {', '.join(possible)}")
     train, test, fold = _split(cache, fold, train_subjects, test_subjects)
     chosen = _recipe(recipe, lr, aligner_lr, {**recipe_options, "batch_size": batch_size})
     if epochs is None:
@@ -232,10 +239,11 @@ def plan_run(
         encoder=encoder,
         text=text,
         instructions=instructions,
+        form=form,
         variants=variants,
         modalities=choose(modalities, cache.modalities, "modality"),
         classes=tuple(cache.classes),
-        text_width=cache.text_width(variants[0]) if variants else 0,
+        text_width=text_width(cache, variants, form),
         fold=fold,
         train_subjects=train,
         test_subjects=test,
@@ -246,6 +254,13 @@ def plan_run(
         embedding_recipe=cache.recipe(f"embeddings/{encoder}"),
         versions={name: version(name) for name in ("zeus-union", "torch", "monai", "numpy")},
     )
+
+
+def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
+    """D of the text embeddings, or of the language model's states; 0 without text."""
+    if not variants:
+        return 0
+    return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
 
 
 def _recipe(name: str, lr: float | None, aligner_lr: float | None, others: dict[str, Any]) -> Recipe:

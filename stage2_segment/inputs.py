@@ -24,7 +24,7 @@ class RunInputs:
 
     Attributes:
         present: which of the run's modalities these are.
-        text: float32 (n, m, D) or (n, m, K, D) on the device, of all of `data`.
+        text: (n, m, D), (n, m, K, D) or (n, m, L, D) of all of `data`, as `read_text` gives it, on the device.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RunInputs:
         config: RunConfig,
         data: SliceData,
         available: Sequence[str] | None = None,
-        text: NDArray[np.float32] | None = None,
+        text: NDArray[np.floating] | None = None,
     ) -> None:
         names = config.modalities if available is None else tuple(available)
         cache = data.cache
@@ -54,7 +54,7 @@ class RunInputs:
             keep: indices into `present`; None: all.
         """
         embeddings = batch.embeddings if self._columns is None else batch.embeddings[:, self._columns]
-        text = self.text[torch.from_numpy(np.asarray(positions)).to(self.text.device)]
+        text = self.text[torch.from_numpy(np.asarray(positions)).to(self.text.device)].float()
         if keep is None or len(keep) == len(self.present):
             return embeddings, text, self.present
         return embeddings[:, list(keep)], text[:, list(keep)], [self.present[i] for i in keep]

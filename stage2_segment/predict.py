@@ -18,7 +18,7 @@ from cache.reader import Cache
 from cache.recipe import describe, differences
 from cache.terminal import choose, progress, say
 from stage2_segment import checkpoint
-from stage2_segment.config import RunConfig
+from stage2_segment.config import RunConfig, text_width
 from stage2_segment.data import SliceData
 from stage2_segment.inputs import RunInputs
 from stage2_segment.model import Zeus, build_model
@@ -79,7 +79,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
             "build it with the run's"
         )
     for name in config.texts_read:
-        width = cache.text_width(name)
+        width = text_width(cache, [name], config.form)
         if width != config.text_width:
             raise UserError(
                 f"{cache.path} has text embeddings of {width} values, the run was trained on {config.text_width}; "

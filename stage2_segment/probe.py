@@ -54,6 +54,8 @@ def probe_texts(
     """
     config, model, chosen, on = _open(run, cache, subjects, which, device)
     possible = [name for name in PROBES if name != "shuffled-modalities" or len(cache.modalities) > 1]
+    if config.form == "tokens":
+        possible = [name for name in possible if name not in ("constant", "random")]
     lines = []
     for subject in progress(chosen, "probing"):
         rows = cache.rows_of([subject])
@@ -103,10 +105,8 @@ def probe_sentences(
         UserError: a run that reads no instruction or one a class; a file of another variant, or none.
     """
     config, model, chosen, on = _open(run, cache, subjects, which, device)
-    if config.instructions == "class":
-        raise UserError(
-            f"{run} reads an instruction for each class; sentences are probed in runs that read one for all"
-        )
+    if config.instructions == "class" or config.form == "tokens":
+        raise UserError(f"sentences are probed in runs with --instructions modality and --form sentence; {run} is none")
     shortened = _read_sentences(sentences, config, cache)
     lines = []
     for subject in progress(chosen, "probing sentences"):
@@ -158,7 +158,7 @@ def _open(
     return config, load_model(run, config, which, on), subjects_to_measure(config, cache, subjects), on
 
 
-def _other_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp], name: str) -> NDArray[np.float32]:
+def _other_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp], name: str) -> NDArray[np.floating]:
     """The text of rows that a run with `--text name` would read."""
     other = replace(config, text=name)
     if name != "constant":

@@ -15,8 +15,9 @@ from stage2_segment.config import RunConfig
 
 def read_text(
     cache: Cache, config: RunConfig, rows: NDArray[np.intp], modalities: Sequence[str]
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating]:
     """Text of rows of a cache: float32 (n, m, D); (n, m, K, D) with an instruction for each class; D = 0 for none.
+    In the form of tokens the states as they are stored, float16 (n, m, L, D), zeros after the last.
 
     A control depends on subject, slice and modality alone: the same rows give the same text in training, in
     evaluation, and in a cache that holds other subjects too.
@@ -48,8 +49,10 @@ def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDA
     return np.take_along_axis(text, distance.argmin(axis=0)[None, ..., None], axis=0)[0]
 
 
-def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-    """All the cache's modalities: (n, M, D), or (n, M, K, D)."""
+def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.floating]:
+    """All the cache's modalities: (n, M, D), (n, M, K, D) or (n, M, L, D)."""
+    if config.form == "tokens":
+        return cache.states(config.variants[0], rows)
     texts = [cache.text_embeddings(name, rows) for name in config.variants]
     return np.stack(texts, axis=2) if config.instructions == "class" else texts[0]
 

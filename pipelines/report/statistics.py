@@ -91,7 +91,9 @@ def summarise(
     scores = subject_scores(results, metric, class_name)
     if reference is not None:
         choose([reference], list(scores), "reference row")
-    differences = {row: _differences(own, scores[reference]) for row, own in scores.items()} if reference else {}
+        differences = {row: _differences(own, scores[reference]) for row, own in scores.items()}
+    else:
+        differences = {}
     p = {row: wilcoxon_p(values) for row, values in differences.items() if row != reference}
     corrected = dict(zip(p, holm(list(p.values()))))
     summaries = []

@@ -104,10 +104,10 @@ class Sheet:
     def as_rich(self, width: int | None = None) -> Group:
         """For the terminal, without the notes; columns too many for `width` (None: the terminal's) follow below."""
         width = width or Console().width
-        needs = [self._least_width(column) + 2 for column in range(len(self.columns))]
+        needs = [self._least_width(column) + 3 for column in range(len(self.columns))]  # with padding and a divider
         blocks: list[list[int]] = [[]]
         for column in range(1, len(self.columns)):
-            if blocks[-1] and needs[0] + sum(needs[other] for other in [*blocks[-1], column]) > width:
+            if blocks[-1] and 1 + needs[0] + sum(needs[other] for other in [*blocks[-1], column]) > width:
                 blocks.append([])
             blocks[-1].append(column)
         return Group(*(self._block([0, *block], self.title if not place else "") for place, block in enumerate(blocks)))
@@ -286,11 +286,12 @@ def _test_notes(summaries: Sequence[Summary], reference: str) -> list[str]:
     if not compared:
         return []
     tests = sum(is_defined(one.p) for one in compared)
-    notes = [
-        f"difference to reference: row minus {reference}, mean over the subjects of both",
-        "p (Holm): two-sided paired Wilcoxon signed-rank test over those subjects, seeds averaged first, "
-        f"Holm-corrected for {_count(tests, 'comparison')}",
-    ]
+    notes = [f"difference to reference: row minus {reference}, mean over the subjects of both"]
+    if tests:
+        notes.append(
+            "p (Holm): two-sided paired Wilcoxon signed-rank test over those subjects, seeds averaged first, "
+            f"Holm-corrected for {_count(tests, 'comparison')}"
+        )
     subjects = max(one.common for one in compared)
     best = min(1.0, smallest_p(subjects) if subjects else 1.0)
     if best > SIGNIFICANT:
@@ -324,7 +325,7 @@ def _one_line(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_|<>])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_|<>~$])", r"\\\1", _one_line(text))
 
 
 def _latex(text: str) -> str:

@@ -23,4 +23,5 @@ def build_model(config: RunConfig) -> Zeus:
         aligner_depth=config.aligner_depth,
         per_class=config.instructions == "class",
         constant_text=config.text == "constant",
+        token_states=config.form == "tokens",
     )

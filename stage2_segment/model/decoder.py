@@ -55,13 +55,14 @@ class MaskDecoder(nn.Module):
         )
         self.output_hypernetworks_mlps = nn.ModuleList(HypernetworkMLP(WIDTH, WIDTH // 8) for _ in range(classes))
 
-    def forward(self, image: Tensor, image_pe: Tensor, prompt: Tensor) -> Tensor:
+    def forward(self, image: Tensor, image_pe: Tensor, prompt: Tensor, valid: Tensor | None = None) -> Tensor:
         """Mask logits.
 
         Args:
             image: (B, 4096, 256), embedding with the dense prompt added, positions row by row.
             image_pe: (4096, 256).
             prompt: (B, P, 256), sparse prompt tokens.
+            valid: bool (B, P), which of them are there; None: all.
         Returns:
             (B, classes, 256, 256).
         """
@@ -69,7 +70,9 @@ class MaskDecoder(nn.Module):
         if self.keep_iou_token:
             own = torch.cat([self.iou_token.weight, own])
         tokens = torch.cat([own.expand(len(image), -1, -1), prompt], dim=1)
-        tokens, image = self.transformer(tokens, image, image_pe)
+        if valid is not None:
+            valid = torch.cat([valid.new_ones(len(image), len(own)), valid], dim=1)
+        tokens, image = self.transformer(tokens, image, image_pe, valid)
         first = int(self.keep_iou_token)
         classifiers = torch.stack(
             [mlp(tokens[:, first + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1

@@ -46,11 +46,13 @@ class Attention(nn.Module):
     def _worth_folding(self, tokens: int) -> bool:
         return tokens <= self.head_width
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (B, T, C), k and v (B, N, C) -> (B, T, C)."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
+        """q (B, T, C), k and v (B, N, C) -> (B, T, C); `valid` (B, N): which of k and v are there, None: all."""
         q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
-        attention = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(self.head_width), dim=-1)
-        return self.out_proj(self._merge(attention @ v))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_width)
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, None], -math.inf)
+        return self.out_proj(self._merge(torch.softmax(scores, dim=-1) @ v))
 
     def tokens_read_image(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` for few tokens q (B, T, C) on an image k, v (B, N, C)."""
@@ -68,16 +70,18 @@ class Attention(nn.Module):
         v_bias = self.v_proj.bias.view(self.heads, 1, self.head_width)
         return self.out_proj(self._merge(seen @ v_weight.transpose(1, 2) + v_bias))
 
-    def image_reads_tokens(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`forward` for an image q (B, N, C) on few tokens k, v (B, T, C)."""
+    def image_reads_tokens(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`forward` for an image q (B, N, C) on few tokens k, v (B, T, C); `valid` (B, T)."""
         if not self._worth_folding(k.shape[1]):
-            return self(q, k, v)
+            return self(q, k, v, valid)
         batch, tokens, width = k.shape
         k, v = self._split(self.k_proj(k)) / math.sqrt(self.head_width), self._split(self.v_proj(v))
         q_weight = self.q_proj.weight.view(self.heads, self.head_width, width)
         q_bias = self.q_proj.bias.view(self.heads, self.head_width, 1)
         folded = (k @ q_weight).flatten(1, 2)  # (B, heads T, C)
         scores = _scores(q, folded).view(batch, self.heads, tokens, q.shape[1]) + k @ q_bias
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, :, None], -math.inf)
         attention = torch.softmax(scores, dim=2)  # over the tokens
         out_weight = self.out_proj.weight.view(width, self.heads, self.head_width).permute(1, 2, 0)
         said = (v @ out_weight).flatten(1, 2)  # (B, heads T, C)
@@ -120,18 +124,20 @@ class TwoWayBlock(nn.Module):
         self.norm4 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = Attention(width, heads, downsample=2)
 
-    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens, token_pe (B, T, C), image (B, N, C), image_pe (N, C) -> tokens, image."""
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """tokens, token_pe (B, T, C), image (B, N, C), image_pe (N, C), valid (B, T) -> tokens, image."""
         if self.first:
-            tokens = self.self_attn(tokens, tokens, tokens)
+            tokens = self.self_attn(tokens, tokens, tokens, valid)
         else:
             q = tokens + token_pe
-            tokens = tokens + self.self_attn(q, q, tokens)
+            tokens = tokens + self.self_attn(q, q, tokens, valid)
         tokens = self.norm1(tokens)
         placed = image + image_pe
         tokens = self.norm2(tokens + self.cross_attn_token_to_image.tokens_read_image(tokens + token_pe, placed, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        read = self.cross_attn_image_to_token.image_reads_tokens(placed, tokens + token_pe, tokens)
+        read = self.cross_attn_image_to_token.image_reads_tokens(placed, tokens + token_pe, tokens, valid)
         return tokens, self.norm4(image + read)
 
 
@@ -144,10 +150,15 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(width, heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B, T, C), image (B, N, C), image_pe (N, C) -> tokens and image of the same shapes."""
+    def forward(
+        self, tokens: Tensor, image: Tensor, image_pe: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """tokens (B, T, C), image (B, N, C), image_pe (N, C) -> tokens and image of the same shapes.
+
+        `valid` (B, T): which tokens are there; nothing reads the others. None: all.
+        """
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe)
+            tokens, image = layer(tokens, image, token_pe, image_pe, valid)
         read = self.final_attn_token_to_image.tokens_read_image(tokens + token_pe, image + image_pe, image)
         return self.norm_final_attn(tokens + read), image

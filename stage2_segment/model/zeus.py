@@ -29,6 +29,8 @@ class Zeus(nn.Module):
         per_class: every class has an instruction of its own, and the decoder answers each with one binary mask, as
             SAM answers a prompt.
         constant_text: the same text for every slice, kept with the weights; see `set_constant_text`.
+        token_states: text is the language model's state at each of L tokens, D wide, and each becomes a prompt token
+            (the paper's embedding form); a state of zeros is no token.
     """
 
     image_pe: Tensor
@@ -47,10 +49,12 @@ class Zeus(nn.Module):
         aligner_depth: int = 2,
         per_class: bool = False,
         constant_text: bool = False,
+        token_states: bool = False,
     ) -> None:
         super().__init__()
         self.modalities = modalities
         self.per_class = per_class
+        self.token_states = token_states
         copies = modalities if fusion == "late" else 1
         prompts = classes if per_class else 1
         self.aligners = nn.ModuleList(
@@ -97,8 +101,10 @@ class Zeus(nn.Module):
         return torch.stack([self._decode(m, images[:, i], text[:, i]) for i, m in enumerate(present)], dim=1)
 
     def _decode(self, copy: int, images: Tensor, text: Tensor) -> Tensor:
-        """Images (B, 4096, 256) and text (B, D) or (B, K, D) -> logits (B, K, 256, 256)."""
+        """Images (B, 4096, 256) and text (B, D), (B, K, D) or (B, L, D) -> logits (B, K, 256, 256)."""
         decoder, prompt = self.decoders[copy], self.aligners[copy](text)
+        if self.token_states:
+            return decoder(images, self.image_pe, prompt.squeeze(-2), (text != 0).any(dim=-1))
         if not self.per_class:
             return decoder(images, self.image_pe, prompt)
         masks = [decoder(images, self.image_pe, prompt[:, k]) for k in range(prompt.shape[1])]
@@ -109,7 +115,8 @@ class Zeus(nn.Module):
 
         Args:
             embeddings: float (B, m, 256, 64, 64), SAM's image embeddings.
-            text: float (B, m, D), the instructions' embeddings; (B, m, K, D) where each class has its own.
+            text: float (B, m, D), the instructions' embeddings; (B, m, K, D) where each class has its own;
+                (B, m, L, D) with `token_states`.
             present: which of the M modalities these are; None: all. The masks of those that are missing are left out.
         Returns:
             float (B, K, 256, 256).

@@ -12,7 +12,7 @@ import torch
 from cache.errors import UserError
 from cache.reader import Cache
 from stage2_segment.config import RunConfig, plan_run
-from stage2_segment.model import build_model
+from stage2_segment.model import Zeus, build_model
 from stage2_segment.predict import predict_rows
 from stage2_segment.texts import read_text, typical_text
 from stage2_segment.train import train_run
@@ -129,3 +129,41 @@ def test_controls_that_cannot_be_are_refused(toy_cache: Path) -> None:
             planned(cache, variant=["toy", "toy"])
         with pytest.raises(UserError, match="it has toy; zeus-instruct build-cache --variant prompt"):
             planned(cache, variant=["prompt"])
+
+
+def test_states_of_zeros_are_no_tokens(toy_cache: Path) -> None:
+    torch.manual_seed(0)
+    model = Zeus(1, 2, 12, fusion="hybrid", token_states=True).eval()
+    embeddings, states = torch.randn(2, 1, 256, 64, 64), torch.randn(2, 1, 20, 12)
+    states[0, :, 3:] = 0
+    with torch.no_grad():
+        logits = model(embeddings, states)
+        short = model(embeddings[:1], states[:1, :, :3])  # few tokens take another way through the same attention
+        torch.testing.assert_close(logits[:1], short, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(model(embeddings[:1], states[:1, :, :2]), short, atol=1e-4)
+
+
+def test_a_run_reads_the_language_models_states(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy cache has none; these stand for them."""
+
+    def states(self: Cache, variant: str, rows: Any) -> np.ndarray:
+        found = np.stack([np.random.default_rng(int(row)).standard_normal((2, 5, 12)) for row in rows])
+        found[:, :, 3:] = 0
+        return found.astype(np.float16)
+
+    with Cache(toy_cache) as cache:
+        with pytest.raises(UserError, match="holds no last-layer states"):
+            planned(cache, form="tokens")
+        with pytest.raises(UserError, match="form tokens goes with --instructions modality"):
+            planned(cache, form="tokens", text="random")
+    monkeypatch.setattr(Cache, "states", states)
+    run = tmp_path / "run"
+    train_run(toy_cache, run, form="tokens", fusion="late", epochs=1, train_subjects=["ada"], test_subjects=["ben"],
+              batch_size=3, device="cpu")  # fmt: skip
+    with Cache(toy_cache) as cache:
+        assert planned(cache, form="tokens").text_width == 12
+        shuffled = read_text(cache, planned(cache, form="tokens", text="shuffled-slices"), np.arange(3), ["T1"])
+        assert shuffled.shape == (3, 1, 5, 12)
+        assert predict_rows(run, cache, cache.rows_of(["ben"]), device="cpu").shape == (3, 256, 256)
