@@ -26,8 +26,7 @@ from stage2_segment.data import SliceData
 from stage2_segment.evaluate import score_subject
 from stage2_segment.learner import Learner
 from stage2_segment.losses import one_hot, segmentation_losses
-from stage2_segment.model import build_model
-from stage2_segment.model.zeus import parameter_table
+from stage2_segment.model import build_model, parameter_table
 from stage2_segment.predict import predict_slices
 from stage2_segment.train import architecture, make_accelerator, shared_plan, train_together
 
@@ -249,7 +248,8 @@ def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
     torch.manual_seed(0)
     model = build_model(config).to(device)
     size, count = config.recipe.batch_size, len(config.modalities)
-    embeddings = torch.randn(size, count, 256, 64, 64, device=device)
+    shape = (256, 64, 64) if config.is_zeus else (256, 256)
+    images = torch.randn(size, count, *shape, device=device)
     per_class = (len(config.classes),) if config.instructions == "class" else ()
     tokens = (64,) if config.form == "tokens" else ()
     text = torch.randn(size, count, *per_class, *tokens, config.text_width, device=device)
@@ -258,7 +258,7 @@ def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
     seconds = 0.0
     for _ in range(2):
         start = time.monotonic()
-        logits = model(embeddings, text)
+        logits = model(images, text) if config.is_zeus else model(images)
         segmentation_losses(logits, one_hot(masks, logits.shape[1])).total.backward()
         optimizer.step()
         if device.type == "cuda":
