@@ -36,11 +36,12 @@ BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a stat
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a row: its folder's name, and its plan."""
+    """One run of a row: its folder's name, its plan, and the weights that a baseline begins from."""
 
     row: str
     name: str
     config: RunConfig
+    pretrained: Path | None = None
 
     @property
     def parameters(self) -> int:
@@ -81,7 +82,8 @@ def plan_ablation(cache: Cache, grid: Grid, out: Path, skip_missing: bool = Fals
 def _planned(cache: Cache, row: Row, seed: int, fold: int | None, out: Path) -> PlannedRun:
     split = "named" if fold is None else f"fold{fold}"
     name = f"{re.sub(r'[^A-Za-z0-9.+=-]+', '-', row.name).strip('-')}-{split}-seed{seed}"
-    return PlannedRun(row.name, name, plan_run(cache, run=out / "runs" / name, fold=fold, seed=seed, **row.options))
+    config = plan_run(cache, run=out / "runs" / name, fold=fold, seed=seed, **row.options)
+    return PlannedRun(row.name, name, config, row.options.get("pretrained"))
 
 
 def run_ablation(
@@ -121,7 +123,8 @@ def run_ablation(
         split = f"fold {first.fold}" if first.fold is not None else "named subjects"
         say(f"pass {number} of {len(passes)}: {len(group)} runs side by side, {split}, seed {first.seed}")
         learners = [
-            Learner(cache, run.config, out / "runs" / run.name, accelerator, resume=_begun(out, run)) for run in group
+            Learner(cache, run.config, out / "runs" / run.name, accelerator, _begun(out, run), run.pretrained)
+            for run in group
         ]
         on_gpu = accelerator.device.type == "cuda"
         train_together(

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-MODELS = ("zeus",)
+ZEUS = "zeus"
+BASELINES = {
+    "unet": "U-Net",
+    "attention_unet": "AttUNet",
+    "res_unet": "ResUNet",
+    "unext": "UNeXt",
+    "unet_plus_plus": "UNet++",
+    "transunet": "TransUNet",
+    "missformer": "MISSFormer",
+}
+MODELS = (ZEUS, *BASELINES)
 FUSIONS = {
-    "late": "a decoder and an aligner of its own for every modality, masks combined at the end",
-    "hybrid": "one decoder and one aligner read the modalities one by one, masks combined at the end",
+    "early": "the modalities are the channels of one image (baselines only)",
+    "hybrid": "Zeus: one decoder and one aligner read the modalities one by one, masks combined at the end; "
+    "baselines: an encoder for each modality, their feature maps merged scale by scale, one decoder",
+    "late": "a decoder and an aligner (a whole network) of its own for every modality, masks combined at the end",
+}
+MERGES = {
+    "concat": "the feature maps side by side and a 1 x 1 convolution",
+    "mean": "the mean of the feature maps",
+}
+PRESETS = {
+    "published": "the widths of the published networks",
+    "table2": "widths that give the parameter count of the paper's Table 2 with early fusion",
 }
 COMBINES = ("mean", "max", "learned")
 INSTRUCTIONS = {

@@ -11,7 +11,18 @@ import click
 
 from cache.errors import UserError
 from cache.terminal import ZeusGroup, say, split_names
-from stage2_segment.choices import COMBINES, FORMS, FUSIONS, INSTRUCTIONS, MODELS, RESIDENT, TEXTS
+from stage2_segment.choices import (
+    COMBINES,
+    FORMS,
+    FUSIONS,
+    INSTRUCTIONS,
+    MERGES,
+    MODELS,
+    PRESETS,
+    RESIDENT,
+    TEXTS,
+    ZEUS,
+)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -52,9 +63,35 @@ def main() -> None:
     type=click.Choice(list(FUSIONS)),
     default="late",
     show_default=True,
-    help="late: a decoder and an aligner per modality; hybrid: one of each for all, one by one.",
+    help="late: a decoder and an aligner per modality; hybrid: one of each for all, one by one. Baselines: late, a network "
+    "per modality; hybrid, an encoder per modality and one decoder; early, modalities as channels.",
 )
-@click.option("--model", type=click.Choice(list(MODELS)), default="zeus", show_default=True, help="What to train.")
+@click.option(
+    "--model",
+    type=click.Choice(list(MODELS)),
+    default=ZEUS,
+    show_default=True,
+    help="zeus, or a baseline of the paper's Table 2, which sees the cache's pictures.",
+)
+@click.option(
+    "--merge",
+    type=click.Choice(list(MERGES)),
+    default="concat",
+    show_default=True,
+    help="A baseline's hybrid fusion: feature maps side by side and a 1 x 1 convolution, or their mean.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="published",
+    show_default=True,
+    help="A baseline's widths: the published network's, or those that give Table 2's parameter counts.",
+)
+@click.option(
+    "--pretrained",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights for TransUNet's encoders: torchvision's ResNet-50, timm's or Google's R50 + ViT-B/16.",
+)
 @click.option("--modalities", help="Only these, separated by commas.  [default: all]")
 @click.option("--fold", type=click.IntRange(0), help="The fold to hold out and validate on.  [default: 0]")
 @click.option("--train-subjects", help="Names instead of a fold.  [default: all labelled but the test subjects]")
@@ -81,10 +118,8 @@ def main() -> None:
 @click.option(
     "--text",
     type=click.Choice(list(TEXTS)),
-    default="instruction",
-    show_default=True,
     help="none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
-    "instruction, one for all slices, a random vector.",
+    "instruction, one for all slices, a random vector.  [default: instruction; none for a baseline]",
 )
 @click.option(
     "--recipe",
@@ -197,7 +232,8 @@ def train_command(
     options = _for_plan(options)
     named = options["train_subjects"] or options["test_subjects"]
     split = "subjects" if named else f"fold{options['fold'] or 0}"
-    run = out or Path("runs") / f"{cache_path.stem}-{options['fusion']}-{split}-seed{options['seed']}"
+    model = "" if options["model"] == ZEUS else f"{options['model']}-"
+    run = out or Path("runs") / f"{cache_path.stem}-{model}{options['fusion']}-{split}-seed{options['seed']}"
     try:
         train_run(cache_path, run, resume=resume, device=device, allow_partial=allow_partial, **options)
     except KeyboardInterrupt:
@@ -384,16 +420,25 @@ def probe_command(
 
 @main.command("params")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="Sets modalities, classes and text width.")
+@click.option(
+    "--model",
+    type=click.Choice([ZEUS, "all"]),
+    default=ZEUS,
+    show_default=True,
+    help="all: also the baselines, beside the paper's counts and the reference implementations'.",
+)
 @click.option("--modalities", help="Only these, separated by commas.  [default: all]")
 @click.option("--variant", help="Which instructions.  [default: the first]")
 @partial_option
-def params_command(cache_path: Path, modalities: str | None, variant: str | None, allow_partial: bool) -> None:
+def params_command(
+    cache_path: Path, model: str, modalities: str | None, variant: str | None, allow_partial: bool
+) -> None:
     """Trainable parameters, part by part, beside the paper's 8.06M (hybrid) and 12.44M (late)."""
     from rich.console import Console
 
     from cache.reader import Cache
     from cache.terminal import choose
-    from stage2_segment.params import as_table, by_modalities
+    from stage2_segment.params import as_table, baselines_table, by_modalities
 
     with Cache(cache_path, allow_partial=allow_partial) as cache:
         if not cache.variants:
@@ -404,6 +449,8 @@ def params_command(cache_path: Path, modalities: str | None, variant: str | None
         chosen = choose(split_names(modalities), cache.modalities, "modality")
         Console().print(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
         Console().print(by_modalities(len(cache.classes), cache.text_width(name)))
+        if model == "all":
+            Console().print(baselines_table(len(chosen), len(cache.classes)))
 
 
 def _figure(value: float | None) -> str:

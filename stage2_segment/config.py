@@ -14,8 +14,9 @@ import numpy as np
 
 from cache.errors import UserError
 from cache.reader import Cache
+from cache.recipe import sha256_file
 from cache.terminal import choose
-from stage2_segment.choices import COMBINES, FORMS, FUSIONS, INSTRUCTIONS, MODELS, TEXTS
+from stage2_segment.choices import COMBINES, FORMS, FUSIONS, INSTRUCTIONS, MERGES, MODELS, PRESETS, TEXTS, ZEUS
 from stage2_segment.model.aligner import HIDDEN
 
 
@@ -111,6 +112,10 @@ class RunConfig:
     """Everything that decides a run's weights.
 
     Attributes:
+        model: 'zeus', or a baseline, which sees the pictures and no text.
+        merge, preset: of a baseline, keys of `choices.MERGES` and `choices.PRESETS`.
+        pretrained: sha256 of the weights that a baseline's encoders began from; None: none.
+        encoder: whose embeddings are read; None: the pictures.
         text: what the aligner reads, a key of `choices.TEXTS`.
         instructions: 'modality' (one for all classes) or 'class' (one for each, a binary mask from each).
         form: 'sentence' or 'tokens', a key of `choices.FORMS`.
@@ -125,10 +130,13 @@ class RunConfig:
     model: str
     fusion: str
     combine: str
+    merge: str
+    preset: str
+    pretrained: str | None
     keep_iou_token: bool
     aligner_hidden: int
     aligner_depth: int
-    encoder: str
+    encoder: str | None
     text: str
     instructions: str
     form: str
@@ -157,7 +165,12 @@ class RunConfig:
         return cls(**{**values, "recipe": Recipe(**values["recipe"])})
 
     @property
+    def is_zeus(self) -> bool:
+        return self.model == ZEUS
+
+    @property
     def embedding_layer(self) -> str:
+        """Of a run that reads embeddings."""
         return f"embeddings/{self.encoder}"
 
     @property
@@ -174,11 +187,14 @@ def plan_run(
     model: str = "zeus",
     fusion: str = "late",
     combine: str = "mean",
+    merge: str = "concat",
+    preset: str = "published",
+    pretrained: Path | None = None,
     keep_iou_token: bool = False,
     aligner_hidden: int = HIDDEN,
     aligner_depth: int = 2,
     encoder: str | None = None,
-    text: str = "instruction",
+    text: str | None = None,
     instructions: str = "modality",
     form: str = "sentence",
     variant: Sequence[str] | None = None,
@@ -197,6 +213,8 @@ def plan_run(
 
     Args:
         run: the folder the run will be written to.
+        pretrained: weights for a baseline's encoders to begin from.
+        text: None: 'instruction', or 'none' for a baseline.
         variant: names of instruction layers, one, or with instructions='class' one a class in the classes' order.
         lr: highest learning rate of the decoder; the aligner's keeps the recipe's ratio to it unless it is given too.
         recipe_options: further fields of `Recipe`; None keeps the recipe's own.
@@ -205,6 +223,7 @@ def plan_run(
         UserError: an encoder, variant, modality, fold or subject that the cache lacks, naming what there is; a cache
             without labels, a split with nothing to train or test on, options that exclude one another.
     """
+    text = text or ("instruction" if model == ZEUS else "none")
     chosen_of: dict[str, tuple[str, Iterable[str]]] = {
         "text": (text, TEXTS),
         "instructions": (instructions, INSTRUCTIONS),
@@ -213,10 +232,24 @@ def plan_run(
         "model": (model, MODELS),
         "fusion": (fusion, FUSIONS),
         "combine": (combine, COMBINES),
+        "merge": (merge, MERGES),
+        "preset": (preset, PRESETS),
     }
     for what, (value, known) in chosen_of.items():
         choose([value], tuple(known), what)
-    encoder = _only(encoder, cache.encoders, "encoder", "embeddings")
+    if model == ZEUS:
+        if fusion == "early":
+            raise UserError(
+                "zeus has no early fusion, since its image encoder sees one modality at a time; --fusion hybrid"
+            )
+        if pretrained:
+            raise UserError("zeus starts from the cache's decoder; --pretrained is for the baselines")
+        encoder = _only(encoder, cache.encoders, "encoder", "embeddings")
+    else:
+        given = {"--encoder": encoder, "--variant": variant, "--text": text != "none", "--combine": combine != "mean"}
+        wrong = [name for name, value in given.items() if value]
+        if wrong:
+            raise UserError(f"{model} sees the pictures alone and averages logits; leave out {', '.join(wrong)}")
     variants = _variants(cache, text, instructions, variant)
     if text == "shuffled-modalities" and len(cache.modalities) < 2:
         raise UserError("text shuffled-modalities needs a cache of two or more modalities; this one has one")
@@ -228,11 +261,15 @@ def plan_run(
     if epochs is None:
         steps = math.ceil(len(cache.rows_of(train)) / (chosen.batch_size * chosen.accumulate))
         epochs = max(chosen.epochs, math.ceil(chosen.min_steps / steps))
-    layers = ["slices", f"embeddings/{encoder}", *(f"instructions/{name}" for name in variants)]
+    embeddings = [f"embeddings/{encoder}"] if encoder else []
+    layers = ["slices", *embeddings, *(f"instructions/{name}" for name in variants)]
     return RunConfig(
         model=model,
         fusion=fusion,
         combine=combine,
+        merge=merge,
+        preset=preset,
+        pretrained=sha256_file(pretrained) if pretrained else None,
         keep_iou_token=keep_iou_token,
         aligner_hidden=aligner_hidden,
         aligner_depth=aligner_depth,
@@ -251,7 +288,7 @@ def plan_run(
         seed=seed,
         cache=os.path.relpath(cache.path, run),
         fingerprints={layer: cache.fingerprint(layer) for layer in layers},
-        embedding_recipe=cache.recipe(f"embeddings/{encoder}"),
+        embedding_recipe=cache.recipe(embeddings[0]) if embeddings else {},
         versions={name: version(name) for name in ("zeus-union", "torch", "monai", "numpy")},
     )
 

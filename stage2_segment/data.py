@@ -23,9 +23,14 @@ SHARE_OF_MEMORY = 0.5  # of what is free, that a resident copy may take
 
 
 class Batch(NamedTuple):
-    """On the device: embeddings float32 (B, M, 256, 64, 64), masks uint8 (B, 256, 256) or None without labels."""
+    """On the device.
 
-    embeddings: Tensor
+    Attributes:
+        images: float32, embeddings (B, M, 256, 64, 64) or pictures (B, M, 256, 256) from 0 to 1.
+        masks: uint8 (B, 256, 256); None without labels.
+    """
+
+    images: Tensor
     masks: Tensor | None
 
 
@@ -39,9 +44,10 @@ class _Stored(NamedTuple):
 
 
 class SliceData:
-    """Some rows of a cache, with some modalities of one encoder.
+    """Some rows of a cache, with some modalities.
 
     Args:
+        encoder: whose embeddings; None: the pictures.
         rows: row indices of the cache.
         labelled: whether batches carry masks.
         resident: where the rows are kept, a key of `choices.RESIDENT`.
@@ -56,7 +62,7 @@ class SliceData:
     def __init__(
         self,
         cache: Cache,
-        encoder: str,
+        encoder: str | None,
         modalities: Sequence[str],
         rows: NDArray[np.intp],
         device: torch.device,
@@ -79,15 +85,23 @@ class SliceData:
         return len(self.rows)
 
     def _place(self) -> str:
-        per_slice = len(self.modalities) * 2**20 * (2 if self.cache.store(self.encoder) == "fp16" else 1)
+        per_image = 256 * 256
+        if self.encoder is not None:
+            per_image = 2**20 * (2 if self.cache.store(self.encoder) == "fp16" else 1)
+        per_slice = len(self.modalities) * per_image
         needed = len(self) * (per_slice + 256 * 256)
         if self.device.type == "cuda" and needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
             return "device"
         return "ram" if needed < SHARE_OF_MEMORY * psutil.virtual_memory().available else "disk"
 
     def _read(self, rows: NDArray[np.intp]) -> _Stored:
-        stored = self.cache.read_embeddings(self.encoder, rows, self.modalities)
-        arrays = (stored.values, stored.scale, stored.offset, self.cache.masks(rows) if self.labelled else None)
+        masks = self.cache.masks(rows) if self.labelled else None
+        arrays: tuple[NDArray | None, ...]
+        if self.encoder is None:
+            arrays = (self.cache.images(rows)[:, self.modalities], None, None, masks)
+        else:
+            stored = self.cache.read_embeddings(self.encoder, rows, self.modalities)
+            arrays = (stored.values, stored.scale, stored.offset, masks)
         return _Stored(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
     def _read_all(self, device: torch.device) -> _Stored:
@@ -114,7 +128,10 @@ class SliceData:
         """Embeddings travel as stored and are decoded on the device."""
         values, masks = stored.values.to(self.device), stored.masks
         scale, offset = (None if part is None else part.to(self.device) for part in stored[1:3])
-        return Batch(decode(values, scale, offset), None if masks is None else masks.to(self.device))
+        images = decode(values, scale, offset)
+        if self.encoder is None:
+            images = images.div_(255)
+        return Batch(images, None if masks is None else masks.to(self.device))
 
     def batch(self, positions: NDArray[np.intp]) -> Batch:
         """The slices at `positions` of `self.rows`."""

@@ -42,22 +42,23 @@ class RunInputs:
         if text is None:
             text = read_text(cache, config, data.rows, names)
         self.text = torch.from_numpy(np.ascontiguousarray(text)).to(data.device)
+        self._reads_text = config.is_zeus
         self._low = config.recipe.precision == "bf16"
 
     def of(
         self, positions: NDArray[np.intp], batch: Batch, keep: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Embeddings (B, m, 256, 64, 64), text (B, m, D) and which modalities they are.
+        """Embeddings (B, m, 256, 64, 64) or pictures (B, m, 256, 256), text (B, m, D) and which modalities they are.
 
         Args:
             positions: of the batch's slices in `data`.
             keep: indices into `present`; None: all.
         """
-        embeddings = batch.embeddings if self._columns is None else batch.embeddings[:, self._columns]
+        images = batch.images if self._columns is None else batch.images[:, self._columns]
         text = self.text[torch.from_numpy(np.asarray(positions)).to(self.text.device)].float()
         if keep is None or len(keep) == len(self.present):
-            return embeddings, text, self.present
-        return embeddings[:, list(keep)], text[:, list(keep)], [self.present[i] for i in keep]
+            return images, text, self.present
+        return images[:, list(keep)], text[:, list(keep)], [self.present[i] for i in keep]
 
     def autocast(self) -> torch.autocast:
         """The run's precision, for a forward pass."""
@@ -67,6 +68,7 @@ class RunInputs:
         self, model: nn.Module, positions: NDArray[np.intp], batch: Batch, keep: Sequence[int] | None = None
     ) -> Tensor:
         """Float32 (B, K, 256, 256)."""
-        embeddings, text, present = self.of(positions, batch, keep)
+        images, text, present = self.of(positions, batch, keep)
         with self.autocast():
-            return model(embeddings, text, present).float()
+            logits = model(images, text, present) if self._reads_text else model(images, present)
+        return logits.float()

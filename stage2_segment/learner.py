@@ -17,11 +17,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cache.errors import UserError
 from cache.reader import Cache
+from cache.terminal import say
 from stage2_segment import checkpoint
+from stage2_segment.baselines.pretrained import load_pretrained
 from stage2_segment.config import RunConfig
 from stage2_segment.inputs import RunInputs
 from stage2_segment.losses import Losses, one_hot, segmentation_losses
-from stage2_segment.model import build_model
+from stage2_segment.model import Zeus, build_model
 from stage2_segment.processes import add_up
 from stage2_segment.schedule import build_optimizer, lr_factor
 from stage2_segment.texts import typical_text
@@ -36,6 +38,7 @@ class Learner:
     Args:
         run: folder to write: config.json, metrics.parquet, tensorboard/, weights/, state.pt.
         resume: go on with an unfinished run of the same plan.
+        pretrained: the weights whose sha256 the plan names.
 
     Attributes:
         epoch, index: the next batch: epoch from 1, batch of it from 0.
@@ -48,7 +51,13 @@ class Learner:
     inputs: RunInputs
 
     def __init__(
-        self, cache: Cache, config: RunConfig, run: Path, accelerator: Accelerator, resume: bool = False
+        self,
+        cache: Cache,
+        config: RunConfig,
+        run: Path,
+        accelerator: Accelerator,
+        resume: bool = False,
+        pretrained: Path | None = None,
     ) -> None:
         self.config, self.run = config, run
         self._accelerator = accelerator
@@ -56,10 +65,14 @@ class Learner:
         recipe = config.recipe
         torch.manual_seed(config.seed)
         model = build_model(config)
-        model.load_pretrained(cache.constants(config.embedding_layer))
-        rows = cache.rows_of(config.train_subjects)
-        if config.text == "constant":
-            model.set_constant_text(torch.from_numpy(typical_text(cache, config, rows)))
+        if isinstance(model, Zeus):
+            model.load_pretrained(cache.constants(config.embedding_layer))
+            if config.text == "constant":
+                rows = cache.rows_of(config.train_subjects)
+                model.set_constant_text(torch.from_numpy(typical_text(cache, config, rows)))
+        elif pretrained is not None:
+            taken, there = load_pretrained(model, pretrained)
+            say(f"{pretrained}: {taken} of {there} tensors of the encoders taken")
         self._class_weights: Tensor | None = None
         if recipe.class_weights == "inverse":
             self._class_weights = inverse_weights(cache, config).to(accelerator.device)

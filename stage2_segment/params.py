@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from stage2_segment.model.zeus import Zeus, parameter_table
+from stage2_segment.baselines.table2 import rows, suggested_modalities
+from stage2_segment.choices import BASELINES
+from stage2_segment.model import Zeus, parameter_table
 
 # f_vt of the paper, trained before stage 1 here: 768 -> 768 -> 4096, the width of a LLaMA 7B.
 PAPER_PROJECTION = 768 * 768 + 768 + 768 * 4096 + 4096
@@ -26,6 +28,38 @@ def by_modalities(classes: int, text_width: int, most: int = 4) -> Table:
     for fusion in ("hybrid", "late"):
         sums = [sum(totals(fusion, count, classes, text_width).values()) for count in range(1, most + 1)]
         table.add_row(fusion, *(f"{total:,}" for total in sums))
+    return table
+
+
+def baselines_table(modalities: int, classes: int) -> Table:
+    """Millions of parameters of all 21 baselines: both presets, the paper's, and the reference implementation's.
+
+    Args:
+        modalities: that hybrid and late fusion are counted for; the paper does not say how many its counts are for.
+    """
+    table = Table(title=f"baselines, {modalities} modalities, {classes} classes, in millions")
+    for name in ("network", "fusion"):
+        table.add_column(name)
+    for name in ("published widths", "preset table2", "the paper's", "reference code", "the paper's fits"):
+        table.add_column(name, justify="right")
+    presets = zip(rows(modalities, classes), rows(modalities, classes, "table2"))
+    for published, fitted in presets:
+        official = "-" if published.official is None else f"{published.official:.2f}"
+        fits = "any" if published.fusion == "early" else str(suggested_modalities(published.network, published.fusion))
+        table.add_row(
+            BASELINES[published.network],
+            published.fusion,
+            f"{published.ours:.2f}",
+            f"{fitted.ours:.2f}",
+            f"{published.paper:.2f}",
+            official,
+            fits,
+            end_section=published.fusion == "late",
+        )
+    table.caption = (
+        "reference code: of the authors or the best known implementation, as often as late fusion has it; "
+        "the paper's fits: modalities for which preset table2 comes nearest to the paper's count"
+    )
     return table
 
 

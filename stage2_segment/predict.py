@@ -21,7 +21,7 @@ from stage2_segment import checkpoint
 from stage2_segment.config import RunConfig, text_width
 from stage2_segment.data import SliceData
 from stage2_segment.inputs import RunInputs
-from stage2_segment.model import Zeus, build_model
+from stage2_segment.model import build_model
 from stage2_segment.model.zeus import class_map
 
 BATCH = 8
@@ -58,7 +58,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
         UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder; a
             modality that the run was not trained with.
     """
-    choose([config.encoder], cache.encoders, "encoder")
+    choose([config.encoder] if config.encoder else [], cache.encoders, "encoder")
     choose(config.texts_read, cache.variants, "variant")
     wanted = choose(modalities, config.modalities, "modality of the run")
     missing = [name for name in wanted if name not in cache.modalities]
@@ -70,7 +70,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     # The slices themselves may be others, and so may the store: the run is not bound to its own patients.
     of_run, of_cache = (
         {key: value for key, value in recipe.items() if key not in ("slices", "store")}
-        for recipe in (config.embedding_recipe, cache.recipe(config.embedding_layer))
+        for recipe in (config.embedding_recipe, cache.recipe(config.embedding_layer) if config.encoder else {})
     )
     changed = differences(of_run, of_cache)
     if changed:
@@ -88,7 +88,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     return wanted
 
 
-def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -> Zeus:
+def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -> nn.Module:
     """The run's model with its 'last' or 'best' weights, ready to predict.
 
     Raises:

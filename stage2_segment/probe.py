@@ -120,14 +120,14 @@ def probe_sentences(
             if not own:
                 continue
             batch, position = data.batch(np.array([place])), np.array([place])
-            embeddings, text, present = inputs.of(position, batch)
+            images, text, present = inputs.of(position, batch)
             texts = text.repeat(len(own) + 1, *[1] * (text.dim() - 1))
             for index, one in enumerate(own, 1):
                 vector = torch.tensor(one["embedding"], dtype=text.dtype, device=text.device)
                 texts[index, config.modalities.index(one["modality"])] = vector
             masks = np.concatenate(
                 [
-                    class_map(model(embeddings.expand(len(part), *[-1] * 4), part, present)).cpu().numpy()
+                    class_map(model(images.expand(len(part), *[-1] * 4), part, present)).cpu().numpy()
                     for part in texts.split(BATCH)
                 ]
             )

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from stage2_segment.config import Recipe
+from stage2_segment.model import Zeus
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Two groups: the pretrained decoders, and what starts from nothing. 'highest_lr' is what the schedule scales."""
-    decoder = list(model.decoders.parameters())  # type: ignore[union-attr]
+    """Two groups: Zeus's pretrained decoders, and what starts from nothing. 'highest_lr' is what the schedule scales."""
+    decoder = list(model.decoders.parameters()) if isinstance(model, Zeus) else []
     known = {id(parameter) for parameter in decoder}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups: list[dict[str, Any]] = [
         {"params": decoder, "lr": recipe.lr, "highest_lr": recipe.lr},
         {"params": rest, "lr": recipe.aligner_lr, "highest_lr": recipe.aligner_lr},
     ]
+    groups = [group for group in groups if group["params"]]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, weight_decay=recipe.weight_decay)
 

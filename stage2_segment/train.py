@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import progress_bar, say
-from stage2_segment.choices import TEXTS
+from stage2_segment.choices import BASELINES, TEXTS
 from stage2_segment.config import RunConfig, plan_run
 from stage2_segment.data import Batch, SliceData, epoch_batches
 from stage2_segment.inputs import RunInputs
@@ -39,9 +39,10 @@ def train_run(
     **options: Any,
 ) -> None:
     """Plans a run with the options of `plan_run` and trains it; see `train`."""
+    how: dict[str, Any] = {"resume": resume, "device": device, "resident": resident, "validate_every": validate_every}
     with Cache(cache_path, allow_partial=allow_partial) as cache:
         config = plan_run(cache, run=run, **options)
-        train(cache, config, run, resume=resume, device=device, resident=resident, validate_every=validate_every)
+        train(cache, config, run, pretrained=options.get("pretrained"), **how)
 
 
 def train(
@@ -53,6 +54,7 @@ def train(
     device: str | None = None,
     resident: str = "auto",
     validate_every: int = 1,
+    pretrained: Path | None = None,
 ) -> None:
     """Trains one run, in as many processes as accelerate started; each takes its share of every batch.
 
@@ -60,7 +62,7 @@ def train(
         UserError: the folder holds another run; no such device; the loss is not finite.
     """
     accelerator = make_accelerator(device, config.recipe.modality_drop > 0)
-    learner = Learner(cache, config, run, accelerator, resume)
+    learner = Learner(cache, config, run, accelerator, resume, pretrained)
     if learner.finished:
         say(f"{run} has had its {learner.epoch - 1} epochs; nothing is left to do")
         return
@@ -233,7 +235,9 @@ def _groups(learners: Sequence[Learner], stacked: bool) -> list[_Alone | _Stacke
         return [_Alone(learner) for learner in learners]
     alike: dict[tuple[Any, ...], list[Learner]] = {}
     for learner in learners:
-        alike.setdefault(architecture(learner.config), []).append(learner)
+        # A baseline's batch norm writes its running means within the forward pass, which vmap does not allow.
+        key = architecture(learner.config) if learner.config.is_zeus else (id(learner),)
+        alike.setdefault(key, []).append(learner)
     return [_Stacked(group) if len(group) > 1 else _Alone(group[0]) for group in alike.values()]
 
 
@@ -298,10 +302,12 @@ def _line(record: dict[str, Any], epochs: int) -> str:
 
 def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
     recipe = config.recipe
+    model = "" if config.is_zeus else f"{BASELINES[config.model]}, "
     text = TEXTS[config.text] + (f" ({', '.join(config.variants)})" if config.variants else "")
+    text = text if config.is_zeus else "pictures, no text"
     many = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return (
-        f"{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; {text}; "
+        f"{model}{config.fusion} fusion of {', '.join(config.modalities)}, classes {', '.join(config.classes)}; {text}; "
         f"{len(cache.rows_of(config.train_subjects))} slices of {len(config.train_subjects)} subjects to train on, "
         f"{len(cache.rows_of(config.test_subjects))} slices of {', '.join(config.test_subjects)} held out; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}; "

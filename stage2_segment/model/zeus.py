@@ -129,13 +129,3 @@ def class_map(logits: Tensor) -> Tensor:
     """Labels uint8 (B, 256, 256): the class with the highest logit, background (0) where none is above 0."""
     highest, index = logits.max(dim=1)
     return torch.where(highest > 0, index + 1, 0).to(torch.uint8)
-
-
-def parameter_table(model: Zeus) -> dict[str, int]:
-    """Trainable parameters by part, over all copies."""
-    parts: dict[str, nn.Module] = {
-        "aligner (f_tt)": model.aligners,
-        "decoder": model.decoders,
-        "combine": model.combine,
-    }
-    return {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts.items()}

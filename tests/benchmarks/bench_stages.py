@@ -47,7 +47,7 @@ def epoch(cache: Cache, run: Path, device: str, batch_size: int, embed: Callable
     for at in range(0, len(rows), batch_size):
         positions = np.arange(at, min(at + batch_size, len(rows)))
         batch = data.batch(positions)
-        embeddings = embed(rows[positions], batch.embeddings)
+        embeddings = embed(rows[positions], batch.images)
         text = instruct(rows[positions], embeddings, inputs.of(positions, batch)[1])
         logits = model(embeddings, text)
         loss = segmentation_losses(logits, one_hot(batch.masks, logits.shape[1]), config.recipe.dice_over).total

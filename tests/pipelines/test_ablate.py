@@ -26,6 +26,15 @@ from stage2_segment.losses import Losses
 from stage2_segment.train import train_run
 from tests.stage2_segment.conftest import make_cache
 
+BASELINES = """
+title: baselines
+options: {model: unext, epochs: 1, batch-size: 2, train-subjects: ada, test-subjects: ben}
+rows:
+  - {name: early, set: {fusion: early}}
+  - {name: hybrid, set: {fusion: hybrid, merge: mean}}
+  - {name: late, set: {fusion: late, modalities: T2}}
+  - {name: zeus, set: {model: zeus, fusion: hybrid, modalities: T2}}
+"""
 GRID = """
 title: a test
 options: {fusion: hybrid, epochs: 2, batch-size: 2, train-subjects: ada, test-subjects: [ben]}
@@ -212,7 +221,7 @@ def test_seeds_and_folds_are_runs_of_their_own(toy: Path) -> None:
     with Cache(toy) as cache:
         runs = plan_ablation(cache, grid.__class__(grid.title, grid.rows, (0, 1), None, grid.reference), Path("out"))
         folds = set(cache.rows["fold"][cache.rows["labelled"]].tolist())
-    assert len(runs) == 2 * 2 * len(folds)
+    assert len(runs) == 23 * 2 * len(folds)
     assert len({run.name for run in runs}) == len(runs)
 
 
@@ -279,3 +288,17 @@ def test_our_grids_can_be_read_and_have_the_papers_figures(name: str, toy: Path)
             assert all(row.paper for row in grid.rows)
             figures = paper_figures(grid.rows, cache)
         assert bool(figures) == (name in ("table4", "table5"))  # of one data set; the toy is none of the paper's
+
+
+def test_baselines_are_rows_like_any_other(toy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(BASELINES)
+    results = ablation(toy, path, tmp_path / "out", stacked=True)
+    assert {line["row"] for line in results} == {"early", "hybrid", "late", "zeus"}
+    alone = tmp_path / "alone"
+    train_run(toy, alone, model="unext", fusion="early", epochs=1, batch_size=2, validate_every=0, device="cpu",
+              train_subjects=["ada"], test_subjects=["ben"])  # fmt: skip
+    beside = load_file(tmp_path / "out" / "runs" / "early-named-seed0" / "weights" / "last.safetensors")
+    assert all(
+        torch.equal(beside[name], tensor) for name, tensor in load_file(alone / "weights" / "last.safetensors").items()
+    )

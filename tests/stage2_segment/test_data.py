@@ -63,20 +63,20 @@ def test_batches_are_the_rows_of_the_cache(
         data = SliceData(cache, "toy", ["T2"], rows, torch.device("cpu"))
         assert data.resident == ("ram" if share_of_memory else "disk")
         batch = data.batch(np.array([4, 1]))
-        assert batch.embeddings.shape == (2, 1, 256, 64, 64)
-        assert batch.embeddings.dtype == torch.float32
+        assert batch.images.shape == (2, 1, 256, 64, 64)
+        assert batch.images.dtype == torch.float32
         assert batch.masks is not None
         np.testing.assert_array_equal(batch.masks.numpy(), cache.masks(rows[[4, 1]]))
         stored = cache.read_embeddings("toy", rows[[4, 1]], [1])
         expected = stored.values * stored.scale[..., None, None] + stored.offset[..., None, None]
-        np.testing.assert_allclose(batch.embeddings.numpy(), expected, rtol=1e-5, atol=1e-6)
-        assert [(places.tolist(), len(part.embeddings)) for places, part in data.in_order(4)] == [
+        np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-5, atol=1e-6)
+        assert [(places.tolist(), len(part.images)) for places, part in data.in_order(4)] == [
             ([0, 1, 2, 3], 4),
             ([4, 5], 2),
         ]
         ahead = data.batches(np.array([place]) for place in (5, 0))
         for place, part in zip((5, 0), ahead, strict=True):
-            assert torch.equal(part.embeddings, data.batch(np.array([place])).embeddings)
+            assert torch.equal(part.images, data.batch(np.array([place])).embeddings)
 
 
 def test_a_device_that_is_no_gpu_keeps_nothing(toy_cache: Path) -> None:
@@ -96,6 +96,6 @@ def test_a_run_takes_its_own_modalities_of_what_was_read_for_several(toy_cache: 
         texts = cache.text_embeddings("toy", rows[positions])
         for inputs, keep, present in ((second, None, [0]), (left, None, [1]), (both, [1], [1])):
             embeddings, text, found = inputs.of(positions, batch, keep)
-            assert torch.equal(embeddings, batch.embeddings[:, 1:])
+            assert torch.equal(embeddings, batch.images[:, 1:])
             np.testing.assert_array_equal(text.numpy(), texts[:, 1:])
             assert found == present
