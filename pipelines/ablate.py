@@ -20,11 +20,11 @@ from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import progress, say
 from pipelines.grid import PROMPT, Grid, Row, paper_figures
-from stage2_segment.checkpoint import write_json, write_table
+from stage2_segment.checkpoint import CONFIG, write_json, write_table
 from stage2_segment.config import RunConfig, plan_run
 from stage2_segment.data import SliceData
 from stage2_segment.evaluate import score_subject
-from stage2_segment.learner import Learner
+from stage2_segment.learner import Learner, check_same_plan
 from stage2_segment.losses import one_hot, segmentation_losses
 from stage2_segment.model import build_model, parameter_table
 from stage2_segment.predict import predict_slices
@@ -148,11 +148,11 @@ def run_ablation(
 
 
 def _begun(out: Path, run: PlannedRun) -> bool:
-    return (out / "runs" / run.name).exists()
+    return (out / "runs" / run.name / CONFIG).exists()
 
 
 def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> None:
-    """Makes the folder, or checks that it holds this very ablation; rows, seeds and folds may be added to it."""
+    """Makes the folder, or checks that it holds this ablation; rows, seeds and folds may be added, no run may change."""
     now: dict[str, Any] = {
         "title": grid.title,
         "reference": grid.reference,
@@ -169,6 +169,9 @@ def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> N
         now["rows"] = list(dict.fromkeys([*before["rows"], *now["rows"]]))
         now["runs"], now["paper"] = {**before["runs"], **now["runs"]}, {**before["paper"], **now["paper"]}
         now["reference"] = before["reference"]
+        for run in runs:
+            if _begun(out, run):
+                check_same_plan(out / "runs" / run.name, run.config)
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and holds no ablation; choose another --out")
     write_json(path, now)

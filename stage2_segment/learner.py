@@ -109,9 +109,6 @@ class Learner:
         waited = recipe.patience and self.epoch - 1 - self._best_loss_epoch >= recipe.patience
         return bool(self.stopped or self.epoch > recipe.epochs or (waited and self.index == 0))
 
-    def wants(self, epoch: int, index: int) -> bool:
-        return not self.finished and (self.epoch, self.index) == (epoch, index)
-
     @property
     def predictor(self) -> nn.Module:
         """The model that is validated and kept: the running mean where there is one."""
@@ -259,13 +256,18 @@ def _enter(run: Path, config: RunConfig, resume: bool, accelerator: Accelerator)
         return None
     if not resume:
         raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
+    check_same_plan(run, config)
+    return checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
+
+
+def check_same_plan(run: Path, config: RunConfig) -> None:
+    """Raises UserError: the run in that folder was begun with other options, naming what differs."""
     before, now = checkpoint.load_config(run).to_json(), config.to_json()
     before, now = ({**values, **values["recipe"]} for values in (before, now))
     changed = [name for name in now if name not in ("recipe", "versions", "cache") and before.get(name) != now[name]]
     if changed:
         what = "; ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in changed)
         raise UserError(f"{run} was begun with other options ({what}); repeat them, or choose another --out")
-    return checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
 
 
 def _read_history(run: Path, epoch: int) -> list[dict[str, Any]]:

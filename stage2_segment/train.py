@@ -115,9 +115,8 @@ def train_together(
     assert all(shared_plan(learner.config) == shared_plan(plan) for learner in learners)
     wanted = {name for learner in learners for name in learner.config.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     rows = cache.rows_of(plan.train_subjects)
-    data = SliceData(cache, plan.encoder, modalities, rows, device, resident=resident)
+    data = SliceData(cache, plan.encoder, modalities, rows, accelerator.device, resident=resident)
     for learner in learners:
         learner.inputs = RunInputs(learner.config, data)
     validation = _Validation(cache, learners, modalities, accelerator, resident) if validate_every else None
@@ -126,50 +125,76 @@ def train_together(
     going = [learner for learner in learners if not learner.finished]
     last = max((learner.config.recipe.epochs for learner in going), default=0)
     first = min((learner.epoch for learner in going), default=last)
-    groups = _groups(going, stacked and world == 1)
     with progress_bar() as bar:
         task = bar.add_task(title, total=last, completed=first - 1)
         for epoch in range(first, last + 1):
-            going = [learner for learner in going if not learner.finished]
-            if not going:
-                break
-            batches = epoch_batches(foreground, plan.recipe.batch_size, plan.recipe.foreground_share, plan.seed, epoch)
-            start = min(learner.index for learner in going if learner.epoch == epoch)
-            started, waited, seen = time.monotonic(), 0.0, sum(len(batch) for batch in batches[start:])
-            stream = data.batches(positions[rank::world] for positions in batches[start:])
-            for index in range(start, len(batches)):
-                asked = time.monotonic()
-                batch = next(stream)
-                waited += time.monotonic() - asked
-                mine = batches[index][rank::world]
-                for group in groups:
-                    group.step(epoch, index, mine, len(batches[index]), batch, len(batches))
-                if any(learner.stopped for learner in going):
-                    for learner in going:
-                        if learner.stopped:
-                            say(f"{learner.run.name} stopped: {learner.stopped}")
-                    going = [learner for learner in going if not learner.stopped]
-                    groups = _groups(going, stacked and world == 1)
-            spent = max(time.monotonic() - started, 1e-9)
-            timing = {"slices_per_s": seen / spent, "waiting": waited / spent}
-            done = [learner for learner in going if (learner.epoch, learner.index) == (epoch, len(batches))]
-            scores = validation(done) if validation and (epoch % validate_every == 0 or epoch == last) else {}
-            for learner in done:
-                timing["seconds"] = time.monotonic() - started
-                record = learner.end_epoch(len(batches), {**timing, **scores.get(id(learner), {})})
-                if len(learners) == 1:
-                    dice = f" DSC {record['validation_dsc']:.3f}" if "validation_dsc" in record else ""
-                    bar.update(task, description=f"loss {record['loss']:.3f}{dice}")
-                    if learner.finished or epoch % max(1, last // 10) == 0:
-                        _say(accelerator, _line(record, last))
-            if len(learners) > 1 and (epoch % max(1, last // 5) == 0 or epoch == last):
-                _say(
-                    accelerator,
-                    f"{title}: epoch {epoch}/{last}, {len(done)} runs, {timing['slices_per_s']:.1f} slices/s",
+            started = time.monotonic()
+            here = [learner for learner in learners if learner.epoch == epoch and not learner.finished]
+            if here:
+                batches = epoch_batches(
+                    foreground, plan.recipe.batch_size, plan.recipe.foreground_share, plan.seed, epoch
                 )
+                timing = _train_epoch(here, data, batches, accelerator, stacked)
+                done = [learner for learner in here if not learner.stopped]
+                due = validation is not None and (epoch % validate_every == 0 or epoch == last)
+                scores = validation(done) if validation and due else {}
+                timing["seconds"] = time.monotonic() - started
+                records = [
+                    learner.end_epoch(len(batches), {**timing, **scores.get(id(learner), {})}) for learner in done
+                ]
+                if accelerator.is_main_process:
+                    _report(learners, records, last, title)
+                if len(learners) == 1 and records:
+                    bar.update(task, description=f"loss {records[0]['loss']:.3f}")
             bar.advance(task)
     for learner in learners:
         learner.close()
+
+
+def _train_epoch(
+    learners: Sequence[Learner],
+    data: SliceData,
+    batches: Sequence[NDArray[np.intp]],
+    accelerator: Accelerator,
+    stacked: bool,
+) -> dict[str, float]:
+    """What is left of one epoch, for learners that are somewhere in it; slices a second, and the share of waiting."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    first = min(learner.index for learner in learners)
+    groups = _groups(learners, stacked and world == 1)
+    started, waited, seen = time.monotonic(), 0.0, 0
+    stream = data.batches(positions[rank::world] for positions in batches[first:])
+    for index, positions in enumerate(batches[first:], first):
+        asked = time.monotonic()
+        batch = next(stream)
+        waited += time.monotonic() - asked
+        seen += len(positions)
+        for group in groups:
+            group.step(index, positions[rank::world], len(positions), batch, len(batches))
+        stopped = [learner for learner in learners if learner.stopped]
+        if stopped:
+            if accelerator.is_main_process:
+                for learner in stopped:
+                    say(f"{learner.run.name} stopped: {learner.stopped}")
+            learners = [learner for learner in learners if not learner.stopped]
+            groups = _groups(learners, stacked and world == 1)
+            if not groups:
+                break
+    spent = max(time.monotonic() - started, 1e-9)
+    return {"slices_per_s": seen / spent, "waiting": waited / spent}
+
+
+def _report(learners: Sequence[Learner], records: Sequence[dict[str, Any]], last: int, title: str) -> None:
+    """A line now and then: a run's figures, or how far the runs side by side are."""
+    if not records:
+        return
+    record, every = records[0], 10 if len(learners) == 1 else 5
+    if record["epoch"] % max(1, last // every) and record["epoch"] != last and not learners[0].finished:
+        return
+    if len(learners) == 1:
+        say(_line(record, last))
+    else:
+        say(f"{title}: epoch {record['epoch']}/{last}, {len(records)} runs, {record['slices_per_s']:.1f} slices/s")
 
 
 class _Alone:
@@ -178,10 +203,10 @@ class _Alone:
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
 
-    def step(self, epoch: int, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
+    def step(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
         """`mine`: this process's positions of a batch of `slices`; `batches`: of the epoch."""
         learner = self._learner
-        if not learner.wants(epoch, index):
+        if learner.index != index:
             return
         learner.model.train()
         assert batch.masks is not None
@@ -198,11 +223,11 @@ class _Stacked:
         self._learners = list(learners)
         self._stack = Stack([learner.bare for learner in learners])
 
-    def step(self, epoch: int, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
+    def step(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
         """As `_Alone.step`."""
-        if not all(learner.wants(epoch, index) for learner in self._learners):
+        if any(learner.index != index for learner in self._learners):
             for learner in self._learners:
-                _Alone(learner).step(epoch, index, mine, slices, batch, batches)
+                _Alone(learner).step(index, mine, slices, batch, batches)
             return
         assert batch.masks is not None
         first = self._learners[0]
@@ -284,11 +309,6 @@ class _Validation:
         for index, name in enumerate(self._classes):
             values[f"validation_dsc_{name}"] = mean_defined(per_class[:, index])
         return values
-
-
-def _say(accelerator: Accelerator, line: str) -> None:
-    if accelerator.is_main_process:
-        say(line)
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:

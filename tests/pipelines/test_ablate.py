@@ -212,6 +212,8 @@ def test_the_command_prints_a_table_and_a_dry_run_trains_nothing(toy: Path, grid
         assert (out / name).stat().st_size > 0, name
     table = (out / "table.md").read_text()
     assert "both, text: none" in table and "80.5" in table and "random" not in table
+    changed = command(*grid[:-1], 2, "--controls", "none", "--set", "modalities=T1", "--set", "fusion=hybrid")
+    assert changed.exit_code == 2 and "epochs: 1 -> 2" in changed.output
     shown = CliRunner().invoke(main, ["report", str(out), "--reference", "late"], catch_exceptions=False)
     assert shown.exit_code == 0 and "late" in shown.output
 
