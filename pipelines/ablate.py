@@ -159,6 +159,8 @@ def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> N
         "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
         "paper": paper_figures(grid.rows, cache),
         "rows": list(dict.fromkeys(run.row for run in runs)),
+        "controls": {row.control: row.name for row in grid.rows if row.control},
+        "controls_of": grid.rows[0].name,
         "runs": {run.name: {"row": run.row, "parameters": run.parameters} for run in runs},
     }
     path = out / PLAN
@@ -169,6 +171,7 @@ def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> N
         now["rows"] = list(dict.fromkeys([*before["rows"], *now["rows"]]))
         now["runs"], now["paper"] = {**before["runs"], **now["runs"]}, {**before["paper"], **now["paper"]}
         now["reference"] = before["reference"]
+        now["controls"] = {**before["controls"], **now["controls"]}
         for run in runs:
             if _begun(out, run):
                 check_same_plan(out / "runs" / run.name, run.config)

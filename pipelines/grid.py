@@ -30,11 +30,13 @@ class Row:
     Attributes:
         options: of `plan_run`.
         paper: the paper's data set -> its DSC and mIoU there, in per cent.
+        control: which of `CONTROLS` stands in the instruction's place; None: none.
     """
 
     name: str
     options: Mapping[str, Any]
     paper: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _controls(base: Row, wanted: Sequence[str]) -> list[Row]:
             options["variant"] = (PROMPT,)
         else:
             options["text"] = control
-        rows.append(Row(f"{base.name}, text: {control}", options))
+        rows.append(Row(f"{base.name}, text: {control}", options, control=control))
     return rows
 
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
+from cache.atomic import write_atomically
 from cache.errors import UserError
 from cache.terminal import choose
 from pipelines.report.forest import draw_forest
 from pipelines.report.statistics import subject_scores, summarise
 from pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
+from pipelines.report.verdict import verdict
 
 if TYPE_CHECKING:
     from pipelines.ablate import Forecast
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:
     """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes.{md,csv,tex} and table.png.
+
+    Where the grid has controls, verdict.md says whether the instruction matters.
 
     Raises:
         UserError: no row has results yet; an unknown reference row.
@@ -48,6 +53,10 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     for note in sheet.notes:
         Console().print(note, style="dim", markup=False)
     write_sheets(folder, "table", sheet)
+    answer = verdict(results, plan["controls_of"], plan["controls"])
+    if answer:
+        Console().print(Markdown(answer))
+        write_atomically(folder / "verdict.md", answer.encode())
     write_sheets(folder, "classes", class_sheet(results))
     summaries = summarise(results, reference=reference)
     draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
