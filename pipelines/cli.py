@@ -25,6 +25,7 @@ def main() -> None:
     \b
     zeus demo                  from nothing to masks, on a phantom
     zeus ablate --cache cache/brats.h5 --grid controls      what is the instruction worth?
+    zeus segment patient7 --run runs/NAME                   a new study, both stages, mask out
     zeus report runs/NAME      a run's figures and a picture of its predictions
     """
 
@@ -165,6 +166,44 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
     if not all(name.isdecimal() for name in names):
         raise UserError(f"{what} {text}: expected numbers from 0, separated by commas")
     return tuple(dict.fromkeys(int(name) for name in names))
+
+
+@main.command()
+@click.argument("study", type=FOLDER)
+@click.option("--run", type=FOLDER, required=True, help="Folder that zeus-segment train wrote.")
+@click.option("--out", type=FILE, help="The mask to write.  [default: STUDY-mask.nii.gz beside it]")
+@click.option("--models", "profile", default="lite", show_default=True, help="As build-cache was given for the run.")
+@click.option("--set", "overrides", multiple=True, metavar="PART=VALUE", help="As build-cache was given for the run.")
+@click.option("--cache", type=FILE, help="The run's cache, where it has moved.  [default: where it was]")
+@click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+def segment(
+    study: Path,
+    run: Path,
+    out: Path | None,
+    profile: str,
+    overrides: tuple[str, ...],
+    cache: Path | None,
+    slice_step: int,
+    device: str | None,
+) -> None:
+    """A new study through both stages: mask out, in the study's own grid.
+
+    STUDY is a folder with a NIfTI file for each modality, on one grid: FLAIR.nii.gz, patient_FLAIR.nii.gz, or numbered as
+    nnU-Net does, patient_0000.nii.gz. A run takes what there is of its modalities and says what was missing.
+
+    \b
+    zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
+    """
+    from pipelines.segment import segment_study
+    from stage1_instruct.profiles import parse_overrides
+
+    out = out or study.with_name(f"{study.resolve().name}-mask.nii.gz")
+    parts = parse_overrides(overrides)
+    mask = segment_study(
+        study, run, out, profile=profile, overrides=parts, cache=cache, slice_step=slice_step, device=device
+    )
+    click.echo(f"mask in {mask}")
 
 
 @main.command()

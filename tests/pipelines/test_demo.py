@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from cache.errors import UserError
 from cache.reader import Cache
 from cache.verify import verify
 from pipelines.cli import main as zeus
+from pipelines.segment import find_modalities
 from stage1_instruct.cli import main as zeus_instruct
 from stage1_instruct.datasets import open_dataset
 
@@ -103,3 +105,37 @@ def test_another_prompt_under_the_same_name_is_refused_and_under_another_is_adde
         assert cache.variants == ("lite", "xraygpt")
         np.testing.assert_array_equal(before[0], cache.text_embeddings("lite", rows))
         np.testing.assert_array_equal(before[1], cache.read_embeddings("litemedsam", rows, [0]).values)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_in_no_cache_gets_the_mask_it_would_have_had_from_one(demo: Path, tmp_path: Path):
+    mask = next(iter(sorted((demo / "masks").glob("*.nii.gz"))))
+    study = open_dataset("demo", demo / "data").load(mask.name.removesuffix(".nii.gz"))
+    folder = tmp_path / "patient 7"
+    folder.mkdir()
+    for name, image in study.images.items():
+        nibabel.save(nibabel.Nifti1Image(image, study.grid.affine), folder / f"scan_{name}.nii.gz")
+    common = ["segment", folder, "--run", demo / "run", "--slice-step", "4"]
+    refused = run(zeus, *common, "--set", "projection=untrained")
+    assert refused.exit_code == 2 and "give the --models and --set that build-cache was given" in refused.output
+    out = tmp_path / "masks" / "p7.nii.gz"
+    done = run(zeus, *common, "--set", f"projection={demo / 'projection.safetensors'}", "--out", out)
+    assert done.exit_code == 0, done.output
+    found, expected = nibabel.load(out), nibabel.load(mask)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+
+
+def test_files_are_found_by_name_or_by_number(tmp_path: Path):
+    for name in ("p_flair.nii.gz", "p_0001.nii", "T2w.txt", "mask.nii.gz"):
+        (tmp_path / name).touch()
+    known = ("FLAIR", "T1w", "T2w")
+    found = find_modalities(tmp_path, known, known)
+    assert {name: path.name for name, path in found.items()} == {"FLAIR": "p_flair.nii.gz", "T1w": "p_0001.nii"}
+    with pytest.raises(UserError, match="no NIfTI file of T2w; call them T2w"):
+        find_modalities(tmp_path, known, ("T2w",))
+    (tmp_path / "T1w.nii.gz").touch()
+    with pytest.raises(UserError, match=r"several files of T1w: T1w\.nii\.gz, p_0001\.nii; keep one"):
+        find_modalities(tmp_path, known, known)
+    with pytest.raises(UserError, match="is no folder"):
+        find_modalities(tmp_path / "T1w.nii.gz", known, known)
