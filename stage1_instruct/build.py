@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from cache.writer import CacheWriter, SubjectSlices
 from stage1_instruct import slices as slicing
 from stage1_instruct.build_report import BuildReport
 from stage1_instruct.datasets.study import Dataset, Study
-from stage1_instruct.instruct import write_instructions
+from stage1_instruct.instruct import stored_images, write_instructions
 from stage1_instruct.models.load import Models
+from stage1_instruct.variants import class_variants
 
 LAYERS = ("slices", "embeddings", "instructions")
 
@@ -33,6 +34,7 @@ class BuildOptions:
         out: the cache's path.
         layers: which of slices, embeddings, instructions.
         variant: name of the instruction layer.
+        per_class: instead of it a layer for each class, `variants.class_variants`, whose questions ask for that class.
         store: 'uint8' or 'fp16' embeddings.
         slice_step: every n-th slice of a volume.
         batch_size: slice-modalities at a time through the encoder, None: as many as fit; not part of the recipe.
@@ -43,11 +45,29 @@ class BuildOptions:
     out: Path
     layers: tuple[str, ...] = LAYERS
     variant: str = "lite"
+    per_class: bool = False
     store: str = "uint8"
     slice_step: int = 1
     batch_size: int | None = None
     pack: bool | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a build beside `slices`.
+
+    Attributes:
+        embeddings: name of that layer; '' where it is not wanted.
+        instructions: name of each layer of instructions -> what its questions ask to segment.
+    """
+
+    embeddings: str
+    instructions: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("slices", *([self.embeddings] if self.embeddings else []), *self.instructions)
 
 
 def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> BuildReport:
@@ -74,7 +94,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     report = BuildReport()
 
     def finished(subject: str) -> bool:
-        return all(writer.finished(layer, subject) for layer in layers.values())
+        return all(writer.finished(layer, subject) for layer in layers.names)
 
     waiting = [subject for subject in dataset.subjects if not finished(subject)]
     if len(waiting) < len(dataset.subjects):
@@ -105,43 +125,45 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     return report
 
 
-def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions) -> dict[str, str]:
-    """Opens the wanted layers under their recipes; kind -> layer name."""
-    names: dict[str, str] = {}
+def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions) -> _Layers:
+    """Opens the wanted layers under their recipes."""
+    embeddings, asked = "", {}
     slices_recipe = {
         "preprocessing": slicing.recipe(),
         "slice_step": options.slice_step,
         "dataset": {"name": dataset.name, "modalities": list(dataset.modalities), **dataset.facts},
     }
-    names["slices"] = "slices"
     writer.begin_layer("slices", slices_recipe)
     if "embeddings" in options.layers:
-        names["embeddings"] = f"embeddings/{models.encoder.name}"
+        embeddings = f"embeddings/{models.encoder.name}"
         embeddings_recipe = {
             "slices": fingerprint(slices_recipe),
             "encoder": models.encoder.recipe(),
             "store": options.store,
         }
-        writer.begin_layer(names["embeddings"], embeddings_recipe, constants=models.encoder.constants())
+        writer.begin_layer(embeddings, embeddings_recipe, constants=models.encoder.constants())
     if "instructions" in options.layers:
-        names["instructions"] = f"instructions/{options.variant}"
-        seen = "slices" if models.profile.sees_pictures else "embeddings"
+        asked = {options.variant: dataset.instance}
+        if options.per_class:
+            asked = class_variants(options.variant, dataset.classes)
+        asked = {f"instructions/{variant}": instance for variant, instance in asked.items()}
+        seen = "embeddings" if models.profile.sees_embeddings else "slices"
         recipe = {
-            seen: fingerprint(slices_recipe if models.profile.sees_pictures else embeddings_recipe),
+            seen: fingerprint(embeddings_recipe if models.profile.sees_embeddings else slices_recipe),
             "terms": dict(dataset.terms),
-            "instance": dataset.instance,
             **models.instruction_recipe(),
         }
-        if models.profile.temperature:
+        if models.profile.samples:
             recipe["seed"] = options.seed
-        writer.begin_layer(names["instructions"], recipe)
-    return names
+        for layer, instance in asked.items():
+            writer.begin_layer(layer, {**recipe, "instance": instance})
+    return _Layers(embeddings, asked)
 
 
 def _build_subject(
     writer: CacheWriter,
     study: Study,
-    layers: dict[str, str],
+    layers: _Layers,
     models: Models,
     dataset: Dataset,
     options: BuildOptions,
@@ -169,16 +191,19 @@ def _build_subject(
                     sources=sources,
                 ),
             )
-    if "embeddings" in layers and not writer.finished(layers["embeddings"], subject):
+    if layers.embeddings and not writer.finished(layers.embeddings, subject):
         size = models.encoder.input_size
         images = pictures.images if size == pictures.images.shape[-1] else pictures.images_at(size)
         with report.timing("image encoder", count):
             embeddings = _encode(models, images, options.batch_size)
         with report.timing("writing embeddings", count):
-            writer.write_embeddings(layers["embeddings"], subject, embeddings, store=options.store)
+            writer.write_embeddings(layers.embeddings, subject, embeddings, store=options.store)
         del embeddings
-    if "instructions" in layers and not writer.finished(layers["instructions"], subject):
-        write_instructions(writer, subject, pictures.numbers, layers, models, dataset, options.seed, report)
+    missing = [layer for layer in layers.instructions if not writer.finished(layer, subject)]
+    shown = stored_images(writer, subject, layers.embeddings, models) if missing else None
+    for layer in missing:
+        asked = replace(dataset, instance=layers.instructions[layer])
+        write_instructions(writer, layer, subject, pictures.numbers, shown, models, asked, options.seed, report)
     return count
 
 

@@ -53,6 +53,7 @@ def main() -> None:
     zeus-instruct build-cache --dataset demo         a phantom, nothing to download but the models
     zeus-instruct build-cache --dataset nnunet --data-root Dataset501_BraTS2013 --slice-step 4
     zeus-instruct inspect cache/demo.h5              what is in it
+    zeus-instruct sentences cache/demo.h5 --variant lite     each text without one of its sentences
     """
 
 
@@ -92,6 +93,11 @@ def main() -> None:
     "--grid",
     help="One instruction layer for every row of a grid: table3, table4 (the paper's), or a YAML file.",
 )
+@click.option(
+    "--per-class",
+    is_flag=True,
+    help="An instruction layer for every class, VARIANT.CLASS, each asked for that class alone.",
+)
 @click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
 @click.option(
     "--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]"
@@ -113,6 +119,7 @@ def build_cache_command(
     seed: int,
     text_window: str | None,
     grid: str | None,
+    per_class: bool,
     layers: str,
     pack: bool | None,
 ) -> None:
@@ -120,6 +127,8 @@ def build_cache_command(
 
     A finished subject stays finished. A layer made with other models, prompt or preprocessing is never mixed in: it is
     refused with what differs, and --variant NAME makes another instruction layer beside it.
+
+    A control: --variant prompt --set instructor=prompt makes a layer of the bare questions, without a language model.
 
     Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
     takes the next subject that is free, and a process that is lost costs the subject it had in work.
@@ -132,11 +141,13 @@ def build_cache_command(
     from stage1_instruct.build import BuildOptions, build_cache, parse_layers
     from stage1_instruct.datasets import open_dataset
     from stage1_instruct.profiles import parse_overrides
-    from stage1_instruct.variants import GridRow, read_grid
+    from stage1_instruct.variants import GridRow, class_variants, read_grid
 
     if grid and variant:
         raise UserError("--grid names its variants itself; leave out --variant")
     wanted = choose(split_names(layers), ("slices", "embeddings", "instructions"), "layer")
+    if per_class and "instructions" not in wanted:
+        raise UserError("--per-class makes layers of instructions and --layers leaves them out; give one of the two")
     dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
     dataset = replace(dataset, subjects=choose(split_names(subjects), dataset.subjects, "subject"))
     say(
@@ -147,12 +158,14 @@ def build_cache_command(
         parts["text_window"] = text_window
     rows = read_grid(grid) if grid else (GridRow(variant or "", {}),)
     out = out or Path("cache") / f"{dataset_name}.h5"
+    next_steps = []
     for row in rows:
         models = _models(profile, {**row.parts, **parts}, device, batch_size)
         options = BuildOptions(
             out=out,
             layers=parse_layers(wanted),
             variant=row.variant or models.profile.name,
+            per_class=per_class,
             store=store,
             slice_step=slice_step,
             batch_size=batch_size,
@@ -161,8 +174,12 @@ def build_cache_command(
         )
         if grid:
             say(f"variant {row.variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
+        step = f"zeus-segment train --cache {out}"
+        if per_class:
+            step += f" --variant {','.join(class_variants(options.variant, dataset.classes))} --instructions class"
         _say_report(build_cache(dataset, models, options))
-    click.echo(f"{out} is complete: {len(dataset.subjects)} subjects. Next: zeus-segment train --cache {out}")
+        next_steps.append(step)
+    click.echo(f"{out} is complete: {len(dataset.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}")
 
 
 def _say_report(report: BuildReport) -> None:
@@ -177,15 +194,22 @@ def _say_report(report: BuildReport) -> None:
         )
 
 
-def _models(profile_name: str, parts: Mapping[str, str], device: str | None, batch_size: int | None = None) -> Models:
-    """The frozen models of a profile; their weights are fetched when they are missing."""
+def _models(
+    profile_name: str,
+    parts: Mapping[str, str],
+    device: str | None,
+    batch_size: int | None = None,
+    text_only: bool = False,
+) -> Models:
+    """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
     from stage1_instruct import weights
     from stage1_instruct.models.load import best_device, load_models
     from stage1_instruct.profiles import load_profile
 
     profile = load_profile(profile_name, parts)
-    if not weights.is_present(profile):
-        weights.fetch(profile)
+    wanted = profile.text_needs if text_only else profile
+    if not weights.is_present(wanted):
+        weights.fetch(wanted)
     return load_models(profile, device or best_device(), batch_size=batch_size)
 
 
@@ -258,6 +282,46 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
     with Cache(existing(cache, "the cache")) as opened:
         count = make_pairs(opened, choose(split_names(subjects), opened.subjects, "subject"), out)
     click.echo(f"{count} captions in {out}")
+
+
+@main.command()
+@click.argument("cache", type=FILE)
+@click.option("--variant", required=True, help="Which instructions.")
+@click.option("--out", type=FILE, help="Parquet file to write.  [default: CACHE.VARIANT.sentences.parquet beside it]")
+@click.option("--subjects", help="Only these subjects, e.g. those a run holds out.  [default: all]")
+@with_models
+@click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
+def sentences(
+    cache: Path,
+    variant: str,
+    out: Path | None,
+    subjects: str | None,
+    profile: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    allow_partial: bool,
+) -> None:
+    """Embed each instruction again without one of its sentences: which of them does a trained run listen to?
+
+    Only the text encoder of the profile is loaded; it has to be the one the variant was made with. A sentence ends at '.',
+    '!', '?', ';' or a line's end. A row a sentence: subject, slice, modality, sentence (its number; -1: the whole text),
+    text, and the embedding of the text without it.
+
+    \b
+    zeus-instruct sentences cache/brats.h5 --variant lite --out brats.sentences.parquet
+    zeus-segment probe --run runs/brats-late-fold0-seed0 --sentences brats.sentences.parquet
+    """
+    from cache.reader import Cache
+    from stage1_instruct.profiles import parse_overrides
+    from stage1_instruct.sentences import write_sentences
+
+    with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
+        choose([variant], opened.variants, "variant")
+        chosen = choose(split_names(subjects), opened.subjects, "subject")
+        models = _models(profile, parse_overrides(overrides), device, text_only=True)
+        out = out or cache.with_name(f"{cache.stem}.{variant}.sentences.parquet")
+        count = write_sentences(opened, variant, models.text_encoder, out, chosen)
+    click.echo(f"{count} sentences in {out}. Next: zeus-segment probe --run RUN --sentences {out}")
 
 
 @main.command("train-projection")

@@ -13,7 +13,7 @@ import torch
 
 from cache.errors import UserError
 from stage1_instruct.models.load import Models, load_models
-from stage1_instruct.profiles import Profile
+from stage1_instruct.profiles import PROMPT, Profile
 from stage1_instruct.prompts import question
 from stage1_instruct.weights import path_of
 
@@ -53,6 +53,8 @@ def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
         "instruction": _instruction,
         "text encoder": _text,
     }
+    if profile.instructor == PROMPT:
+        checks = {"image encoder": _encoder, "instruction": _bare_prompt, "text encoder": _text}
     for part, check in checks.items():
         try:
             yield Finding(part, True, check(models))
@@ -116,6 +118,10 @@ def _instruction(models: Models) -> str:
     answer = models.instruct([asked], _shown(models), [0])[0]
     seconds = time.perf_counter() - start
     return f"{answer.output_tokens} tokens in {seconds:.1f} s: {answer.text!r}"
+
+
+def _bare_prompt(models: Models) -> str:
+    return f"no language model, the text is the question: {question('liver', 'MRI-T2')!r}"
 
 
 def _text(models: Models) -> str:

@@ -1,9 +1,9 @@
-"""Writing the instructions of one subject: what the language model says of every slice and modality."""
+"""Writing the instructions of one subject: what the instructor says of every slice and modality."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,15 +13,34 @@ from torch import Tensor
 from cache.writer import CacheWriter, Instruction
 from stage1_instruct.build_report import BuildReport
 from stage1_instruct.datasets.study import Dataset
+from stage1_instruct.models.llm import Generation
 from stage1_instruct.models.load import Models
+from stage1_instruct.models.text_encoder import encode_distinct
+from stage1_instruct.profiles import PROMPT
 from stage1_instruct.prompts import question
+
+
+def stored_images(writer: CacheWriter, subject: str, embeddings: str, models: Models) -> Tensor | None:
+    """What the instructor sees of a subject: (n, M, ...) as for `Models.features`; None where it sees nothing.
+
+    The image is taken as it is stored, so that a variant added later sees what the first one saw.
+
+    Args:
+        embeddings: name of that layer.
+    """
+    if models.profile.sees_pictures:
+        return torch.from_numpy(writer.slices(subject).images)
+    if models.profile.sees_embeddings:
+        return torch.from_numpy(writer.embeddings(embeddings, subject))
+    return None
 
 
 def write_instructions(
     writer: CacheWriter,
+    layer: str,
     subject: str,
     numbers: NDArray[np.int32],
-    layers: Mapping[str, str],
+    images: Tensor | None,
     models: Models,
     dataset: Dataset,
     seed: int,
@@ -29,25 +48,25 @@ def write_instructions(
 ) -> None:
     """One subject's instructions: image tokens and question into the LLM, its answer into the text encoder.
 
-    Zeus, Eqs. 2 and 3. The image is taken as it is stored, so that a variant added later sees what the first one saw.
+    Zeus, Eqs. 2 and 3. Without images no model is asked: the text is the question.
 
     Args:
         numbers: int32 (n,), the subject's slices.
-        layers: kind -> name of the layers of this build; `embeddings` and `instructions` are used.
+        images: `stored_images`.
+        dataset: its `instance` is what the question asks to segment.
         seed: of sampled instructions.
     """
-    if models.profile.sees_pictures:
-        shown: Tensor = torch.from_numpy(writer.slices(subject).images)
-    else:
-        shown = torch.from_numpy(writer.embeddings(layers["embeddings"], subject))
     keys = [(int(number), modality) for number in numbers for modality in dataset.modalities]
     questions = [question(dataset.instance, dataset.terms[modality]) for _, modality in keys]
-    sampled = models.profile.temperature > 0
+    sampled = models.profile.samples
     seeds = [_seed(seed, subject, number, modality) if sampled else 0 for number, modality in keys]
-    with report.timing("LLM", len(keys)):
-        answers = models.instruct(questions, shown.flatten(0, 1), seeds)
+    if images is None:
+        answers = [Generation(asked, prompt_tokens=0, output_tokens=0, stop_reason=PROMPT) for asked in questions]
+    else:
+        with report.timing("LLM", len(keys)):
+            answers = models.instruct(questions, images.flatten(0, 1), seeds)
     with report.timing("text encoder", len(keys)):
-        texts = models.text_encoder.encode([answer.text for answer in answers])
+        texts = encode_distinct(models.text_encoder, [answer.text for answer in answers])
     rows = [
         Instruction(
             slice_number=number,
@@ -70,7 +89,7 @@ def write_instructions(
         states = states.reshape(*shape, *states.shape[1:])
     with report.timing("writing instructions", len(keys)):
         shaped = np.asarray(texts, dtype=np.float32).reshape(*shape, -1)
-        writer.write_instructions(layers["instructions"], subject, shaped, rows, states)
+        writer.write_instructions(layer, subject, shaped, rows, states)
 
 
 def _seed(seed: int, subject: str, number: int, modality: str) -> int:

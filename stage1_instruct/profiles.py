@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from stage1_instruct.sources import source_of
 
 FOLDER = Path(__file__).parent / "profiles"
 NONE = "none"  # a part that is left out
+PROMPT = "prompt"  # the instructor that answers with the question itself
 CHOICES = {
     "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
     "encoder_precision": ("fp32", "bf16", "fp16"),
-    "instructor": ("llm", "blip2"),
+    "instructor": ("llm", "blip2", PROMPT),
     "vision": ("regions", "pooled", "medclip_vit", "medclip_resnet"),
     "vision_feature": ("pooled", "projected", "tokens"),
     "connector": ("mlp", "linear", "qformer"),
@@ -29,6 +30,14 @@ CHOICES = {
     "text_kind": ("bert", "medclip", "clip"),
     "text_window": ("truncate", "extended", "mean"),
 }
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Weights to fetch, as `weights.HasNeeds`."""
+
+    name: str
+    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,20 @@ class Profile:
             raise UserError("repetition_penalty is 1 (off) or more, no_repeat_ngram_size 0 (off) or more")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise UserError("temperature is 0 (greedy) or more, top_p above 0 and at most 1")
+        if self.text_window != "truncate" and self.text_kind != "medclip":
+            raise UserError(
+                f"text_window = {self.text_window} is for MedCLIP's text encoder and text_kind is {self.text_kind}; "
+                "give text_window=truncate or text_kind=medclip"
+            )
+        if self.encoder_precision != "fp32" and self.encoder == "litemedsam":
+            raise UserError(
+                f"encoder_precision = {self.encoder_precision}, but litemedsam computes in fp32 only; "
+                "give encoder_precision=fp32 or another encoder"
+            )
+        if self.keep_states and self.instructor == PROMPT:
+            raise UserError(
+                "keep_states = yes, but with instructor = prompt no language model has states; give keep_states=no"
+            )
         for part, wanted_by in self._wanted.items():
             if getattr(self, part) == NONE:
                 raise UserError(f"{wanted_by} needs {part}; give it with --set {part}=... (zeus-instruct fetch -h)")
@@ -89,7 +112,7 @@ class Profile:
         wanted = {"text_encoder": f"text_kind = {self.text_kind}"}
         if self.instructor == "blip2":
             wanted["blip2"] = "instructor = blip2"
-        else:
+        elif self.instructor == "llm":
             wanted["llm"] = "instructor = llm"
             if self.sees_pictures:
                 wanted["vision_weights"] = f"vision = {self.vision}"
@@ -100,7 +123,17 @@ class Profile:
     @property
     def sees_pictures(self) -> bool:
         """Whether the instructor sees the picture itself and not the image encoder's embedding."""
-        return self.instructor == "blip2" or self.vision.startswith("medclip")
+        return self.instructor == "blip2" or (self.instructor == "llm" and self.vision.startswith("medclip"))
+
+    @property
+    def sees_embeddings(self) -> bool:
+        """Whether the instructor sees the image encoder's embedding; where neither, it sees nothing."""
+        return self.instructor == "llm" and not self.sees_pictures
+
+    @property
+    def samples(self) -> bool:
+        """Whether the text depends on a seed."""
+        return self.temperature > 0 and self.instructor != PROMPT
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -110,7 +143,18 @@ class Profile:
     @property
     def needs(self) -> tuple[str, ...]:
         """The weights that `fetch` has to provide; parts given as paths are not among them."""
-        return tuple(part for part in self.parts if source_of(part) is not None)
+        return _known(self.parts)
+
+    @property
+    def text_needs(self) -> Needs:
+        """As `needs`, for the text encoder alone."""
+        of_text = {part: getattr(self, part) for part in self._wanted if part.startswith("text_")}
+        return Needs(f"the text encoder of {self.name}", _known(of_text.values()))
+
+
+def _known(parts: Iterable[str]) -> tuple[str, ...]:
+    """Those that `fetch` knows."""
+    return tuple(part for part in parts if source_of(part) is not None)
 
 
 def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:

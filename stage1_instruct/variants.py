@@ -1,8 +1,9 @@
-"""A grid: one instruction layer of a cache for every row of a table of ablations, as data."""
+"""Names of several instruction layers: one for every row of a grid, which is data; one for every class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ def read_grid(name_or_yaml: str) -> tuple[GridRow, ...]:
     if doubled:
         raise UserError(f"{path} names {', '.join(doubled)} twice; every row is a layer of its own")
     return rows
+
+
+def class_variants(variant: str, classes: Sequence[str]) -> dict[str, str]:
+    """Name of the instruction layer of each class -> the class, in order: 'lite.right-kidney' -> 'right kidney'.
+
+    What a layer's name cannot hold becomes '-', what is beyond 60 letters is cut off (labels merged into one class have
+    the names of all, and file systems hold 255); a class without anything that a name can hold goes by its label.
+
+    Raises:
+        UserError: two classes of one name; `variant` is no layer's name.
+    """
+    kind_of(f"instructions/{variant}")
+    names: dict[str, str] = {}
+    for label, name in enumerate(classes, 1):
+        layer = f"{variant}.{re.sub('[^A-Za-z0-9_]+', '-', name)[:60].strip('-') or label}"
+        if layer in names:
+            raise UserError(f"the classes {names[layer]!r} and {name!r} would share the layer {layer}; rename one")
+        names[layer] = name
+    return names
 
 
 def _row(value: Any, where: str) -> GridRow:

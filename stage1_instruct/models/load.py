@@ -18,8 +18,8 @@ from stage1_instruct.models.image_encoder import ImageEncoder
 from stage1_instruct.models.llm import Decoding, Generation, InstructionLLM, Loading
 from stage1_instruct.models.text_encoder import InstructionEncoder, TextEncoder
 from stage1_instruct.models.vision_features import Vision, VisionFeatures
-from stage1_instruct.profiles import NONE, Profile
-from stage1_instruct.prompts import template
+from stage1_instruct.profiles import NONE, PROMPT, Profile
+from stage1_instruct.prompts import QUESTION, template
 from stage1_instruct.weights import zeus_home
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ class Models:
 
     @cached_property
     def llm(self) -> InstructionLLM:
+        """Raises UserError: the instructor is the bare prompt, or the language model cannot be loaded."""
         profile = self.profile
+        if profile.instructor == PROMPT:
+            raise UserError("instructor = prompt has no language model; give --set instructor=llm")
         decoding = Decoding(
             max_new_tokens=profile.max_new_tokens,
             repetition_penalty=profile.repetition_penalty,
@@ -197,15 +200,20 @@ class Models:
     def instruct(
         self, questions: Sequence[str], images: Tensor, seeds: Sequence[int] | None = None
     ) -> list[Generation]:
-        """One instruction per question and image (as for `features`), in order; `seeds` count where it samples."""
+        """One instruction per question and image (as for `features`), in order; `seeds` count where it samples.
+
+        The instructor 'prompt' is no model and is not asked: there `Models.llm` raises.
+        """
         return self.llm.generate(questions, self.image_tokens(images), seeds)
 
     def prompt(self, question: str) -> str:
-        """The whole prompt as a person reads it."""
-        return self.llm.template.prompt(question)
+        """The whole prompt as a person reads it; where no language model is asked, the question."""
+        return question if self.profile.instructor == PROMPT else self.llm.template.prompt(question)
 
     def instruction_recipe(self) -> dict[str, Any]:
         """What decides an instruction's text and its embedding, JSON-able, without paths."""
+        if self.profile.instructor == PROMPT:
+            return {"instructor": PROMPT, "question": QUESTION, "text_encoder": self.text_encoder.recipe()}
         projection, facts = self._projection
         state = {"sha256": projection.digest(), **projection.sizes} if facts["trained"] else "untrained"
         recipe = {

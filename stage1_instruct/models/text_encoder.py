@@ -32,6 +32,12 @@ class InstructionEncoder(Protocol):
         """What decides the vectors, JSON-able, without paths."""
 
 
+def encode_distinct(encoder: InstructionEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Float32 (B, D), in order; a text that comes several times is encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    return encoder.encode(list(places))[[places[text] for text in texts]]
+
+
 class TextEncoder:
     """Sentence embeddings as sentence-transformers makes them for all-MiniLM-L6-v2."""
 

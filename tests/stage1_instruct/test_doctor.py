@@ -32,6 +32,13 @@ def test_sound_profile_is_loaded_used_and_found_ready(tiny_parts: dict[str, str]
     assert "UNTRAINED" in said and "lite is ready" in said
 
 
+def test_bare_prompt_is_ready_without_a_language_model(tiny_parts: dict[str, str]) -> None:
+    code, said = doctor(tiny_parts, instructor="prompt", llm="none")
+    assert code == 0, said
+    assert "instruction: no language model, the text is the question: 'Please analyze the given liver MRI-T2" in said
+    assert "projection" not in said and "vision features" not in said and "UNTRAINED" not in said
+
+
 def test_everything_that_is_missing_is_listed_at_once(tiny_parts: dict[str, str]) -> None:
     code, said = doctor(tiny_parts, llm="no-such-llm", text_encoder="no-such-encoder")
     assert code == 2

@@ -47,11 +47,33 @@ def test_assignment_without_a_part_or_value_is_refused(assignment: str) -> None:
         ({"template": "alpaca"}, "zeus, xraygpt"),
         ({"vision_grid": "5"}, "divisor of 64"),
         ({"repetition_penalty": "0.5"}, "repetition_penalty"),
+        ({"text_window": "mean"}, "text_window = mean is for MedCLIP's text encoder and text_kind is bert; give"),
+        ({"text_window": "extended", "text_kind": "clip"}, "text_kind is clip; give text_window=truncate or"),
+        ({"encoder_precision": "bf16"}, "encoder_precision = bf16, but litemedsam computes in fp32 only; give"),
+        ({"instructor": "prompt", "keep_states": "yes"}, "no language model has states; give keep_states=no"),
     ],
 )
 def test_wrong_part_or_value_is_one_clear_error(overrides: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_profile("lite", overrides)
+
+
+def test_settings_of_another_model_are_taken_where_that_model_is() -> None:
+    assert load_profile("paper", {"text_window": "mean"}).text_window == "mean"
+    assert load_profile("lite", {"encoder": "sam_vit_b", "encoder_precision": "bf16"}).encoder_precision == "bf16"
+
+
+def test_bare_prompt_needs_the_text_encoder_and_no_model_that_speaks() -> None:
+    assert load_profile("lite", {"instructor": "prompt"}).needs == ("litemedsam", "all-minilm-l6-v2")
+    paper = load_profile("paper", {"instructor": "prompt", "vision_weights": "none", "llm": "none", "temperature": "1"})
+    assert paper.needs == ("sam_vit_h", "medclip-vit", "bio-clinicalbert")
+    assert not paper.samples and not paper.sees_pictures and not paper.sees_embeddings
+
+
+def test_text_encoder_alone_needs_no_other_weights(tmp_path: Path) -> None:
+    assert load_profile("paper").text_needs.needs == ("medclip-vit", "bio-clinicalbert")
+    assert load_profile("lite").text_needs.needs == ("all-minilm-l6-v2",)
+    assert load_profile("lite", {"text_encoder": str(tmp_path)}).text_needs.needs == ()
 
 
 def test_unknown_profile_names_those_there_are() -> None:

@@ -12,7 +12,7 @@ from cache.errors import UserError
 from stage1_instruct.models.connectors import save_connector
 from stage1_instruct.models.load import Models, best_device, load_models, trained_projection
 from stage1_instruct.profiles import load_profile
-from stage1_instruct.prompts import question
+from stage1_instruct.prompts import QUESTION, question
 
 
 def models(parts: dict[str, str], said: list[str] | None = None, **overrides: str) -> Models:
@@ -80,6 +80,16 @@ def test_recipe_is_json_and_differs_with_every_part_that_decides_the_text(tiny_p
     changed = ({"template": "xraygpt"}, {"max_new_tokens": "9"}, {"vision": "pooled"}, {"repetition_penalty": "2"})
     assert all(recipe(**change) != base for change in changed)
     assert recipe(llm_batch="1") == base
+
+
+def test_bare_prompt_loads_no_language_model_and_its_recipe_says_so(tiny_parts: dict[str, str]) -> None:
+    said: list[str] = []
+    used = models(tiny_parts, said, instructor="prompt", llm="/no/such/model")
+    recipe = used.instruction_recipe()
+    assert recipe == {"instructor": "prompt", "question": QUESTION, "text_encoder": used.text_encoder.recipe()}
+    assert used.prompt("Where is it?") == "Where is it?" and said == []
+    with pytest.raises(UserError, match="prompt has no language model; give --set instructor=llm"):
+        used.new_projection()
 
 
 def test_pooled_vision_is_one_image_token(tiny_parts: dict[str, str]) -> None:
