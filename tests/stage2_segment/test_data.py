@@ -76,7 +76,7 @@ def test_batches_are_the_rows_of_the_cache(
         ]
         ahead = data.batches(np.array([place]) for place in (5, 0))
         for place, part in zip((5, 0), ahead, strict=True):
-            assert torch.equal(part.images, data.batch(np.array([place])).embeddings)
+            assert torch.equal(part.images, data.batch(np.array([place])).images)
 
 
 def test_a_device_that_is_no_gpu_keeps_nothing(toy_cache: Path) -> None:
