@@ -72,7 +72,8 @@ class Learner:
                 model.set_constant_text(torch.from_numpy(typical_text(cache, config, rows)))
         elif pretrained is not None:
             taken, there = load_pretrained(model, pretrained)
-            say(f"{pretrained}: {taken} of {there} tensors of the encoders taken")
+            if accelerator.is_main_process:
+                say(f"{pretrained}: {taken} of {there} tensors of the encoders taken")
         self._class_weights: Tensor | None = None
         if recipe.class_weights == "inverse":
             self._class_weights = inverse_weights(cache, config).to(accelerator.device)

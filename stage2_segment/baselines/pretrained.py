@@ -149,7 +149,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         SafetensorError,
         zipfile.BadZipFile,
     ) as error:
-        raise UserError(f"{path} cannot be read as weights ({error}); {EXPECTED}") from error
+        raise UserError(f"{path} cannot be read as weights ({' '.join(str(error).split())}); {EXPECTED}") from error
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
