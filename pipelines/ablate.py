@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
@@ -19,71 +16,17 @@ from accelerate import Accelerator
 from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import progress, say
-from pipelines.grid import PROMPT, Grid, Row, paper_figures
+from pipelines.grid import Grid, paper_figures
+from pipelines.plan import PLAN, PlannedRun
 from stage2_segment.checkpoint import CONFIG, write_json, write_table
-from stage2_segment.config import RunConfig, plan_run
 from stage2_segment.data import SliceData
 from stage2_segment.evaluate import score_subject
 from stage2_segment.learner import Learner, check_same_plan
-from stage2_segment.losses import one_hot, segmentation_losses
-from stage2_segment.model import build_model, parameter_table
 from stage2_segment.predict import predict_slices
-from stage2_segment.train import architecture, make_accelerator, shared_plan, train_together
+from stage2_segment.train import make_accelerator, shared_plan, train_together
 
-PLAN, RESULTS, STOPPED = "ablation.json", "results.parquet", "stopped.json"
+RESULTS, STOPPED = "results.parquet", "stopped.json"
 BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a state costs while it is written
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a row: its folder's name, its plan, and the weights that a baseline begins from."""
-
-    row: str
-    name: str
-    config: RunConfig
-    pretrained: Path | None = None
-
-    @property
-    def parameters(self) -> int:
-        with torch.device("meta"):
-            return sum(parameter_table(build_model(self.config)).values())
-
-
-def plan_ablation(cache: Cache, grid: Grid, out: Path, skip_missing: bool = False) -> list[PlannedRun]:
-    """All runs of a grid, each checked against the cache before the first begins.
-
-    Args:
-        skip_missing: leave out rows that read a layer or modality the cache lacks, and say so.
-
-    Raises:
-        UserError: a row that the cache cannot serve, naming the row and what there is.
-    """
-    rows = cache.rows[cache.rows["labelled"]]
-    folds = sorted(set(rows["fold"].tolist())) if grid.folds is None else grid.folds
-    planned = []
-    for row in grid.rows:
-        named = row.options.get("train_subjects") or row.options.get("test_subjects")
-        try:
-            runs = [
-                _planned(cache, row, seed, fold, out) for fold in ([None] if named else folds) for seed in grid.seeds
-            ]
-        except UserError as error:
-            if skip_missing:
-                say(f"row {row.name} is left out: {error}")
-                continue
-            how = f"; --set instructor={PROMPT} makes the layer" if row.options.get("variant") == (PROMPT,) else ""
-            raise UserError(f"row {row.name}: {error}{how}; --skip-missing leaves such rows out") from error
-        planned += runs
-    if not planned:
-        raise UserError("no row is left to train")
-    return planned
-
-
-def _planned(cache: Cache, row: Row, seed: int, fold: int | None, out: Path) -> PlannedRun:
-    split = "named" if fold is None else f"fold{fold}"
-    name = f"{re.sub(r'[^A-Za-z0-9.+=-]+', '-', row.name).strip('-')}-{split}-seed{seed}"
-    config = plan_run(cache, run=out / "runs" / name, fold=fold, seed=seed, **row.options)
-    return PlannedRun(row.name, name, config, row.options.get("pretrained"))
 
 
 def run_ablation(
@@ -161,7 +104,10 @@ def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> N
         "rows": list(dict.fromkeys(run.row for run in runs)),
         "controls": {row.control: row.name for row in grid.rows if row.control},
         "controls_of": grid.rows[0].name,
-        "runs": {run.name: {"row": run.row, "parameters": run.parameters} for run in runs},
+        "minutes": grid.minutes,
+        "runs": {
+            run.name: {"row": run.row, "parameters": run.parameters, "epochs": run.config.recipe.epochs} for run in runs
+        },
     }
     path = out / PLAN
     if path.exists():
@@ -216,61 +162,3 @@ def _score(
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.fold}
             own += [{**head, **score, "miou_256": miou} for score in scores]
     return lines
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Of one row: its runs, parameters of each, optimiser steps of each, and expected seconds for all of them."""
-
-    row: str
-    runs: int
-    modalities: tuple[str, ...]
-    parameters: int
-    steps: int
-    seconds: float
-
-
-def forecast(cache: Cache, runs: Sequence[PlannedRun], device: str | None = None) -> list[Forecast]:
-    """What the runs will take, from one measured step of every architecture on this device."""
-    accelerator = make_accelerator(device)
-    a_step: dict[tuple[Any, ...], float] = {}
-    found = []
-    for row in dict.fromkeys(run.row for run in runs):
-        own = [run for run in runs if run.row == row]
-        config = own[0].config
-        size = config.recipe.batch_size
-        key = (*architecture(config), size)
-        if key not in a_step:
-            a_step[key] = _seconds_a_step(config, accelerator.device)
-        seconds, steps = 0.0, 0
-        for run in own:
-            batches = int(np.ceil(len(cache.rows_of(run.config.train_subjects)) / size)) * run.config.recipe.epochs
-            tested = len(cache.rows_of(run.config.test_subjects)) / size
-            seconds += a_step[key] * (batches + tested / 3)  # a forward pass alone is about a third
-            steps = batches
-        found.append(Forecast(row, len(own), config.modalities, own[0].parameters, steps, seconds))
-    return found
-
-
-def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
-    """The second of two steps on noise."""
-    torch.manual_seed(0)
-    model = build_model(config).to(device)
-    size, count = config.recipe.batch_size, len(config.modalities)
-    shape = (256, 64, 64) if config.is_zeus else (256, 256)
-    images = torch.randn(size, count, *shape, device=device)
-    per_class = (len(config.classes),) if config.instructions == "class" else ()
-    tokens = (64,) if config.form == "tokens" else ()
-    text = torch.randn(size, count, *per_class, *tokens, config.text_width, device=device)
-    masks = torch.zeros(size, 256, 256, dtype=torch.uint8, device=device)
-    optimizer = torch.optim.AdamW(model.parameters())
-    seconds = 0.0
-    for _ in range(2):
-        start = time.monotonic()
-        logits = model(images, text) if config.is_zeus else model(images)
-        segmentation_losses(logits, one_hot(masks, logits.shape[1])).total.backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.monotonic() - start
-    return seconds

@@ -70,6 +70,12 @@ def demo(
 @click.option("--controls", help="Rows to add with the first row's text replaced, or: all.  [default: the grid's]")
 @click.option("--epochs", type=click.IntRange(1), help="Of every row; short for --set epochs=N.")
 @click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="Train every run for as many epochs as fit into this time, instead of --epochs; a step of each model is "
+    "measured first.",
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -102,6 +108,7 @@ def ablate(
     folds: str | None,
     controls: str | None,
     epochs: int | None,
+    minutes: float | None,
     overrides: tuple[str, ...],
     skip_missing: bool,
     dry_run: bool,
@@ -124,12 +131,15 @@ def ablate(
       controls: [none, constant, shuffled-slices, shuffled-modalities, random, prompt]
       seeds: [0, 1, 2]
       folds: all
+      minutes: 5                                     of training for every run, in place of epochs
       reference: all                                 the row the others are tested against
     """
     from cache.reader import Cache
-    from pipelines.ablate import forecast, plan_ablation, run_ablation
+    from pipelines.ablate import run_ablation
     from pipelines.grid import CONTROLS, read_grid
+    from pipelines.plan import StepTimes, forecast, plan_ablation
     from pipelines.report.ablation import forecast_table, report_ablation
+    from stage2_segment.predict import pick_device
 
     options: dict[str, Any] = dict(_assignment(text) for text in overrides)
     if epochs is not None:
@@ -140,11 +150,14 @@ def ablate(
         grid = replace(grid, seeds=_numbers(seeds, "--seeds"))
     if folds is not None:
         grid = replace(grid, folds=None if folds == "all" else _numbers(folds, "--folds"))
+    if minutes is not None:
+        grid = replace(grid, minutes=minutes)
+    times = StepTimes(pick_device(how["device"]))
     out = out or Path("ablations") / f"{cache_path.stem}-{Path(grid_name).stem}"
     with Cache(cache_path, allow_partial=allow_partial) as cache:
-        runs = plan_ablation(cache, grid, out, skip_missing)
+        runs = plan_ablation(cache, grid, out, skip_missing, times)
         if dry_run:
-            Console().print(forecast_table(forecast(cache, runs, how["device"])))
+            Console().print(forecast_table(forecast(cache, runs, times)))
             return
         try:
             run_ablation(cache, grid, runs, out, **how)
@@ -217,7 +230,7 @@ def report(
     folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
 ) -> None:
     """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
-    from pipelines.ablate import PLAN
+    from pipelines.plan import PLAN
     from pipelines.report.ablation import report_ablation
     from pipelines.report.run import report_run
 

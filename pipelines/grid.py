@@ -16,7 +16,7 @@ from stage2_segment.choices import TEXTS
 from stage2_segment.cli import parse_train_options
 
 FOLDER = Path(__file__).parent / "grids"
-KEYS = ("title", "options", "rows", "lists", "controls", "seeds", "folds", "reference")
+KEYS = ("title", "options", "rows", "lists", "controls", "seeds", "folds", "minutes", "reference")
 ROW_KEYS = ("name", "set", "paper")
 PROMPT = "prompt"  # the control that is an instruction layer of its own: the question, unanswered
 CONTROLS = (*(name for name in TEXTS if name != "instruction"), PROMPT)
@@ -47,6 +47,7 @@ class Grid:
         seeds: every row is trained with each.
         folds: every row is trained with each of the cache's folds held out; None: all there are.
         reference: the row that the others are compared with.
+        minutes: of training for every run, in place of a number of epochs; None: the rows' epochs.
     """
 
     title: str
@@ -54,6 +55,15 @@ class Grid:
     seeds: tuple[int, ...]
     folds: tuple[int, ...] | None
     reference: str
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes is None:
+            return
+        if isinstance(self.minutes, bool) or not isinstance(self.minutes, (int, float)) or not self.minutes > 0:
+            raise UserError(f"minutes is {self.minutes!r}, expected a number above 0")
+        if any("epochs" in row.options for row in self.rows):
+            raise UserError("minutes and epochs exclude one another; give one of them")
 
 
 def grid_names() -> tuple[str, ...]:
@@ -99,6 +109,7 @@ def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequenc
         seeds=_numbers(values.get("seeds", [0]), f"{path}, seeds"),
         folds=None if folds == "all" else _numbers(folds, f"{path}, folds"),
         reference=reference,
+        minutes=values.get("minutes"),
     )
 
 

@@ -85,7 +85,8 @@ def main() -> None:
     type=click.Choice(list(PRESETS)),
     default="published",
     show_default=True,
-    help="A baseline's widths: the published network's, or those that give Table 2's parameter counts.",
+    help="A baseline's widths: the published network's, those that give Table 2's parameter counts, or a quarter of the "
+    "published for a computer without a GPU.",
 )
 @click.option(
     "--pretrained",
@@ -140,12 +141,13 @@ def main() -> None:
 @click.option(
     "--lr",
     type=click.FloatRange(0, min_open=True),
-    help="Highest learning rate of the decoder.  [default: paper 1e-3; stable 2e-4]",
+    help="Highest learning rate of the pretrained decoder.  [default: paper 1e-3; stable 2e-4]",
 )
 @click.option(
     "--aligner-lr",
     type=click.FloatRange(0, min_open=True),
-    help="Highest learning rate of the aligner.  [default: as many times --lr as in the recipe]",
+    help="Highest learning rate of what starts from nothing: the aligner, or all of a baseline.  "
+    "[default: as many times --lr as in the recipe: paper 1, stable 5]",
 )
 @click.option(
     "--foreground-share",

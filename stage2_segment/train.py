@@ -249,8 +249,8 @@ class _Stacked:
 def architecture(config: RunConfig) -> tuple[Any, ...]:
     """Runs that agree in this have models of one shape and see the same number of modalities in the same precision."""
     recipe, constant = config.recipe, config.text == "constant"
-    kind = (config.model, config.fusion, config.combine, config.instructions, config.form, constant)
-    aligner = (config.keep_iou_token, config.aligner_hidden, config.aligner_depth)
+    kind = (config.model, config.fusion, config.combine, config.merge, config.preset, config.instructions, config.form)
+    aligner = (constant, config.keep_iou_token, config.aligner_hidden, config.aligner_depth)
     sizes = (len(config.modalities), len(config.classes), config.text_width)
     return (*kind, *aligner, *sizes, recipe.modality_drop, recipe.precision, recipe.accumulate)
 

@@ -21,7 +21,7 @@ from pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
 from pipelines.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from pipelines.ablate import Forecast
+    from pipelines.plan import Forecast
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:

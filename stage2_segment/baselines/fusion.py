@@ -21,7 +21,7 @@ class FusedNetwork(nn.Module):
         classes: K, without background.
         fusion: 'early', 'hybrid' or 'late'.
         merge: of hybrid fusion: 'concat' or 'mean'.
-        preset: 'published' or 'table2' widths.
+        preset: key of `PRESETS`.
         width: a factor of the published widths instead of the preset's.
     Raises:
         UserError: an unknown network, fusion, merge or preset.

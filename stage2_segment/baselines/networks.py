@@ -36,7 +36,7 @@ class Network:
     table2: float
 
     def width(self, preset: str) -> float:
-        return {"published": 1.0, "table2": self.table2}[preset]
+        return {"published": 1.0, "table2": self.table2, "quarter": 0.25}[preset]
 
     def encoder(self, channels: int, preset: str = "published", width: float | None = None) -> nn.Module:
         """`width`: a factor of the published widths instead of the preset's."""

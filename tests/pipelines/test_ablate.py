@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from safetensors.torch import load_file
 from cache.errors import UserError
 from cache.reader import Cache
 from pipelines import ablate
-from pipelines.ablate import plan_ablation, run_ablation
+from pipelines.ablate import run_ablation
 from pipelines.cli import main
-from pipelines.grid import grid_names, paper_figures, read_grid
+from pipelines.grid import Grid, Row, grid_names, paper_figures, read_grid
+from pipelines.plan import StepTimes, plan_ablation
+from stage2_segment.config import RunConfig, plan_run
 from stage2_segment.data import SliceData
 from stage2_segment.evaluate import evaluate_run
 from stage2_segment.learner import Learner
 from stage2_segment.losses import Losses
-from stage2_segment.train import train_run
+from stage2_segment.train import architecture, train_run
 from tests.stage2_segment.conftest import make_cache
 
 BASELINES = """
@@ -247,6 +250,8 @@ def test_seeds_and_folds_are_runs_of_their_own(toy: Path) -> None:
         ("rows: [{name: a}]\nreference: b", "unknown reference row b; there are: a"),
         ("rows: [{name: a}]\nlists: {lr: 3}", "lr is 3, expected a list of values"),
         ("rows: [{name: a, paper: 3}]", "paper: expected DATASET: [DSC, mIoU]"),
+        ("rows: [{name: a}]\nminutes: soon", "minutes is 'soon', expected a number above 0"),
+        ("rows: [{name: a, set: {epochs: 3}}]\nminutes: 1", "minutes and epochs exclude one another"),
         ("[1, 2]", "holds list, expected lines of title"),
     ],
 )
@@ -304,3 +309,58 @@ def test_baselines_are_rows_like_any_other(toy: Path, tmp_path: Path) -> None:
     assert all(
         torch.equal(beside[name], tensor) for name, tensor in load_file(alone / "weights" / "last.safetensors").items()
     )
+
+
+class FixedTimes(StepTimes):
+    """Steps that take as long as a test says."""
+
+    def __init__(self, late: float, hybrid: float) -> None:
+        super().__init__(torch.device("cpu"))
+        self.seconds = {"late": late, "hybrid": hybrid}
+
+    def of(self, config: RunConfig) -> float:
+        return self.seconds[config.fusion]
+
+
+def test_equal_time_gives_a_slower_model_fewer_epochs(toy: Path, tmp_path: Path) -> None:
+    split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
+    rows = tuple(Row(fusion, {"fusion": fusion, "batch_size": 2, **split}) for fusion in ("late", "hybrid"))
+    grid = Grid("t", rows, (0,), (0,), "late", minutes=1)
+    with Cache(toy) as cache:
+        batches = -(-len(cache.rows_of(["ada"])) // 2)
+        late, hybrid = plan_ablation(cache, grid, tmp_path, times=FixedTimes(6.0, 2.0))
+        assert late.config.recipe.epochs == 60 // (6 * batches)
+        assert hybrid.config.recipe.epochs == 60 // (2 * batches)
+        assert plan_ablation(cache, grid, tmp_path, times=FixedTimes(1e3, 2.0))[0].config.recipe.epochs == 1
+
+
+def test_a_begun_ablation_keeps_the_epochs_it_measured(toy: Path, grid_file: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    path.write_text(GRID.replace("epochs: 2, ", "") + "minutes: 0.01\n")
+    with Cache(toy) as cache:
+        grid = read_grid(str(path), {})
+        runs = plan_ablation(cache, grid, out, times=FixedTimes(0.09, 0.14))
+        assert {run.config.recipe.epochs for run in runs} == {2, 3}
+        run_ablation(cache, grid, runs, out, device="cpu")
+        assert plan_ablation(cache, grid, out, times=FixedTimes(1.0, 1.0)) == runs
+        with pytest.raises(UserError, match=r"was begun with minutes: 0\.01"):
+            plan_ablation(cache, replace(grid, minutes=2), out)
+    records = {run.name: pq.read_table(out / "runs" / run.name / "metrics.parquet").num_rows for run in runs}
+    assert records == {run.name: run.config.recipe.epochs for run in runs}
+
+
+def test_minutes_beside_epochs_are_refused(toy: Path, grid_file: Path, tmp_path: Path) -> None:
+    result = command("--cache", toy, "--grid", grid_file, "--out", tmp_path / "out", "--minutes", 1)
+    assert result.exit_code == 2 and "minutes and epochs exclude one another" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["preset", "merge"])
+def test_a_steps_time_is_measured_anew_where_a_baseline_is_built_otherwise(toy: Path, option: str) -> None:
+    values = {"preset": ("published", "quarter"), "merge": ("concat", "mean")}[option]
+    with Cache(toy) as cache:
+        plans = [
+            plan_run(cache, run=Path("run"), model="unext", fusion="hybrid", **{option: value})  # type: ignore[arg-type]
+            for value in values
+        ]
+    assert architecture(plans[0]) != architecture(plans[1])
