@@ -80,7 +80,8 @@ def demo(
     "overrides",
     multiple=True,
     metavar="OPTION=VALUE",
-    help="A train option for every row, e.g. fusion=hybrid or modalities=FLAIR,T2w.",
+    help="A train option for every row, e.g. fusion=hybrid or modalities=FLAIR,T2w; one that only Zeus has (variant) or "
+    "only baselines (preset) for theirs.",
 )
 @click.option("--skip-missing", is_flag=True, help="Leave out rows whose layers or modalities the cache lacks.")
 @click.option("--dry-run", is_flag=True, help="List the runs, their parameters and the expected time, and stop.")
@@ -123,7 +124,7 @@ def ablate(
 
     \b
     A grid is a YAML file:
-      options: {fusion: late}                        train options of every row
+      options: {fusion: late}                        train options of every row that has them
       rows:
         - {name: all, set: {}}
         - {name: FLAIR, set: {modalities: [FLAIR]}, paper: {MSD-Brain: [80.0, 78.0]}}

@@ -12,7 +12,7 @@ from cache.errors import UserError
 from cache.reader import Cache
 from cache.terminal import choose
 from stage1_instruct.named_yaml import names_in, read_named_yaml
-from stage2_segment.choices import TEXTS
+from stage2_segment.choices import OF_BASELINES, OF_ZEUS, TEXTS, ZEUS
 from stage2_segment.cli import parse_train_options
 
 FOLDER = Path(__file__).parent / "grids"
@@ -122,8 +122,12 @@ def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], wh
     for numbers in paper.values() if isinstance(paper, dict) else [None]:
         if not isinstance(numbers, list) or len(numbers) != 2:
             raise UserError(f"{where}, paper: expected DATASET: [DSC, mIoU], found {paper!r}")
+    for_all = {**common, **overrides}
     options = parse_train_options({**common, **value.get("set", {}), **overrides}, where)
-    return Row(str(value["name"]), options, paper)
+    of_others = OF_BASELINES if options.get("model", ZEUS) == ZEUS else OF_ZEUS
+    foreign = {name for name in parse_train_options(for_all, where) if name in of_others}
+    own = parse_train_options(value.get("set", {}), where)
+    return Row(str(value["name"]), {n: v for n, v in options.items() if n not in foreign or n in own}, paper)
 
 
 def _times_lists(rows: list[Row], lists: Mapping[str, Any], where: str) -> list[Row]:

@@ -13,6 +13,9 @@ BASELINES = {
     "missformer": "MISSFormer",
 }
 MODELS = (ZEUS, *BASELINES)
+# Options of `plan_run` that only one kind of model has, as it names them.
+OF_ZEUS = ("encoder", "variant", "text", "instructions", "form", "combine", "keep_iou_token", "aligner_depth")
+OF_BASELINES = ("merge", "preset", "pretrained")
 FUSIONS = {
     "early": "the modalities are the channels of one image (baselines only)",
     "hybrid": "Zeus: one decoder and one aligner read the modalities one by one, masks combined at the end; "

@@ -16,7 +16,19 @@ from cache.errors import UserError
 from cache.reader import Cache
 from cache.recipe import sha256_file
 from cache.terminal import choose
-from stage2_segment.choices import COMBINES, FORMS, FUSIONS, INSTRUCTIONS, MERGES, MODELS, PRESETS, TEXTS, ZEUS
+from stage2_segment.choices import (
+    COMBINES,
+    FORMS,
+    FUSIONS,
+    INSTRUCTIONS,
+    MERGES,
+    MODELS,
+    OF_BASELINES,
+    OF_ZEUS,
+    PRESETS,
+    TEXTS,
+    ZEUS,
+)
 from stage2_segment.model.aligner import HIDDEN
 
 
@@ -237,19 +249,30 @@ def plan_run(
     }
     for what, (value, known) in chosen_of.items():
         choose([value], tuple(known), what)
+    changed_of = {
+        "encoder": encoder is not None,
+        "variant": bool(variant),
+        "text": text != "none",
+        "instructions": instructions != "modality",
+        "form": form != "sentence",
+        "combine": combine != "mean",
+        "keep_iou_token": keep_iou_token,
+        "aligner_depth": aligner_depth != 2,
+        "merge": merge != "concat",
+        "preset": preset != "published",
+        "pretrained": pretrained is not None,
+    }
+    wrong = [name for name in (OF_BASELINES if model == ZEUS else OF_ZEUS) if changed_of[name]]
+    if wrong:
+        names = ", ".join(f"--{name.removeprefix('keep_').replace('_', '-')}" for name in wrong)
+        why = "zeus starts from the cache's decoder" if model == ZEUS else f"{model} sees the pictures alone"
+        raise UserError(f"{why}; leave out {names}")
     if model == ZEUS:
         if fusion == "early":
             raise UserError(
                 "zeus has no early fusion, since its image encoder sees one modality at a time; --fusion hybrid"
             )
-        if pretrained:
-            raise UserError("zeus starts from the cache's decoder; --pretrained is for the baselines")
         encoder = _only(encoder, cache.encoders, "encoder", "embeddings")
-    else:
-        given = {"--encoder": encoder, "--variant": variant, "--text": text != "none", "--combine": combine != "mean"}
-        wrong = [name for name, value in given.items() if value]
-        if wrong:
-            raise UserError(f"{model} sees the pictures alone and averages logits; leave out {', '.join(wrong)}")
     variants = _variants(cache, text, instructions, variant)
     if text == "shuffled-modalities" and len(cache.modalities) < 2:
         raise UserError("text shuffled-modalities needs a cache of two or more modalities; this one has one")

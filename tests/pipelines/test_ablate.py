@@ -286,6 +286,17 @@ def test_lists_are_every_combination(tmp_path: Path) -> None:
     ]
 
 
+def test_options_for_every_row_reach_those_that_have_them(tmp_path: Path, toy: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("rows: [{name: u, set: {model: unext, merge: mean}}, {name: z, set: {form: sentence}}]")
+    unext, zeus = read_grid(str(path), {"variant": "toy", "preset": "quarter", "epochs": "3"}).rows
+    assert unext.options == {"model": "unext", "merge": "mean", "preset": "quarter", "epochs": 3}
+    assert zeus.options == {"form": "sentence", "variant": ("toy",), "epochs": 3}
+    path.write_text("rows: [{name: u, set: {model: unext, variant: toy}}]")
+    with Cache(toy) as cache, pytest.raises(UserError, match="row u: unext sees the pictures alone; leave out"):
+        plan_ablation(cache, read_grid(str(path), {}), tmp_path)
+
+
 @pytest.mark.parametrize("name", grid_names())
 def test_our_grids_can_be_read_and_have_the_papers_figures(name: str, toy: Path) -> None:
     grid = read_grid(name, {})

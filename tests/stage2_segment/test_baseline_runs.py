@@ -56,15 +56,15 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"model": "unet", "text": "instruction"},
-            "unet sees the pictures alone and averages logits; leave out --text",
-        ),
+        ({"model": "unet", "text": "instruction"}, "unet sees the pictures alone; leave out --text"),
+        ({"model": "unet", "form": "tokens", "aligner_depth": 1}, "leave out --form, --aligner-depth"),
+        ({"model": "unet", "keep_iou_token": True}, "leave out --iou-token"),
+        ({"preset": "quarter", "merge": "mean"}, "zeus starts from the cache's decoder; leave out --merge, --preset"),
         ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --variant, --combine"),
         ({"fusion": "early"}, "zeus has no early fusion"),
         ({"model": "vnet"}, "unknown model vnet; there are: zeus, unet, attention_unet"),
         ({"model": "unet", "fusion": "middle"}, "unknown fusion middle; there are: early, hybrid, late"),
-        ({"pretrained": Path("resnet.pth")}, "--pretrained is for the baselines"),
+        ({"pretrained": Path("resnet.pth")}, "zeus starts from the cache's decoder; leave out --pretrained"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(toy_cache: Path, options: dict[str, Any], message: str) -> None:
