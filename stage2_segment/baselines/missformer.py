@@ -6,8 +6,9 @@ enhanced transformer context bridge, four blocks over the tokens of all levels a
 patch expanding.
 
 It differs from the reference in what never reaches its mask and is left out: two of the three layer norms of every
-mix-FFN, and the merging layer and blocks of the decoder's coarsest step, which only expands. That is 7.0 million parameters, so 35.5
-million remain of the 42.46. Images are 256 x 256 with any number of channels, there 224 x 224 and three.
+mix-FFN, and the merging layer and blocks of the decoder's coarsest step, which only expands. That is 7.0 million
+parameters, so 35.5 million remain of the 42.46. Images are 256 x 256 with any number of channels, there 224 x 224 and
+three.
 """
 
 from __future__ import annotations
