@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from cache.errors import UserError
 from stage1_instruct import weights
 from stage1_instruct.profiles import Profile, load_profile
+
+
+def pytest_configure() -> None:
+    """Several processes at the tests share the cores: twice as many threads as cores take longer than one process."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(scope="session")
