@@ -101,14 +101,21 @@ def _equal_time(
             raise UserError(f"{out} was begun with minutes: {before['minutes']}; repeat them, or choose another --out")
         begun = before["runs"]
     times = times or StepTimes(pick_device(None))
-    planned = []
+    planned, longer = [], {}
     for run in runs:
         if run.name in begun:
             epochs = begun[run.name]["epochs"]
         else:
-            epochs = max(1, int(60 * minutes / (_batches(cache, run.config) * times.of(run.config))))
+            epoch = _batches(cache, run.config) * times.of(run.config) / 60  # minutes
+            epochs = max(1, int(minutes / epoch))
+            if epoch > minutes:
+                longer[run.row] = f"{run.row} ({epoch:.1f})"
         config = replace(run.config, recipe=replace(run.config.recipe, epochs=epochs))
         planned.append(replace(run, config=config))
+    if longer:
+        say(
+            f"one epoch takes longer than {minutes:g} minutes and is trained all the same: {', '.join(longer.values())}"
+        )
     return planned
 
 

@@ -333,7 +333,9 @@ class FixedTimes(StepTimes):
         return self.seconds[config.fusion]
 
 
-def test_equal_time_gives_a_slower_model_fewer_epochs(toy: Path, tmp_path: Path) -> None:
+def test_equal_time_gives_a_slower_model_fewer_epochs(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
     rows = tuple(Row(fusion, {"fusion": fusion, "batch_size": 2, **split}) for fusion in ("late", "hybrid"))
     grid = Grid("t", rows, (0,), (0,), "late", minutes=1)
@@ -342,7 +344,10 @@ def test_equal_time_gives_a_slower_model_fewer_epochs(toy: Path, tmp_path: Path)
         late, hybrid = plan_ablation(cache, grid, tmp_path, times=FixedTimes(6.0, 2.0))
         assert late.config.recipe.epochs == 60 // (6 * batches)
         assert hybrid.config.recipe.epochs == 60 // (2 * batches)
-        assert plan_ablation(cache, grid, tmp_path, times=FixedTimes(1e3, 2.0))[0].config.recipe.epochs == 1
+        assert "takes longer" not in capsys.readouterr().err
+        assert plan_ablation(cache, grid, tmp_path, times=FixedTimes(60.0, 2.0))[0].config.recipe.epochs == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.endswith(f"one epoch takes longer than 1 minutes and is trained all the same: late ({batches}.0)")
 
 
 def test_a_begun_ablation_keeps_the_epochs_it_measured(toy: Path, grid_file: Path, tmp_path: Path) -> None:
