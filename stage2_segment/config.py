@@ -1,4 +1,4 @@
-"""What a run is: recipes as data, and the frozen description that a run folder carries as config.json."""
+"""What a run is: the frozen description that a run folder carries as config.json, planned from options and a cache."""
 
 from __future__ import annotations
 
@@ -30,93 +30,7 @@ from stage2_segment.choices import (
     ZEUS,
 )
 from stage2_segment.model.aligner import HIDDEN
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How training goes.
-
-    Attributes:
-        epochs: passes over the training slices.
-        min_steps: more epochs where that many optimiser steps would not be reached (tiny data); not with --epochs.
-        batch_size: slices, each with all modalities.
-        optimizer: 'adamw' or 'adam' (weight decay as an L2 term, as the paper's).
-        lr: highest learning rate of the pretrained decoder.
-        aligner_lr: highest learning rate of the rest, which starts from nothing.
-        warmup: share of all steps over which the learning rate rises from 0; at least `min_warmup_steps`, unless 0.
-        decay_per: 'step' or 'epoch', the unit of lr x (1 - t / T)^0.9.
-        clip: largest gradient norm; 0 = no clipping.
-        dice_over: see `segmentation_losses`.
-        foreground_share: smallest share of slices with foreground in a batch; 0 = as they come.
-        patience: stop after that many epochs without a lower training loss; 0 = never.
-        accumulate: batches whose gradients make one optimiser step.
-        ema: decay of the running mean of the weights that is validated and kept; 0 = the weights themselves.
-        class_weights: 'equal', or 'inverse': classes weigh as 1 / sqrt(pixels in the training slices), mean 1.
-        modality_drop: chance of each modality to be left out of a step (one always stays).
-        precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.
-    """
-
-    name: str
-    epochs: int
-    min_steps: int
-    batch_size: int
-    optimizer: str
-    lr: float
-    aligner_lr: float
-    weight_decay: float
-    warmup: float
-    min_warmup_steps: int
-    decay_per: str
-    clip: float
-    dice_over: str
-    foreground_share: float
-    patience: int
-    accumulate: int = 1
-    ema: float = 0.0
-    class_weights: str = "equal"
-    modality_drop: float = 0.0
-    precision: str = "fp32"
-
-
-RECIPES = {
-    # From 10 slices to 10,000: warm-up and clipping keep the pretrained decoder from collapsing to empty masks; Dice
-    # over the batch and a set share of foreground keep empty slices from being the cheapest answer.
-    "stable": Recipe(
-        name="stable",
-        epochs=30,
-        min_steps=300,
-        batch_size=4,
-        optimizer="adamw",
-        lr=2e-4,
-        aligner_lr=1e-3,
-        weight_decay=1e-2,
-        warmup=0.05,
-        min_warmup_steps=10,
-        decay_per="step",
-        clip=1.0,
-        dice_over="batch",
-        foreground_share=2 / 3,
-        patience=0,
-    ),
-    # Zeus, section 4.1.
-    "paper": Recipe(
-        name="paper",
-        epochs=300,
-        min_steps=0,
-        batch_size=10,
-        optimizer="adam",
-        lr=1e-3,
-        aligner_lr=1e-3,
-        weight_decay=5e-4,
-        warmup=0.0,
-        min_warmup_steps=0,
-        decay_per="epoch",
-        clip=0.0,
-        dice_over="slice",
-        foreground_share=0.0,
-        patience=75,
-    ),
-}
+from stage2_segment.recipe import RECIPES, Recipe, chosen_recipe
 
 
 @dataclass(frozen=True)
@@ -280,7 +194,7 @@ def plan_run(
     if form == "tokens" and (instructions == "class" or text not in possible):
         raise UserError(f"form tokens goes with --instructions modality and --text {', '.join(possible)}")
     train, test, fold = _split(cache, fold, train_subjects, test_subjects)
-    chosen = _recipe(recipe, lr, aligner_lr, {**recipe_options, "batch_size": batch_size})
+    chosen = chosen_recipe(recipe, lr, aligner_lr, {**recipe_options, "batch_size": batch_size})
     if epochs is None:
         steps = math.ceil(len(cache.rows_of(train)) / (chosen.batch_size * chosen.accumulate))
         epochs = max(chosen.epochs, math.ceil(chosen.min_steps / steps))
@@ -321,19 +235,6 @@ def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
     if not variants:
         return 0
     return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
-
-
-def _recipe(name: str, lr: float | None, aligner_lr: float | None, others: dict[str, Any]) -> Recipe:
-    """A recipe with the given fields in place of its own."""
-    chosen = RECIPES[name]
-    unknown = sorted(set(others) - {field.name for field in fields(Recipe)})
-    if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}")
-    if lr is not None:
-        chosen = replace(chosen, lr=lr, aligner_lr=chosen.aligner_lr * lr / chosen.lr)
-    if aligner_lr is not None:
-        chosen = replace(chosen, aligner_lr=aligner_lr)
-    return replace(chosen, **{field: value for field, value in others.items() if value is not None})
 
 
 def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] | None) -> tuple[str, ...]:

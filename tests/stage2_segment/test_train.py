@@ -16,12 +16,13 @@ from cache.errors import UserError
 from cache.reader import Cache
 from stage2_segment import checkpoint
 from stage2_segment.checkpoint import load_config, load_state
-from stage2_segment.config import RECIPES, Recipe, plan_run
+from stage2_segment.config import plan_run
 from stage2_segment.evaluate import evaluate_run
 from stage2_segment.learner import Learner
 from stage2_segment.losses import Losses
 from stage2_segment.model import build_model
 from stage2_segment.predict import predict_rows
+from stage2_segment.recipe import RECIPES, Recipe
 from stage2_segment.schedule import lr_factor
 from stage2_segment.train import train_run
 
