@@ -122,12 +122,11 @@ def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], wh
     for numbers in paper.values() if isinstance(paper, dict) else [None]:
         if not isinstance(numbers, list) or len(numbers) != 2:
             raise UserError(f"{where}, paper: expected DATASET: [DSC, mIoU], found {paper!r}")
-    for_all = {**common, **overrides}
-    options = parse_train_options({**common, **value.get("set", {}), **overrides}, where)
+    for_all, own, above = (parse_train_options(part, where) for part in (common, value.get("set", {}), overrides))
+    options = {**for_all, **own, **above}
     of_others = OF_BASELINES if options.get("model", ZEUS) == ZEUS else OF_ZEUS
-    foreign = {name for name in parse_train_options(for_all, where) if name in of_others}
-    own = parse_train_options(value.get("set", {}), where)
-    return Row(str(value["name"]), {n: v for n, v in options.items() if n not in foreign or n in own}, paper)
+    foreign = {name for name in (*for_all, *above) if name in of_others and name not in own}
+    return Row(str(value["name"]), {name: options[name] for name in options if name not in foreign}, paper)
 
 
 def _times_lists(rows: list[Row], lists: Mapping[str, Any], where: str) -> list[Row]:

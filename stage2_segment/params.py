@@ -32,7 +32,7 @@ def by_modalities(classes: int, text_width: int, most: int = 4) -> Table:
 
 
 def baselines_table(modalities: int, classes: int) -> Table:
-    """Millions of parameters of all 21 baselines: published and Table 2's widths, the paper's, and the reference implementation's.
+    """Millions of parameters of all 21 baselines: published and Table 2's widths, the paper's, the reference code's.
 
     Args:
         modalities: that hybrid and late fusion are counted for; the paper does not say how many its counts are for.
