@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.tmp")

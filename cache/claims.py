@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache.atomic import make_folder
+from zeus_union.cache.atomic import make_folder
 
 
 @contextmanager

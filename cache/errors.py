@@ -5,5 +5,5 @@ class UserError(Exception):
     """Something the user can put right: bad input, a missing file, an impossible option.
 
     The message is one line: what was found, where, what was expected, what to do. It is raised where that knowledge is
-    and printed in one place (`cache.terminal`), with exit code 2.
+    and printed in one place (`zeus_union.cache.terminal`), with exit code 2.
     """

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

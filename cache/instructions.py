@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from cache.atomic import AtomicFile
-from cache.errors import UserError
-from cache.recipe import canonical_json
-from cache.seal import hash_bytes
+from zeus_union.cache.atomic import AtomicFile
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import canonical_json
+from zeus_union.cache.seal import hash_bytes
 
 _SEAL = b"zeus-union xxh3_128 before and after these digits: "
 

@@ -7,7 +7,7 @@ Beside `chaos.h5`, the one path the user passes, there may be
     chaos.instructions.parquet                                         the instruction texts
     chaos.h5.d/locks/<subject>.lock                                    while it is built: which process is at work on it
 
-Every HDF5 file begins with a seal (`cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a
+Every HDF5 file begins with a seal (`zeus_union.cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a
 subject's arrays in `/<layer>/<subject>/`: the same path in a shard and in a packed cache. All datasets are contiguous
 and unfiltered, so that row i lies at offset + i * (bytes of a row).
 """
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 SCHEMA_VERSION = 1
 CONSTANTS = "_constants"

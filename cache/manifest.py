@@ -13,11 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cache.errors import UserError
-from cache.folds import assign_folds
-from cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, shard_folder
-from cache.recipe import canonical_json
-from cache.seal import check_seal
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.folds import assign_folds
+from zeus_union.cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, shard_folder
+from zeus_union.cache.recipe import canonical_json
+from zeus_union.cache.seal import check_seal
 
 
 @dataclass(frozen=True)

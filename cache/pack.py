@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cache.atomic import make_folder, remove_stale, require_space
-from cache.errors import UserError
-from cache.instructions import read_table, write_table
-from cache.layout import CONSTANTS, parquet_path, short_names, split_shard_name
-from cache.manifest import Manifest, Part, find_shards
-from cache.shard import FileBuilder, Files
+from zeus_union.cache.atomic import make_folder, remove_stale, require_space
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.instructions import read_table, write_table
+from zeus_union.cache.layout import CONSTANTS, parquet_path, short_names, split_shard_name
+from zeus_union.cache.manifest import Manifest, Part, find_shards
+from zeus_union.cache.shard import FileBuilder, Files
 
 
 def part_bytes(manifest: Manifest) -> int:

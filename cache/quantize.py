@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,7 @@
 """`Cache`: what stage 2 reads, row by row, from one path.
 
 A row is one slice of one subject with all its modalities. Everything comes as numpy in the stored dtype; embeddings
-stay quantised until they are where they are used (`cache.quantize.decode`).
+stay quantised until they are where they are used (`zeus_union.cache.quantize.decode`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.grid import Grid
-from cache.instructions import SCHEMA, read_table
-from cache.layout import CONSTANTS, DatasetCard, parquet_path, row_axes, short_names
-from cache.manifest import Part, StoredArray, check_uniform, finished_so_far
-from cache.pack import read_texts
-from cache.recipe import fingerprint
-from cache.shard import Files
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.instructions import SCHEMA, read_table
+from zeus_union.cache.layout import CONSTANTS, DatasetCard, parquet_path, row_axes, short_names
+from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished_so_far
+from zeus_union.cache.pack import read_texts
+from zeus_union.cache.recipe import fingerprint
+from zeus_union.cache.shard import Files
 
 Rows = Sequence[int] | NDArray[np.integer]
 ROW = np.dtype([("subject", "i4"), ("number", "i4"), ("fold", "i4"), ("labelled", "?"), ("foreground", "i4")])

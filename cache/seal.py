@@ -10,8 +10,8 @@ from pathlib import Path
 
 import xxhash
 
-from cache.errors import UserError
-from cache.layout import SCHEMA_VERSION
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import SCHEMA_VERSION
 
 SEAL_BYTES = 512
 _MAGIC = b"zeus-union cache\n"

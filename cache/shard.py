@@ -20,11 +20,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from cache.atomic import AtomicFile
-from cache.errors import UserError
-from cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
-from cache.manifest import Manifest, Part, StoredArray, read_manifest
-from cache.seal import SEAL_BYTES, read_seal, seal_holds, seal_of
+from zeus_union.cache.atomic import AtomicFile
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
+from zeus_union.cache.manifest import Manifest, Part, StoredArray, read_manifest
+from zeus_union.cache.seal import SEAL_BYTES, read_seal, seal_holds, seal_of
 
 OPEN_FILES = 32  # well under the 256 descriptors a process gets on some systems, and the 64 of a strict batch queue
 

@@ -21,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 T = TypeVar("T")

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.instructions import table_seal_holds, text_hashes
-from cache.layout import CONSTANTS, ROW_HASH
-from cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard
-from cache.pack import read_texts, texts_path
-from cache.seal import seal_holds
-from cache.shard import Files, damaged_rows, rows_digest
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.instructions import table_seal_holds, text_hashes
+from zeus_union.cache.layout import CONSTANTS, ROW_HASH
+from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard
+from zeus_union.cache.pack import read_texts, texts_path
+from zeus_union.cache.seal import seal_holds
+from zeus_union.cache.shard import Files, damaged_rows, rows_digest
 
 
 def verify(path: Path | str) -> list[str]:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import make_folder, remove_stale, require_space
-from cache.claims import claim
-from cache.errors import UserError
-from cache.folds import assign_folds
-from cache.grid import Grid
-from cache.instructions import Instruction, make_table, text_hashes, write_table
-from cache.layout import (
+from zeus_union.cache.atomic import make_folder, remove_stale, require_space
+from zeus_union.cache.claims import claim
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.folds import assign_folds
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
+from zeus_union.cache.layout import (
     CONSTANTS,
     ROW_HASH,
     DatasetCard,
@@ -34,12 +34,12 @@ from cache.layout import (
     shard_name,
     split_shard_name,
 )
-from cache.manifest import Manifest, Part, check_uniform, find_shards, read_shard
-from cache.pack import part_bytes, remove_packed, write_index, write_packed
-from cache.quantize import decode, encode_fp16, encode_uint8
-from cache.recipe import describe, differences, fingerprint
-from cache.shard import FileBuilder, Files, row_hashes, rows_digest
-from cache.terminal import say
+from zeus_union.cache.manifest import Manifest, Part, check_uniform, find_shards, read_shard
+from zeus_union.cache.pack import part_bytes, remove_packed, write_index, write_packed
+from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
+from zeus_union.cache.recipe import describe, differences, fingerprint
+from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
+from zeus_union.cache.terminal import say
 
 PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
 
@@ -129,7 +129,7 @@ class CacheWriter:
 
     @contextmanager
     def claim(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Whether a subject (or the end of the build) is this process's for the time of the block; see `cache.claims`.
+        """Whether a subject (or the end of the build) is this process's for the time of the block; see `zeus_union.cache.claims`.
 
         What other processes have finished until then is known inside the block.
         """

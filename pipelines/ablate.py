@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.terminal import progress, say
-from pipelines.grid import Grid, paper_figures
-from pipelines.plan import PLAN, PlannedRun
-from stage2_segment.checkpoint import CONFIG, write_json, write_table
-from stage2_segment.data import SliceData
-from stage2_segment.evaluate import score_subject
-from stage2_segment.learner import Learner, check_same_plan
-from stage2_segment.predict import predict_slices
-from stage2_segment.train import make_accelerator, shared_plan, train_together
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import progress, say
+from zeus_union.pipelines.grid import Grid, paper_figures
+from zeus_union.pipelines.plan import PLAN, PlannedRun
+from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.evaluate import score_subject
+from zeus_union.stage2_segment.learner import Learner, check_same_plan
+from zeus_union.stage2_segment.predict import predict_slices
+from zeus_union.stage2_segment.train import make_accelerator, shared_plan, train_together
 
 RESULTS, STOPPED = "results.parquet", "stopped.json"
 BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a state costs while it is written

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from cache.errors import UserError
-from cache.terminal import ZeusGroup, existing, say, split_names
-from stage2_segment.choices import RESIDENT
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import ZeusGroup, existing, say, split_names
+from zeus_union.stage2_segment.choices import RESIDENT
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -53,7 +53,7 @@ def demo(
 
     Says first what it downloads and how long it takes. The same command again goes on where it stopped.
     """
-    from pipelines.demo import run_demo
+    from zeus_union.pipelines.demo import run_demo
 
     picture = run_demo(out, subjects, slice_step, epochs, caption_epochs, seed, device)
     click.echo(f"look at {picture}; the masks are in {out / 'masks'}")
@@ -135,12 +135,12 @@ def ablate(
       minutes: 5                                     of training for every run, in place of epochs
       reference: all                                 the row the others are tested against
     """
-    from cache.reader import Cache
-    from pipelines.ablate import run_ablation
-    from pipelines.grid import CONTROLS, read_grid
-    from pipelines.plan import StepTimes, forecast, plan_ablation
-    from pipelines.report.ablation import forecast_table, report_ablation
-    from stage2_segment.predict import pick_device
+    from zeus_union.cache.reader import Cache
+    from zeus_union.pipelines.ablate import run_ablation
+    from zeus_union.pipelines.grid import CONTROLS, read_grid
+    from zeus_union.pipelines.plan import StepTimes, forecast, plan_ablation
+    from zeus_union.pipelines.report.ablation import forecast_table, report_ablation
+    from zeus_union.stage2_segment.predict import pick_device
 
     options: dict[str, Any] = dict(_assignment(text) for text in overrides)
     if epochs is not None:
@@ -209,8 +209,8 @@ def segment(
     \b
     zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
     """
-    from pipelines.segment import segment_study
-    from stage1_instruct.profiles import parse_overrides
+    from zeus_union.pipelines.segment import segment_study
+    from zeus_union.stage1_instruct.profiles import parse_overrides
 
     out = out or study.with_name(f"{study.resolve().name}-mask.nii.gz")
     parts = parse_overrides(overrides)
@@ -231,9 +231,9 @@ def report(
     folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
 ) -> None:
     """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
-    from pipelines.plan import PLAN
-    from pipelines.report.ablation import report_ablation
-    from pipelines.report.run import report_run
+    from zeus_union.pipelines.plan import PLAN
+    from zeus_union.pipelines.report.ablation import report_ablation
+    from zeus_union.pipelines.report.run import report_run
 
     if (existing(folder, "the run or ablation") / PLAN).is_file():
         click.echo(f"tables and picture in {report_ablation(folder, reference)}")

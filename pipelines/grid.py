@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.terminal import choose
-from stage1_instruct.named_yaml import names_in, read_named_yaml
-from stage2_segment.choices import OF_BASELINES, OF_ZEUS, TEXTS, ZEUS
-from stage2_segment.cli import parse_train_options
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.named_yaml import names_in, read_named_yaml
+from zeus_union.stage2_segment.choices import OF_BASELINES, OF_ZEUS, TEXTS, ZEUS
+from zeus_union.stage2_segment.cli import parse_train_options
 
 FOLDER = Path(__file__).parent / "grids"
 KEYS = ("title", "options", "rows", "lists", "controls", "seeds", "folds", "minutes", "reference")

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.terminal import say
-from pipelines.grid import PROMPT, Grid, Row
-from stage2_segment.config import RunConfig, plan_run
-from stage2_segment.losses import one_hot, segmentation_losses
-from stage2_segment.model import build_model, parameter_table
-from stage2_segment.predict import pick_device
-from stage2_segment.train import architecture
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import say
+from zeus_union.pipelines.grid import PROMPT, Grid, Row
+from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.model import build_model, parameter_table
+from zeus_union.stage2_segment.predict import pick_device
+from zeus_union.stage2_segment.train import architecture
 
 PLAN = "ablation.json"
 

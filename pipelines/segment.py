@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.recipe import describe, differences
-from cache.terminal import say
-from stage1_instruct.build import LAYERS, BuildOptions, build_cache
-from stage1_instruct.datasets.nifti import check_same_grid, read_volume
-from stage1_instruct.datasets.study import Dataset, Study
-from stage1_instruct.models.load import Models, best_device, load_models
-from stage1_instruct.profiles import load_profile
-from stage2_segment.checkpoint import load_config
-from stage2_segment.config import RunConfig
-from stage2_segment.predict import open_cache, predict_run
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.build import LAYERS, BuildOptions, build_cache
+from zeus_union.stage1_instruct.datasets.nifti import check_same_grid, read_volume
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.stage1_instruct.models.load import Models, best_device, load_models
+from zeus_union.stage1_instruct.profiles import load_profile
+from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.predict import open_cache, predict_run
 
 ENDINGS = (".nii.gz", ".nii")
 

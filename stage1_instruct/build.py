@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.layout import DatasetCard
-from cache.recipe import fingerprint, sha256_file
-from cache.terminal import progress_bar, say
-from cache.writer import CacheWriter, SubjectSlices
-from stage1_instruct import slices as slicing
-from stage1_instruct.build_report import BuildReport
-from stage1_instruct.datasets.study import Dataset, Study
-from stage1_instruct.instruct import stored_images, write_instructions
-from stage1_instruct.models.load import Models
-from stage1_instruct.variants import class_variants
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.recipe import fingerprint, sha256_file
+from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct import slices as slicing
+from zeus_union.stage1_instruct.build_report import BuildReport
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.stage1_instruct.instruct import stored_images, write_instructions
+from zeus_union.stage1_instruct.models.load import Models
+from zeus_union.stage1_instruct.variants import class_variants
 
 LAYERS = ("slices", "embeddings", "instructions")
 

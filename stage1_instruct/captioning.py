@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_instruct.models.connectors import Connector
-from stage1_instruct.models.llm import InstructionLLM
+from zeus_union.stage1_instruct.models.connectors import Connector
+from zeus_union.stage1_instruct.models.llm import InstructionLLM
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
 
 if TYPE_CHECKING:
-    from cache.reader import Cache
+    from zeus_union.cache.reader import Cache
 
 # Share of the body's area; the bounds that split CHAOS's organs and BraTS's tumours about evenly.
 SMALL, LARGE = 0.03, 0.12

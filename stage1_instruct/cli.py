@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache.errors import UserError
-from cache.terminal import ZeusGroup, choose, existing, say, split_names
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import ZeusGroup, choose, existing, say, split_names
 
 if TYPE_CHECKING:
-    from stage1_instruct.build_report import BuildReport
-    from stage1_instruct.models.load import Models
+    from zeus_union.stage1_instruct.build_report import BuildReport
+    from zeus_union.stage1_instruct.models.load import Models
 
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "nnunet")
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -134,14 +134,14 @@ def build_cache_command(
     takes the next subject that is free, and a process that is lost costs the subject it had in work.
 
     \b
-    accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m stage1_instruct.cli build-cache --dataset chaos
+    accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m zeus_union.stage1_instruct.cli build-cache --dataset chaos
     """
     from dataclasses import replace
 
-    from stage1_instruct.build import BuildOptions, build_cache, parse_layers
-    from stage1_instruct.datasets import open_dataset
-    from stage1_instruct.profiles import parse_overrides
-    from stage1_instruct.variants import GridRow, class_variants, read_grid
+    from zeus_union.stage1_instruct.build import BuildOptions, build_cache, parse_layers
+    from zeus_union.stage1_instruct.datasets import open_dataset
+    from zeus_union.stage1_instruct.profiles import parse_overrides
+    from zeus_union.stage1_instruct.variants import GridRow, class_variants, read_grid
 
     if grid and variant:
         raise UserError("--grid names its variants itself; leave out --variant")
@@ -202,9 +202,9 @@ def _models(
     text_only: bool = False,
 ) -> Models:
     """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
-    from stage1_instruct import weights
-    from stage1_instruct.models.load import best_device, load_models
-    from stage1_instruct.profiles import load_profile
+    from zeus_union.stage1_instruct import weights
+    from zeus_union.stage1_instruct.models.load import best_device, load_models
+    from zeus_union.stage1_instruct.profiles import load_profile
 
     profile = load_profile(profile_name, parts)
     wanted = profile.text_needs if text_only else profile
@@ -220,8 +220,8 @@ def fetch(profile: str, overrides: tuple[str, ...]) -> None:
 
     ZEUS_HOME is a folder of your choice (environment variable), or a per-user cache folder.
     """
-    from stage1_instruct import weights
-    from stage1_instruct.profiles import load_profile, parse_overrides
+    from zeus_union.stage1_instruct import weights
+    from zeus_union.stage1_instruct.profiles import load_profile, parse_overrides
 
     weights.fetch(load_profile(profile, parse_overrides(overrides)))
     click.echo(f"the weights of {profile} are in {weights.zeus_home()}")
@@ -234,9 +234,9 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None
 
     Exit code 2 where something is wrong; everything that is wrong is listed.
     """
-    from stage1_instruct.doctor import examine
-    from stage1_instruct.models.load import best_device
-    from stage1_instruct.profiles import load_profile, parse_overrides
+    from zeus_union.stage1_instruct.doctor import examine
+    from zeus_union.stage1_instruct.models.load import best_device
+    from zeus_union.stage1_instruct.profiles import load_profile, parse_overrides
 
     sound = True
     for finding in examine(load_profile(profile, parse_overrides(overrides)), device or best_device()):
@@ -260,7 +260,7 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None
 @click.option("--seed", type=int, default=0, show_default=True)
 def make_demo(layout: str, out: Path, subjects: int, seed: int) -> None:
     """Write the phantom to disk as real DICOM + PNG or NIfTI: abdomens with liver, kidneys and spleen in three contrasts."""
-    from stage1_instruct.datasets.write_demo import write_demo
+    from zeus_union.stage1_instruct.datasets.write_demo import write_demo
 
     write_demo(layout, out, subjects=subjects, seed=seed)
     click.echo(f"{subjects} phantoms in {out}")
@@ -276,8 +276,8 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
     A caption says which organs a slice shows, where, how large and how bright, from the labels: so never caption subjects
     that you test on.
     """
-    from cache.reader import Cache
-    from stage1_instruct.captions import make_pairs
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.captions import make_pairs
 
     with Cache(existing(cache, "the cache")) as opened:
         count = make_pairs(opened, choose(split_names(subjects), opened.subjects, "subject"), out)
@@ -311,9 +311,9 @@ def sentences(
     zeus-instruct sentences cache/brats.h5 --variant lite --out brats.sentences.parquet
     zeus-segment probe --run runs/brats-late-fold0-seed0 --sentences brats.sentences.parquet
     """
-    from cache.reader import Cache
-    from stage1_instruct.profiles import parse_overrides
-    from stage1_instruct.sentences import write_sentences
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.profiles import parse_overrides
+    from zeus_union.stage1_instruct.sentences import write_sentences
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
         choose([variant], opened.variants, "variant")
@@ -365,11 +365,11 @@ def train_projection_command(
     """Train the projection from vision features to the LLM, both frozen, on image-caption pairs.
 
     Which kind: --set connector=mlp|linear|qformer. A training that was stopped goes on with the same command; accelerate
-    launch -m stage1_instruct.cli train-projection ... splits it over GPUs.
+    launch -m zeus_union.stage1_instruct.cli train-projection ... splits it over GPUs.
     """
-    from cache.reader import Cache
-    from stage1_instruct.profiles import parse_overrides
-    from stage1_instruct.train_projection import read_pairs, train_projection
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.profiles import parse_overrides
+    from zeus_union.stage1_instruct.train_projection import read_pairs, train_projection
 
     models = _models(profile, parse_overrides(overrides), device)
     opened = Cache(existing(cache, "the cache")) if cache else None
@@ -395,8 +395,8 @@ def inspect(
     cache: Path, subject: str | None, number: int | None, variant: str | None, png: Path | None, allow_partial: bool
 ) -> None:
     """What is in a cache: layers, sizes, recipes; and an instruction beside its image."""
-    from cache.reader import Cache
-    from stage1_instruct.inspect import describe, draw_slice, pick_slice
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.inspect import describe, draw_slice, pick_slice
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
         if subject is None and number is None and png is None:
@@ -410,7 +410,7 @@ def inspect(
 @click.argument("cache", type=FILE)
 def verify(cache: Path) -> None:
     """Check every byte and every row of a cache; exit code 1 and a list where something is wrong."""
-    from cache.verify import verify as verify_cache
+    from zeus_union.cache.verify import verify as verify_cache
 
     findings = verify_cache(existing(cache, "the cache"))
     for finding in findings:
@@ -428,7 +428,7 @@ def pack(cache: Path, out: Path) -> None:
 
     Needs the space twice for a while; every row is verified before OUT appears.
     """
-    from cache.pack import pack as pack_cache
+    from zeus_union.cache.pack import pack as pack_cache
 
     pack_cache(existing(cache, "the cache"), out)
     click.echo(f"{out} holds all of {cache}")

@@ -11,11 +11,11 @@ import numpy as np
 import psutil
 import torch
 
-from cache.errors import UserError
-from stage1_instruct.models.load import Models, load_models
-from stage1_instruct.profiles import PROMPT, Profile
-from stage1_instruct.prompts import question
-from stage1_instruct.weights import path_of
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.load import Models, load_models
+from zeus_union.stage1_instruct.profiles import PROMPT, Profile
+from zeus_union.stage1_instruct.prompts import question
+from zeus_union.stage1_instruct.weights import path_of
 
 TOKENS = 10
 

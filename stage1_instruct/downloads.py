@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from cache.atomic import require_space
-from cache.errors import UserError
-from cache.terminal import bytes_bar
+from zeus_union.cache.atomic import require_space
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import bytes_bar
 
 BLOCK = 1 << 20
 TIMEOUT_S = 60

@@ -9,8 +9,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.reader import Cache
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
 
 # Colour-blind safe (Okabe and Ito), one per class; more classes start over.
 CLASS_COLOURS = ("#D55E00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#E69F00", "#0072B2")

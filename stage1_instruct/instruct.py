@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.writer import CacheWriter, Instruction
-from stage1_instruct.build_report import BuildReport
-from stage1_instruct.datasets.study import Dataset
-from stage1_instruct.models.llm import Generation
-from stage1_instruct.models.load import Models
-from stage1_instruct.models.text_encoder import encode_distinct
-from stage1_instruct.profiles import PROMPT
-from stage1_instruct.prompts import question
+from zeus_union.cache.writer import CacheWriter, Instruction
+from zeus_union.stage1_instruct.build_report import BuildReport
+from zeus_union.stage1_instruct.datasets.study import Dataset
+from zeus_union.stage1_instruct.models.llm import Generation
+from zeus_union.stage1_instruct.models.load import Models
+from zeus_union.stage1_instruct.models.text_encoder import encode_distinct
+from zeus_union.stage1_instruct.profiles import PROMPT
+from zeus_union.stage1_instruct.prompts import question
 
 
 def stored_images(writer: CacheWriter, subject: str, embeddings: str, models: Models) -> Tensor | None:

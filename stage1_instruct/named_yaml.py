@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 
 def names_in(folder: Path) -> tuple[str, ...]:

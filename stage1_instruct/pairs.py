@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cache.errors import UserError
-from cache.grid import to_square
-from cache.terminal import progress
-from stage1_instruct.slices import PICTURE_SIZE
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import to_square
+from zeus_union.cache.terminal import progress
+from zeus_union.stage1_instruct.slices import PICTURE_SIZE
 
 if TYPE_CHECKING:
-    from cache.reader import Cache
-    from stage1_instruct.models.load import Models
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.models.load import Models
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def vision_features(pairs: Sequence[Pair], models: Models, cache: Cache | None =
 
 
 def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None) -> list[Tensor]:
-    from cache.quantize import decode
+    from zeus_union.cache.quantize import decode
 
     rows, modalities = from_cache(pairs, cache)
     assert cache is not None

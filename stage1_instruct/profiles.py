@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
-from stage1_instruct.named_yaml import read_named_yaml
-from stage1_instruct.prompts import TEMPLATES
-from stage1_instruct.sources import source_of
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.named_yaml import read_named_yaml
+from zeus_union.stage1_instruct.prompts import TEMPLATES
+from zeus_union.stage1_instruct.sources import source_of
 
 FOLDER = Path(__file__).parent / "profiles"
 NONE = "none"  # a part that is left out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 IMAGE = "{image}"
 QUESTION_MARK = "{question}"

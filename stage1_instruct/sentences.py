@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.atomic import AtomicFile
-from cache.errors import UserError
-from cache.layout import parquet_path
-from cache.reader import Cache
-from cache.recipe import describe, differences
-from cache.terminal import progress_bar
-from stage1_instruct.models.text_encoder import InstructionEncoder
+from zeus_union.cache.atomic import AtomicFile
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import parquet_path
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import progress_bar
+from zeus_union.stage1_instruct.models.text_encoder import InstructionEncoder
 
 WHOLE = -1  # the sentence number of a whole text
 BATCH = 256  # texts between two steps of the progress bar

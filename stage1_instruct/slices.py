@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.grid import to_square
-from stage1_instruct.datasets.study import Study
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import to_square
+from zeus_union.stage1_instruct.datasets.study import Study
 
 PICTURE_SIZE = 256
 PERCENTILES = (0.5, 99.5)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stage1_instruct.weight_files import convert_gguf, convert_litemedsam
+from zeus_union.stage1_instruct.weight_files import convert_gguf, convert_litemedsam
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from cache.errors import UserError
-from cache.terminal import say as say_to_terminal
-from stage1_instruct.captioning import Captioning, computes_bf16
-from stage1_instruct.models.connectors import Connector, load_connector, save_connector
-from stage1_instruct.models.load import trained_projection
-from stage1_instruct.models.lora import add_lora, save_lora
-from stage1_instruct.pairs import Pair, read_pairs, vision_features
-from stage1_instruct.profiles import NONE
-from stage1_instruct.prompts import question
-from stage1_instruct.training_loop import Progress, fit, steps_in_all
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say as say_to_terminal
+from zeus_union.stage1_instruct.captioning import Captioning, computes_bf16
+from zeus_union.stage1_instruct.models.connectors import Connector, load_connector, save_connector
+from zeus_union.stage1_instruct.models.load import trained_projection
+from zeus_union.stage1_instruct.models.lora import add_lora, save_lora
+from zeus_union.stage1_instruct.pairs import Pair, read_pairs, vision_features
+from zeus_union.stage1_instruct.profiles import NONE
+from zeus_union.stage1_instruct.prompts import question
+from zeus_union.stage1_instruct.training_loop import Progress, fit, steps_in_all
 
 if TYPE_CHECKING:
-    from cache.reader import Cache
-    from stage1_instruct.models.load import Models
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.models.load import Models
 
 __all__ = ["Pair", "TrainingRecipe", "lora_path", "read_pairs", "train_projection"]
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
-from cache.recipe import describe, differences
-from cache.terminal import progress as progress_of
-from stage1_instruct.captioning import Captioning
-from stage1_instruct.models.lora import lora_state
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import progress as progress_of
+from zeus_union.stage1_instruct.captioning import Captioning
+from zeus_union.stage1_instruct.models.lora import lora_state
 
 if TYPE_CHECKING:
-    from stage1_instruct.train_projection import TrainingRecipe
+    from zeus_union.stage1_instruct.train_projection import TrainingRecipe
 
 SAVE_EVERY_S = 60  # a Q-Former's state is 1.2 GB: not after every epoch of a second
 

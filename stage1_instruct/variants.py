@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
-from cache.layout import kind_of
-from stage1_instruct.named_yaml import read_named_yaml
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import kind_of
+from zeus_union.stage1_instruct.named_yaml import read_named_yaml
 
 FOLDER = Path(__file__).parent / "grids"
 

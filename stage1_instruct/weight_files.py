@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 
 def read_weights(path: Path) -> dict[str, Any]:

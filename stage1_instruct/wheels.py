@@ -14,9 +14,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cache.errors import UserError
-from stage1_instruct.downloads import sha256_of
-from stage1_instruct.sources import Wheel
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.downloads import sha256_of
+from zeus_union.stage1_instruct.sources import Wheel
 
 
 def download_wheel(wheel: Wheel, downloads: Path, say: Callable[[str], None]) -> Path:

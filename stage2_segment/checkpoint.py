@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
-from stage2_segment.config import RunConfig
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.stage2_segment.config import RunConfig
 
 CONFIG, METRICS, STATE = "config.json", "metrics.parquet", "state.pt"
 # A state is 12 bytes a parameter: not after every step, and where the disk is slow, for no more than a tenth of the time.

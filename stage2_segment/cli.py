@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from cache.errors import UserError
-from cache.terminal import ZeusGroup, say, split_names
-from stage2_segment.choices import (
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import ZeusGroup, say, split_names
+from zeus_union.stage2_segment.choices import (
     COMBINES,
     FORMS,
     FUSIONS,
@@ -227,9 +227,9 @@ def train_command(
     Several GPUs share every batch, and the losses are those of one (--batch-size counts all of them):
 
     \b
-    accelerate launch --multi_gpu --num_processes 4 -m stage2_segment.cli train --cache cache/chaos.h5
+    accelerate launch --multi_gpu --num_processes 4 -m zeus_union.stage2_segment.cli train --cache cache/chaos.h5
     """
-    from stage2_segment.train import train_run
+    from zeus_union.stage2_segment.train import train_run
 
     options = _for_plan(options)
     named = options["train_subjects"] or options["test_subjects"]
@@ -324,9 +324,9 @@ def evaluate_command(
     """
     from rich.console import Console
 
-    from stage2_segment import missing as without
-    from stage2_segment.evaluate import as_table, evaluate_run
-    from stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment import missing as without
+    from zeus_union.stage2_segment.evaluate import as_table, evaluate_run
+    from zeus_union.stage2_segment.predict import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
@@ -359,7 +359,7 @@ def predict_command(
     device: str | None,
 ) -> None:
     """Write masks as NIfTI with the study's own shape and affine: uint8, 0 background, k the k-th class."""
-    from stage2_segment.predict import open_cache, predict_run
+    from zeus_union.stage2_segment.predict import open_cache, predict_run
 
     with open_cache(run, cache, allow_partial) as opened:
         written = predict_run(
@@ -410,8 +410,8 @@ def probe_command(
     """
     from rich.console import Console
 
-    from stage2_segment.predict import open_cache
-    from stage2_segment.probe import probe_sentences, probe_texts, sentence_table, text_table
+    from zeus_union.stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment.probe import probe_sentences, probe_texts, sentence_table, text_table
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
@@ -438,9 +438,9 @@ def params_command(
     """Trainable parameters, part by part, beside the paper's 8.06M (hybrid) and 12.44M (late)."""
     from rich.console import Console
 
-    from cache.reader import Cache
-    from cache.terminal import choose
-    from stage2_segment.params import as_table, baselines_table, by_modalities
+    from zeus_union.cache.reader import Cache
+    from zeus_union.cache.terminal import choose
+    from zeus_union.stage2_segment.params import as_table, baselines_table, by_modalities
 
     with Cache(cache_path, allow_partial=allow_partial) as cache:
         if not cache.variants:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.recipe import sha256_file
-from cache.terminal import choose
-from stage2_segment.choices import (
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import sha256_file
+from zeus_union.cache.terminal import choose
+from zeus_union.stage2_segment.choices import (
     COMBINES,
     FORMS,
     FUSIONS,
@@ -29,8 +29,8 @@ from stage2_segment.choices import (
     TEXTS,
     ZEUS,
 )
-from stage2_segment.model.aligner import HIDDEN
-from stage2_segment.recipe import RECIPES, Recipe, chosen_recipe
+from zeus_union.stage2_segment.model.aligner import HIDDEN
+from zeus_union.stage2_segment.recipe import RECIPES, Recipe, chosen_recipe
 
 
 @dataclass(frozen=True)

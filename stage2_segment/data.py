@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.errors import UserError
-from cache.quantize import decode
-from cache.reader import Cache
-from cache.terminal import progress
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.quantize import decode
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import progress
 
 READ_AT_ONCE = 32  # rows; 64 MiB for two modalities
 SHARE_OF_MEMORY = 0.5  # of what is free, that a resident copy may take

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from cache.errors import UserError
-from cache.grid import Grid
-from cache.reader import Cache
-from cache.terminal import choose, progress
-from stage2_segment import checkpoint
-from stage2_segment.config import RunConfig
-from stage2_segment.data import SliceData
-from stage2_segment.metrics import (
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import choose, progress
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.metrics import (
     DEFINITIONS,
     SURFACE_TOLERANCE_MM,
     dsc,
@@ -30,7 +30,7 @@ from stage2_segment.metrics import (
     stack_slices,
     surface_scores,
 )
-from stage2_segment.predict import check_cache, load_model, open_cache, pick_device, predict_slices, to_native_slices
+from zeus_union.stage2_segment.predict import check_cache, load_model, open_cache, pick_device, predict_slices, to_native_slices
 
 NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stage2_segment.config import RunConfig
-from stage2_segment.data import Batch, SliceData
-from stage2_segment.texts import read_text
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.data import Batch, SliceData
+from zeus_union.stage2_segment.texts import read_text
 
 
 class RunInputs:

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.terminal import say
-from stage2_segment import checkpoint
-from stage2_segment.baselines.pretrained import load_pretrained
-from stage2_segment.config import RunConfig
-from stage2_segment.inputs import RunInputs
-from stage2_segment.losses import Losses, one_hot, segmentation_losses
-from stage2_segment.model import Zeus, build_model
-from stage2_segment.processes import add_up
-from stage2_segment.schedule import build_optimizer, lr_factor
-from stage2_segment.texts import typical_text
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import say
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs import RunInputs
+from zeus_union.stage2_segment.losses import Losses, one_hot, segmentation_losses
+from zeus_union.stage2_segment.model import Zeus, build_model
+from zeus_union.stage2_segment.processes import add_up
+from zeus_union.stage2_segment.schedule import build_optimizer, lr_factor
+from zeus_union.stage2_segment.texts import typical_text
 
 
 class Learner:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment import checkpoint
-from stage2_segment.evaluate import Evaluation, measure_run
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.evaluate import Evaluation, measure_run
 
 MISSING = "missing.parquet"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from stage2_segment.baselines.table2 import rows, suggested_modalities
-from stage2_segment.choices import BASELINES
-from stage2_segment.model import Zeus, parameter_table
+from zeus_union.stage2_segment.baselines.table2 import rows, suggested_modalities
+from zeus_union.stage2_segment.choices import BASELINES
+from zeus_union.stage2_segment.model import Zeus, parameter_table
 
 # f_vt of the paper, trained before stage 1 here: 768 -> 768 -> 4096, the width of a LLaMA 7B.
 PAPER_PROJECTION = 768 * 768 + 768 + 768 * 4096 + 4096

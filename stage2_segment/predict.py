@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cache.errors import UserError
-from cache.grid import Grid, from_square
-from cache.reader import Cache
-from cache.recipe import describe, differences
-from cache.terminal import choose, progress, say
-from stage2_segment import checkpoint
-from stage2_segment.config import RunConfig, text_width
-from stage2_segment.data import SliceData
-from stage2_segment.inputs import RunInputs
-from stage2_segment.model import build_model
-from stage2_segment.model.zeus import class_map
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid, from_square
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import choose, progress, say
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.config import RunConfig, text_width
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.inputs import RunInputs
+from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.model.zeus import class_map
 
 BATCH = 8
 

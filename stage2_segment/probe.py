@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import nn
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.terminal import progress
-from stage2_segment import checkpoint
-from stage2_segment.choices import TEXTS
-from stage2_segment.config import RunConfig
-from stage2_segment.data import SliceData
-from stage2_segment.evaluate import subjects_to_measure
-from stage2_segment.inputs import RunInputs
-from stage2_segment.metrics import dsc, mean_defined, overlap_counts
-from stage2_segment.model.zeus import class_map
-from stage2_segment.predict import BATCH, check_cache, load_model, pick_device, predict_inputs
-from stage2_segment.texts import read_text, typical_text
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import progress
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.choices import TEXTS
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.evaluate import subjects_to_measure
+from zeus_union.stage2_segment.inputs import RunInputs
+from zeus_union.stage2_segment.metrics import dsc, mean_defined, overlap_counts
+from zeus_union.stage2_segment.model.zeus import class_map
+from zeus_union.stage2_segment.predict import BATCH, check_cache, load_model, pick_device, predict_inputs
+from zeus_union.stage2_segment.texts import read_text, typical_text
 
 PROBES = [name for name in TEXTS if name != "none"]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")

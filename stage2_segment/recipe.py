@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 
 @dataclass(frozen=True)

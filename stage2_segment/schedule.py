@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stage2_segment.model import Zeus
-from stage2_segment.recipe import Recipe
+from zeus_union.stage2_segment.model import Zeus
+from zeus_union.stage2_segment.recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

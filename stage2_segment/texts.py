@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment.config import RunConfig
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.config import RunConfig
 
 
 def read_text(

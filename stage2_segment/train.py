@@ -12,19 +12,19 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.terminal import progress_bar, say
-from stage2_segment.choices import BASELINES, TEXTS
-from stage2_segment.config import RunConfig, plan_run
-from stage2_segment.data import Batch, SliceData, epoch_batches
-from stage2_segment.inputs import RunInputs
-from stage2_segment.learner import Learner
-from stage2_segment.metrics import dsc, iou, mean_defined, overlap_counts
-from stage2_segment.model.zeus import class_map
-from stage2_segment.predict import pick_device
-from stage2_segment.processes import sum_plain
-from stage2_segment.stack import Stack
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.stage2_segment.choices import BASELINES, TEXTS
+from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.data import Batch, SliceData, epoch_batches
+from zeus_union.stage2_segment.inputs import RunInputs
+from zeus_union.stage2_segment.learner import Learner
+from zeus_union.stage2_segment.metrics import dsc, iou, mean_defined, overlap_counts
+from zeus_union.stage2_segment.model.zeus import class_map
+from zeus_union.stage2_segment.predict import pick_device
+from zeus_union.stage2_segment.processes import sum_plain
+from zeus_union.stage2_segment.stack import Stack
 
 
 def train_run(

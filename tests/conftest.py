@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.errors import UserError
-from stage1_instruct import weights
-from stage1_instruct.profiles import Profile, load_profile
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct import weights
+from zeus_union.stage1_instruct.profiles import Profile, load_profile
 
 
 def pytest_configure() -> None:

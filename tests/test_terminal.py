@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cache.errors import UserError
-from cache.terminal import ZeusGroup, choose, split_names
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import ZeusGroup, choose, split_names
 
 
 def _command_that_raises(error: Exception) -> click.Group:

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
-from cache.terminal import choose
-from pipelines.report.forest import draw_forest
-from pipelines.report.statistics import subject_scores, summarise
-from pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
-from pipelines.report.verdict import verdict
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose
+from zeus_union.pipelines.report.forest import draw_forest
+from zeus_union.pipelines.report.statistics import subject_scores, summarise
+from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
+from zeus_union.pipelines.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from pipelines.plan import Forecast
+    from zeus_union.pipelines.plan import Forecast
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cache.atomic import write_atomically
-from pipelines.report.statistics import Summary
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.pipelines.report.statistics import Summary
 
 MEAN, REFERENCE, SUBJECT = "#1f4e79", "#b5472f", "#8a8a8a"
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from cache.reader import Cache
-from stage1_instruct.inspect import CLASS_COLOURS, instruction_texts, show
+from zeus_union.cache.reader import Cache
+from zeus_union.stage1_instruct.inspect import CLASS_COLOURS, instruction_texts, show
 
 
 def draw_run(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cache.terminal import choose, split_names
-from pipelines.report.picture import draw_run, telling_rows
-from stage2_segment.checkpoint import load_config
-from stage2_segment.predict import open_cache, predict_rows
+from zeus_union.cache.terminal import choose, split_names
+from zeus_union.pipelines.report.picture import draw_run, telling_rows
+from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.predict import open_cache, predict_rows
 
 
 def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from cache.terminal import choose
+from zeus_union.cache.terminal import choose
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000

@@ -14,8 +14,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cache.atomic import write_atomically
-from pipelines.report.statistics import (
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.pipelines.report.statistics import (
     RESAMPLES,
     Result,
     Summary,
@@ -26,7 +26,7 @@ from pipelines.report.statistics import (
     subject_scores,
     summarise,
 )
-from stage2_segment.metrics import DEFINITIONS
+from zeus_union.stage2_segment.metrics import DEFINITIONS
 
 UNDEFINED = "-"
 SIGNIFICANT = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.report.statistics import Result, Summary, is_defined, summarise
+from zeus_union.pipelines.report.statistics import Result, Summary, is_defined, summarise
 
 SIGNIFICANT = 0.05
 # What a gain over a control shows that the instruction brings; in the order in which one asks.

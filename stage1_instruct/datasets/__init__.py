@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache.errors import UserError
-from cache.terminal import choose
-from stage1_instruct.datasets.labels import LABELS
-from stage1_instruct.datasets.msd import TASKS, open_msd
-from stage1_instruct.datasets.nnunet import open_nnunet
-from stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.datasets.labels import LABELS
+from zeus_union.stage1_instruct.datasets.msd import TASKS, open_msd
+from zeus_union.stage1_instruct.datasets.nnunet import open_nnunet
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
 
 __all__ = ["DATASETS", "Dataset", "Study", "open_dataset"]
 
@@ -39,11 +39,11 @@ def open_dataset(
     elif name == "nnunet":
         dataset = open_nnunet(root, labels, modalities)
     elif name == "chaos":
-        from stage1_instruct.datasets.chaos import open_chaos
+        from zeus_union.stage1_instruct.datasets.chaos import open_chaos
 
         dataset = open_chaos(root, labels, modalities)
     else:
-        from stage1_instruct.datasets.demo import open_demo
+        from zeus_union.stage1_instruct.datasets.demo import open_demo
 
         dataset = open_demo(root, labels, modalities)
     if not dataset.subjects:

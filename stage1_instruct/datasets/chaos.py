@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache.errors import UserError
-from cache.terminal import choose
-from stage1_instruct.datasets.dicom import (
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.datasets.dicom import (
     Series,
     dicom_files,
     header_number,
@@ -29,9 +29,9 @@ from stage1_instruct.datasets.dicom import (
     read_series,
     resample_to,
 )
-from stage1_instruct.datasets.labels import LabelMapping, in_prose
-from stage1_instruct.datasets.nifti import check_finite
-from stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.stage1_instruct.datasets.labels import LabelMapping, in_prose
+from zeus_union.stage1_instruct.datasets.nifti import check_finite
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
 
 IN_PHASE, OUT_PHASE, T2 = "T1-DUAL-in", "T1-DUAL-out", "T2-SPIR"
 TERMS = {IN_PHASE: "MRI-T1 in-phase", OUT_PHASE: "MRI-T1 out-of-phase", T2: "MRI-T2-SPIR"}

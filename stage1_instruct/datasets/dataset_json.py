@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 
 def read_dataset_json(root: Path, required: Mapping[str, type]) -> dict[str, Any]:

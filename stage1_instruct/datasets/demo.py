@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cache.terminal import say
-from stage1_instruct.datasets.chaos import open_chaos
-from stage1_instruct.datasets.study import Dataset
-from stage1_instruct.datasets.write_demo import is_demo, write_demo
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.datasets.chaos import open_chaos
+from zeus_union.stage1_instruct.datasets.study import Dataset
+from zeus_union.stage1_instruct.datasets.write_demo import is_demo, write_demo
 
 
 def open_demo(root: Path, labels: str, modalities: Sequence[str] | None) -> Dataset:

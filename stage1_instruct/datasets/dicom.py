@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from scipy import ndimage
 
-from cache.errors import UserError
-from cache.grid import Grid
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
 
 # Share of the usual distance between slices by which one may differ: real series repeat it to 1e-3.
 GAP_TOLERANCE = 0.1

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.errors import UserError
-from cache.terminal import choose
-from stage1_instruct.datasets.dataset_json import channel_numbers, numbered_names, read_dataset_json
-from stage1_instruct.datasets.labels import LabelMapping, in_prose
-from stage1_instruct.datasets.nifti import read_channels, read_labels
-from stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.datasets.dataset_json import channel_numbers, numbered_names, read_dataset_json
+from zeus_union.stage1_instruct.datasets.labels import LabelMapping, in_prose
+from zeus_union.stage1_instruct.datasets.nifti import read_channels, read_labels
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
 
 # name -> (what is to be segmented, modality in dataset.json -> its name in the instruction).
 TASKS: Mapping[str, tuple[str, Mapping[str, str]]] = {

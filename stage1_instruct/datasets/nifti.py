@@ -14,8 +14,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.grid import Grid
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
 
 _UNREADABLE = (
     ImageFileError,

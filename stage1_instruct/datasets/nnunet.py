@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache.errors import UserError
-from cache.terminal import choose
-from stage1_instruct.datasets.dataset_json import channel_numbers, read_dataset_json
-from stage1_instruct.datasets.labels import LabelMapping, in_prose
-from stage1_instruct.datasets.nifti import check_same_grid, read_labels, read_volume
-from stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.datasets.dataset_json import channel_numbers, read_dataset_json
+from zeus_union.stage1_instruct.datasets.labels import LabelMapping, in_prose
+from zeus_union.stage1_instruct.datasets.nifti import check_same_grid, read_labels, read_volume
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
 
 ENDINGS = (".nii.gz", ".nii")
 

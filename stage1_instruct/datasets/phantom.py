@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cache.grid import Grid
+from zeus_union.cache.grid import Grid
 
 MODALITIES = ("T1-DUAL-in", "T1-DUAL-out", "T2-SPIR")
 CLASSES = ("liver", "right kidney", "left kidney", "spleen")

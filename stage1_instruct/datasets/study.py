@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.grid import Grid
+from zeus_union.cache.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,10 @@ from pydicom.dataset import Dataset as DicomDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from cache.errors import UserError
-from cache.grid import Grid
-from stage1_instruct.datasets import phantom
-from stage1_instruct.datasets.chaos import GREY
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
+from zeus_union.stage1_instruct.datasets import phantom
+from zeus_union.stage1_instruct.datasets.chaos import GREY
 
 MARK = "phantom.json"
 VERSION = 1

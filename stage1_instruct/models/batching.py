@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 T = TypeVar("T")
 

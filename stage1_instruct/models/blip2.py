@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cache.errors import UserError
-from stage1_instruct.models.llm import LoadedLLM
-from stage1_instruct.models.pretrained import Loading, load_pretrained
-from stage1_instruct.weights import digest_of, path_of
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.llm import LoadedLLM
+from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.stage1_instruct.weights import digest_of, path_of
 
 # CLIP's, with which BLIP-2's tower was trained (preprocessor_config.json of the released folders).
 MEAN = (0.48145466, 0.4578275, 0.40821073)

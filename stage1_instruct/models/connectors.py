@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
-from stage1_instruct.models.qformer import QFormer
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.qformer import QFormer
 
 
 class Connector(nn.Module):
@@ -142,7 +142,7 @@ def read_llama_proj(path: Path) -> Connector:
     Raises:
         UserError: no such file, a pickle that would run code, no llama_proj in it.
     """
-    from stage1_instruct.weight_files import read_weights
+    from zeus_union.stage1_instruct.weight_files import read_weights
 
     state = read_weights(path)
     names = ("llama_proj.weight", "llama_proj.bias")

@@ -16,9 +16,9 @@ import transformers
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from cache.errors import UserError
-from stage1_instruct.models.batching import is_out_of_memory
-from stage1_instruct.models.slot_cache import SlotCache, tensors
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.batching import is_out_of_memory
+from zeus_union.stage1_instruct.models.slot_cache import SlotCache, tensors
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cache.errors import UserError
+from zeus_union.cache.errors import UserError
 
 
 class ImageEncoder(Protocol):

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_instruct.models.image_encoder import check_images, load_strictly, prompt_constants
-from stage1_instruct.models.tiny_vit import TinyViT
-from stage1_instruct.weight_files import read_weights
-from stage1_instruct.weights import digest_of, path_of
+from zeus_union.stage1_instruct.models.image_encoder import check_images, load_strictly, prompt_constants
+from zeus_union.stage1_instruct.models.tiny_vit import TinyViT
+from zeus_union.stage1_instruct.weight_files import read_weights
+from zeus_union.stage1_instruct.weights import digest_of, path_of
 
 
 class LiteMedSAM:

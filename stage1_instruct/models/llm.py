@@ -10,12 +10,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cache.errors import UserError
-from cache.terminal import say
-from stage1_instruct.models.generation import Answer, Decoder, Decoding, Prompts
-from stage1_instruct.models.pretrained import Loading, load_pretrained
-from stage1_instruct.prompts import Template
-from stage1_instruct.weights import digest_of
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.generation import Answer, Decoder, Decoding, Prompts
+from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.stage1_instruct.prompts import Template
+from zeus_union.stage1_instruct.weights import digest_of
 
 __all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading"]
 

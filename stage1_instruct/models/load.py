@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cache.errors import UserError
-from cache.terminal import say as say_to_terminal
-from stage1_instruct.models.connectors import Connector, load_connector, new_connector
-from stage1_instruct.models.image_encoder import ImageEncoder
-from stage1_instruct.models.llm import Decoding, Generation, InstructionLLM, Loading
-from stage1_instruct.models.text_encoder import InstructionEncoder, TextEncoder
-from stage1_instruct.models.vision_features import Vision, VisionFeatures
-from stage1_instruct.profiles import NONE, PROMPT, Profile
-from stage1_instruct.prompts import QUESTION, template
-from stage1_instruct.weights import zeus_home
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say as say_to_terminal
+from zeus_union.stage1_instruct.models.connectors import Connector, load_connector, new_connector
+from zeus_union.stage1_instruct.models.image_encoder import ImageEncoder
+from zeus_union.stage1_instruct.models.llm import Decoding, Generation, InstructionLLM, Loading
+from zeus_union.stage1_instruct.models.text_encoder import InstructionEncoder, TextEncoder
+from zeus_union.stage1_instruct.models.vision_features import Vision, VisionFeatures
+from zeus_union.stage1_instruct.profiles import NONE, PROMPT, Profile
+from zeus_union.stage1_instruct.prompts import QUESTION, template
+from zeus_union.stage1_instruct.weights import zeus_home
 
 if TYPE_CHECKING:
-    from stage1_instruct.models.blip2 import Blip2
+    from zeus_union.stage1_instruct.models.blip2 import Blip2
 
 
 def trained_projection(profile: Profile) -> Path:
@@ -57,10 +57,10 @@ class Models:
     def encoder(self) -> ImageEncoder:
         profile = self.profile
         if profile.encoder == "litemedsam":
-            from stage1_instruct.models.litemedsam import LiteMedSAM
+            from zeus_union.stage1_instruct.models.litemedsam import LiteMedSAM
 
             return LiteMedSAM(profile.encoder_weights, self.device)
-        from stage1_instruct.models.sam import SamEncoder
+        from zeus_union.stage1_instruct.models.sam import SamEncoder
 
         return SamEncoder(
             profile.encoder, profile.encoder_weights, self.device, profile.encoder_precision, self._batch_size
@@ -72,7 +72,7 @@ class Models:
         if profile.instructor == "blip2":
             return self._blip2
         if profile.vision.startswith("medclip"):
-            from stage1_instruct.models.medclip import MedCLIPVision
+            from zeus_union.stage1_instruct.models.medclip import MedCLIPVision
 
             variant = profile.vision.removeprefix("medclip_")
             return MedCLIPVision(variant, profile.vision_weights, profile.vision_feature, self.device)
@@ -98,14 +98,14 @@ class Models:
         else:
             llm = InstructionLLM(profile.llm, template(profile.template), decoding, self.device, self._loading)
         if profile.lora != NONE:
-            from stage1_instruct.models.lora import load_lora
+            from zeus_union.stage1_instruct.models.lora import load_lora
 
             load_lora(llm.model, Path(profile.lora).expanduser())
         return llm
 
     @cached_property
     def _blip2(self) -> Blip2:
-        from stage1_instruct.models.blip2 import Blip2
+        from zeus_union.stage1_instruct.models.blip2 import Blip2
 
         return Blip2(self.profile.blip2, self._loading, self.device)
 
@@ -117,11 +117,11 @@ class Models:
     def text_encoder(self) -> InstructionEncoder:
         profile = self.profile
         if profile.text_kind == "medclip":
-            from stage1_instruct.models.medclip import MedCLIPText
+            from zeus_union.stage1_instruct.models.medclip import MedCLIPText
 
             return MedCLIPText(profile.text_encoder, profile.text_tokenizer, profile.text_window, self.device)
         if profile.text_kind == "clip":
-            from stage1_instruct.models.clip_text import CLIPText
+            from zeus_union.stage1_instruct.models.clip_text import CLIPText
 
             return CLIPText(profile.text_encoder, self.device)
         return TextEncoder(profile.text_encoder, self.device)
@@ -224,7 +224,7 @@ class Models:
             "text_encoder": self.text_encoder.recipe(),
         }
         if self.profile.lora != NONE:
-            from stage1_instruct.models.lora import lora_digest
+            from zeus_union.stage1_instruct.models.lora import lora_digest
 
             recipe["lora"] = lora_digest(Path(self.profile.lora).expanduser())
         return recipe

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cache.atomic import write_atomically
-from cache.errors import UserError
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
 
 # LLaMA's and OPT's names; the paper gives no rank and no targets, these are Hu et al.'s.
 TARGETS = ("q_proj", "v_proj")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cache.errors import UserError
-from stage1_instruct.models.clip_text import batches_of_equal_length
-from stage1_instruct.models.medclip_keys import (
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.clip_text import batches_of_equal_length
+from zeus_union.stage1_instruct.models.medclip_keys import (
     BACKBONES,
     PROJECTED,
     WIDTHS,
@@ -32,7 +32,7 @@ from stage1_instruct.models.medclip_keys import (
     read_checkpoint,
     variant_of,
 )
-from stage1_instruct.weights import SOURCES, digest_of, path_of
+from zeus_union.stage1_instruct.weights import SOURCES, digest_of, path_of
 
 FEATURES = ("pooled", "projected", "tokens")
 SIDE = 224

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cache.errors import UserError
-from cache.terminal import say
-from stage1_instruct.models.batching import run_in_batches
-from stage1_instruct.models.image_encoder import check_images, load_strictly, prompt_constants
-from stage1_instruct.models.sam_attention import use_sdpa
-from stage1_instruct.weight_files import read_weights
-from stage1_instruct.weights import digest_of, path_of
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import run_in_batches
+from zeus_union.stage1_instruct.models.image_encoder import check_images, load_strictly, prompt_constants
+from zeus_union.stage1_instruct.models.sam_attention import use_sdpa
+from zeus_union.stage1_instruct.weight_files import read_weights
+from zeus_union.stage1_instruct.weights import digest_of, path_of
 
 # SAM's normalisation, on 0..255 (segment_anything/build_sam.py).
 PIXEL_MEAN = (123.675, 116.28, 103.53)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
 
-from stage1_instruct.models.pretrained import load_pretrained
-from stage1_instruct.weights import digest_of
+from zeus_union.stage1_instruct.models.pretrained import load_pretrained
+from zeus_union.stage1_instruct.weights import digest_of
 
 
 class InstructionEncoder(Protocol):

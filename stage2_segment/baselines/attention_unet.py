@@ -18,8 +18,8 @@ import torch
 from monai.networks.nets.attentionunet import AttentionBlock, UpConv
 from torch import Tensor, nn
 
-from stage2_segment.baselines import unet
-from stage2_segment.baselines.unet import two_convolutions
+from zeus_union.stage2_segment.baselines import unet
+from zeus_union.stage2_segment.baselines.unet import two_convolutions
 
 
 class GatedUp(nn.Module):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError
-from stage2_segment.baselines.networks import NETWORKS
-from stage2_segment.choices import FUSIONS, MERGES, PRESETS
+from zeus_union.cache.errors import UserError
+from zeus_union.stage2_segment.baselines.networks import NETWORKS
+from zeus_union.stage2_segment.choices import FUSIONS, MERGES, PRESETS
 
 
 class FusedNetwork(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_segment.baselines.layers import (
+from zeus_union.stage2_segment.baselines.layers import (
     DepthwiseConvolution,
     PatchEmbedding,
     channels_first,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from stage2_segment.baselines import (
+from zeus_union.stage2_segment.baselines import (
     attention_unet,
     missformer,
     res_unet,

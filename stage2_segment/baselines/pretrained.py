@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache.errors import UserError
-from stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.cache.errors import UserError
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 
 FITTING = ("transunet",)
 EXPECTED = (

@@ -16,8 +16,8 @@ import torch
 from monai.networks.blocks import ResidualUnit
 from torch import Tensor, nn
 
-from stage2_segment.baselines import unet
-from stage2_segment.baselines.layers import BATCH_RELU
+from zeus_union.stage2_segment.baselines import unet
+from zeus_union.stage2_segment.baselines.layers import BATCH_RELU
 
 
 def residual_unit(before: int, after: int) -> nn.Module:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from stage2_segment.baselines.fusion import FusedNetwork
-from stage2_segment.baselines.networks import NETWORKS
-from stage2_segment.choices import FUSIONS
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.networks import NETWORKS
+from zeus_union.stage2_segment.choices import FUSIONS
 
 MILLION = 1e6
 CLASSES = 4  # of CHAOS

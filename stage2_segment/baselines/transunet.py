@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_segment.baselines.layers import channels_first, channels_last, scaled
+from zeus_union.stage2_segment.baselines.layers import channels_first, channels_last, scaled
 
 SIDE = 16  # tokens a side: 256 pixels / 16
 BLOCKS = (3, 4, 9)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from monai.networks.nets.basic_unet import TwoConv, UpCat
 from torch import Tensor, nn
 
-from stage2_segment.baselines.layers import BATCH_RELU, scaled
+from zeus_union.stage2_segment.baselines.layers import BATCH_RELU, scaled
 
 LEVELS = 5
 

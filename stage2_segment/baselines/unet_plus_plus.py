@@ -18,8 +18,8 @@ import torch
 from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 
-from stage2_segment.baselines import unet
-from stage2_segment.baselines.layers import BATCH_RELU
+from zeus_union.stage2_segment.baselines import unet
+from zeus_union.stage2_segment.baselines.layers import BATCH_RELU
 
 Encoder = partial(unet.Encoder, first=32)
 

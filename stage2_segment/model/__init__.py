@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stage2_segment.baselines.fusion import FusedNetwork
-from stage2_segment.model.zeus import Zeus
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.model.zeus import Zeus
 
 if TYPE_CHECKING:
-    from stage2_segment.config import RunConfig
+    from zeus_union.stage2_segment.config import RunConfig
 
 
 def build_model(config: RunConfig) -> Zeus | FusedNetwork:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_segment.model.decoder import WIDTH
+from zeus_union.stage2_segment.model.decoder import WIDTH
 
 HIDDEN = 512  # the paper's text width; with it f_tt has 393,984 parameters
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_segment.model.transformer import TwoWayTransformer
+from zeus_union.stage2_segment.model.transformer import TwoWayTransformer
 
 WIDTH = 256  # channels of SAM's image embedding, and of a token
 GRID = 64  # positions along a side of the embedding; masks have 4 x as many pixels

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stage2_segment.model.aligner import HIDDEN, Aligner, LearnedToken
-from stage2_segment.model.decoder import GRID, WIDTH, MaskDecoder
-from stage2_segment.model.fusion import Combine
+from zeus_union.stage2_segment.model.aligner import HIDDEN, Aligner, LearnedToken
+from zeus_union.stage2_segment.model.decoder import GRID, WIDTH, MaskDecoder
+from zeus_union.stage2_segment.model.fusion import Combine
 
 DECODER_PREFIX = "decoder."  # of SAM's decoder among a cache's constants
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cache.grid import Grid
-from cache.layout import DatasetCard
-from cache.reader import Cache
-from cache.writer import CacheWriter, Instruction, SubjectSlices
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
 
 SUBJECTS, SLICES, MODALITIES, BATCH, ROUNDS = 3, 16, ("T1", "T2"), 10, 7
 SHAPE = (256, 64, 64)

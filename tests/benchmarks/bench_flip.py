@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from cache.reader import Cache
-from stage1_instruct.models.load import best_device, load_models
-from stage1_instruct.profiles import load_profile
+from zeus_union.cache.reader import Cache
+from zeus_union.stage1_instruct.models.load import best_device, load_models
+from zeus_union.stage1_instruct.profiles import load_profile
 
 
 def main() -> None:

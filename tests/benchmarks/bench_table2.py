@@ -16,16 +16,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stage2_segment.choices import BASELINES
+from zeus_union.stage2_segment.choices import BASELINES
 
 ROOT = Path(__file__).parents[2]
 STEP = """
 import json, resource, sys, time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from stage2_segment.baselines.fusion import FusedNetwork
-from stage2_segment.losses import one_hot, segmentation_losses
-from stage2_segment.model import Zeus, parameter_table
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.model import Zeus, parameter_table
 model, fusion, preset = sys.argv[1:4]
 modalities, classes, batch = map(int, sys.argv[4:])
 device = "cuda" if torch.cuda.is_available() else "cpu"

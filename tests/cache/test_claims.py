@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cache.claims import claim
+from zeus_union.cache.claims import claim
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from cache.claims import claim
+from zeus_union.cache.claims import claim
 with claim(Path(sys.argv[1]), "A") as ours:
     print(ours, flush=True)
     time.sleep(60)

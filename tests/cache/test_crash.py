@@ -21,8 +21,8 @@ import pytest
 import tiny_cache
 from tiny_cache import build, content
 
-from cache.atomic import AtomicFile
-from cache.verify import verify
+from zeus_union.cache.atomic import AtomicFile
+from zeus_union.cache.verify import verify
 
 CHANGES = ("pwrite", "ftruncate", "fsync", "fchmod", "replace", "unlink", "mkdir", "rmdir")
 NO_SPACE = 78

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from cache.errors import UserError
-from cache.grid import Grid, from_square, to_square
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid, from_square, to_square
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)

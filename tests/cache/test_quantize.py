@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cache.errors import UserError
-from cache.quantize import decode, encode_fp16, encode_uint8
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
 
 SHAPE = (2, 3, 4, 2, 5)
 

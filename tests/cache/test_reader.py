@@ -16,13 +16,13 @@ import pytest
 import tiny_cache
 from tiny_cache import CARD, SLICES_RECIPE, build, content, make_embeddings, make_slices, make_texts
 
-from cache.errors import UserError
-from cache.pack import pack
-from cache.quantize import decode
-from cache.reader import Cache
-from cache.seal import SEAL_BYTES
-from cache.verify import verify
-from cache.writer import CacheWriter
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.pack import pack
+from zeus_union.cache.quantize import decode
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.seal import SEAL_BYTES
+from zeus_union.cache.verify import verify
+from zeus_union.cache.writer import CacheWriter
 
 
 @pytest.fixture(scope="module", params=["packed", "sharded"])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.folds import assign_folds
-from cache.recipe import canonical_json, describe, differences, fingerprint, sha256_file
+from zeus_union.cache.folds import assign_folds
+from zeus_union.cache.recipe import canonical_json, describe, differences, fingerprint, sha256_file
 
 RECIPE = {
     "encoder": {"name": "litemedsam", "weights_sha256": "12ab", "input_size": 256},

@@ -14,10 +14,10 @@ import h5py
 import pytest
 import tiny_cache
 
-from cache.instructions import read_table
-from cache.manifest import read_manifest
-from cache.seal import SEAL_BYTES, seal_holds
-from cache.verify import verify
+from zeus_union.cache.instructions import read_table
+from zeus_union.cache.manifest import read_manifest
+from zeus_union.cache.seal import SEAL_BYTES, seal_holds
+from zeus_union.cache.verify import verify
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def test_a_changed_text_is_named(packed: Path) -> None:
     table = read_table(path)
     rows = table.to_pylist()
     rows[3]["text"] += "!"
-    from cache.instructions import SCHEMA, write_table
+    from zeus_union.cache.instructions import SCHEMA, write_table
 
     write_table(path, [type(table).from_pylist(rows, SCHEMA)])
     try:

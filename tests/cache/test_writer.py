@@ -26,12 +26,12 @@ from tiny_cache import (
     make_texts,
 )
 
-from cache.atomic import AtomicFile
-from cache.errors import UserError
-from cache.layout import CONSTANTS, DatasetCard
-from cache.reader import Cache
-from cache.verify import verify
-from cache.writer import CacheWriter
+from zeus_union.cache.atomic import AtomicFile
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import CONSTANTS, DatasetCard
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.verify import verify
+from zeus_union.cache.writer import CacheWriter
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny_cache
-from cache.terminal import ZeusGroup
+from zeus_union.cache.terminal import ZeusGroup
 
 group = ZeusGroup("zeus-instruct")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.grid import Grid
-from cache.layout import DatasetCard
-from cache.reader import Cache
-from cache.shard import row_hashes
-from cache.writer import CacheWriter, Instruction, SubjectSlices
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.shard import row_hashes
+from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
 
 CARD = DatasetCard(
     "phantom", ("T1", "T2"), {"T1": "MRI-T1", "T2": "MRI-T2"}, ("liver", "spleen"), "liver and spleen", ("A", "B", "C")

@@ -14,19 +14,19 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from cache.errors import UserError
-from cache.reader import Cache
-from pipelines import ablate
-from pipelines.ablate import run_ablation
-from pipelines.cli import main
-from pipelines.grid import Grid, Row, grid_names, paper_figures, read_grid
-from pipelines.plan import StepTimes, plan_ablation
-from stage2_segment.config import RunConfig, plan_run
-from stage2_segment.data import SliceData
-from stage2_segment.evaluate import evaluate_run
-from stage2_segment.learner import Learner
-from stage2_segment.losses import Losses
-from stage2_segment.train import architecture, train_run
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.pipelines import ablate
+from zeus_union.pipelines.ablate import run_ablation
+from zeus_union.pipelines.cli import main
+from zeus_union.pipelines.grid import Grid, Row, grid_names, paper_figures, read_grid
+from zeus_union.pipelines.plan import StepTimes, plan_ablation
+from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.evaluate import evaluate_run
+from zeus_union.stage2_segment.learner import Learner
+from zeus_union.stage2_segment.losses import Losses
+from zeus_union.stage2_segment.train import architecture, train_run
 from tests.stage2_segment.conftest import make_cache
 
 BASELINES = """
@@ -133,8 +133,8 @@ def test_killed_anywhere_and_started_again_it_ends_the_same(
     toy: Path, grid_file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr("stage2_segment.checkpoint.SAVE_EVERY_S", 0)
-    monkeypatch.setattr("stage2_segment.checkpoint.SAVING_SHARE", float("inf"))
+    monkeypatch.setattr("zeus_union.stage2_segment.checkpoint.SAVE_EVERY_S", 0)
+    monkeypatch.setattr("zeus_union.stage2_segment.checkpoint.SAVING_SHARE", float("inf"))
     take, taken = Learner.take, []
 
     def killed_at(step: int) -> Any:

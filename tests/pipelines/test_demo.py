@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.verify import verify
-from pipelines.cli import main as zeus
-from pipelines.segment import find_modalities
-from stage1_instruct.cli import main as zeus_instruct
-from stage1_instruct.datasets import open_dataset
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.verify import verify
+from zeus_union.pipelines.cli import main as zeus
+from zeus_union.pipelines.segment import find_modalities
+from zeus_union.stage1_instruct.cli import main as zeus_instruct
+from zeus_union.stage1_instruct.datasets import open_dataset
 
 SMALL = ["--subjects", "2", "--slice-step", "4", "--epochs", "2", "--caption-epochs", "4"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.report.forest import draw_forest
-from pipelines.report.statistics import subject_scores, summarise
+from zeus_union.pipelines.report.forest import draw_forest
+from zeus_union.pipelines.report.statistics import subject_scores, summarise
 
 
 def results(rows: int, subjects: int = 5) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, wilcoxon
 
-from cache.errors import UserError
-from pipelines.report.statistics import (
+from zeus_union.cache.errors import UserError
+from zeus_union.pipelines.report.statistics import (
     Summary,
     bootstrap_interval,
     holm,

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cache.errors import UserError
-from pipelines.report.statistics import pooled, summarise
-from pipelines.report.tables import Sheet, ablation_sheet, class_sheet, write_sheets
-from stage2_segment.metrics import DEFINITIONS
+from zeus_union.cache.errors import UserError
+from zeus_union.pipelines.report.statistics import pooled, summarise
+from zeus_union.pipelines.report.tables import Sheet, ablation_sheet, class_sheet, write_sheets
+from zeus_union.stage2_segment.metrics import DEFINITIONS
 
 SMALL = Sheet(
     title="Table 1: 50 % of R&D",

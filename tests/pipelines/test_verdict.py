@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.verdict import findings, verdict
+from zeus_union.pipelines.report.verdict import findings, verdict
 
 
 def results(rows: dict[str, list[float]]) -> list[dict[str, Any]]:

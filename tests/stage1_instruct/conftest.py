@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from stage1_instruct.models.tiny_vit import TinyViT
+from zeus_union.stage1_instruct.models.tiny_vit import TinyViT
 
 
 def byte_tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage1_instruct.build import BuildOptions, build_cache, parse_layers
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.datasets.study import Dataset, Study
-from stage1_instruct.datasets.write_demo import write_demo
-from stage1_instruct.models.load import load_models
-from stage1_instruct.profiles import Profile
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage1_instruct.build import BuildOptions, build_cache, parse_layers
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.datasets.study import Dataset, Study
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.profiles import Profile
 
 
 @pytest.fixture(scope="module")

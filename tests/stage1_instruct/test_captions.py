@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import UserError
-from cache.grid import Grid
-from cache.layout import DatasetCard
-from cache.quantize import decode
-from cache.reader import Cache
-from cache.writer import CacheWriter, SubjectSlices
-from stage1_instruct.captions import describe, make_pairs
-from stage1_instruct.models.llm import Decoding, InstructionLLM
-from stage1_instruct.models.load import load_models
-from stage1_instruct.models.vision_features import VisionFeatures
-from stage1_instruct.pairs import Pair, read_pairs, vision_features
-from stage1_instruct.profiles import Profile, load_profile
-from stage1_instruct.prompts import template
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.quantize import decode
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct.captions import describe, make_pairs
+from zeus_union.stage1_instruct.models.llm import Decoding, InstructionLLM
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.models.vision_features import VisionFeatures
+from zeus_union.stage1_instruct.pairs import Pair, read_pairs, vision_features
+from zeus_union.stage1_instruct.profiles import Profile, load_profile
+from zeus_union.stage1_instruct.prompts import template
 
 CLASSES = ("liver", "right kidney", "left kidney", "spleen")
 

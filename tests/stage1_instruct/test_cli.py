@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stage1_instruct.cli import main
-from stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.cli import main
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
 
 
 def run(*arguments: str | Path) -> Result:

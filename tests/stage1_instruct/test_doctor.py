@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stage1_instruct.cli import main
+from zeus_union.stage1_instruct.cli import main
 
 
 def doctor(parts: dict[str, str], **overrides: str) -> tuple[int, str]:

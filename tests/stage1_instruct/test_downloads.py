@@ -16,11 +16,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from cache.errors import UserError
-from stage1_instruct import downloads, weights
-from stage1_instruct.downloads import download
-from stage1_instruct.sources import SOURCES, ByHand, Hub, Link
-from stage1_instruct.weights import digest_of, fetch, is_present, path_of, zeus_home
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct import downloads, weights
+from zeus_union.stage1_instruct.downloads import download
+from zeus_union.stage1_instruct.sources import SOURCES, ByHand, Hub, Link
+from zeus_union.stage1_instruct.weights import digest_of, fetch, is_present, path_of, zeus_home
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.reader import Cache
-from cache.verify import verify
-from stage1_instruct import weights
-from stage1_instruct.build import BuildOptions, build_cache
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.datasets.write_demo import write_demo
-from stage1_instruct.models.load import load_models
-from stage1_instruct.profiles import Profile, load_profile
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.verify import verify
+from zeus_union.stage1_instruct import weights
+from zeus_union.stage1_instruct.build import BuildOptions, build_cache
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.profiles import Profile, load_profile
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +27,10 @@ WORKER = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from stage1_instruct.build import BuildOptions, build_cache
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.models.load import load_models
-from stage1_instruct.profiles import load_profile
+from zeus_union.stage1_instruct.build import BuildOptions, build_cache
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.profiles import load_profile
 
 root, out, lost = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 dataset = open_dataset("nnunet", root)
@@ -107,7 +107,7 @@ def test_the_subject_of_a_lost_process_is_taken_over(data: Path, tmp_path: Path)
 def test_a_launcher_with_two_processes_builds_every_layer_as_one_process_does(
     data: Path, lite: Profile, tmp_path: Path
 ) -> None:
-    command = ["-m", "stage1_instruct.cli", "build-cache", "--dataset", "nnunet", "--data-root", str(data)]
+    command = ["-m", "zeus_union.stage1_instruct.cli", "build-cache", "--dataset", "nnunet", "--data-root", str(data)]
     command += ["--modalities", "T2-SPIR", "--slice-step", "8", "--set", "projection=untrained"]
     command += ["--set", "max_new_tokens=12"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEUS_HOME": str(weights.zeus_home())}

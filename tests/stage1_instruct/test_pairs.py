@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cache.errors import UserError
-from stage1_instruct.pairs import Pair, read_pairs
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.pairs import Pair, read_pairs
 
 
 def picture(path: Path) -> None:

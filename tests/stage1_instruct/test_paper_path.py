@@ -11,12 +11,12 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-from cache.errors import UserError
-from cache.reader import Cache
-from cache.verify import verify
-from stage1_instruct.cli import main
-from stage1_instruct.datasets.write_demo import write_demo
-from stage1_instruct.models.medclip_keys import new_text, new_vision
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.verify import verify
+from zeus_union.stage1_instruct.cli import main
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.models.medclip_keys import new_text, new_vision
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##a", "##e", ".", ",")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import UserError
-from stage1_instruct.named_yaml import names_in
-from stage1_instruct.profiles import FOLDER, load_profile, parse_overrides
-from stage1_instruct.weights import SOURCES
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.named_yaml import names_in
+from zeus_union.stage1_instruct.profiles import FOLDER, load_profile, parse_overrides
+from zeus_union.stage1_instruct.weights import SOURCES
 
 
 @pytest.mark.parametrize("name", names_in(FOLDER))

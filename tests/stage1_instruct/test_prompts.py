@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cache.errors import UserError
-from stage1_instruct.prompts import TEMPLATES, question, template
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.prompts import TEMPLATES, question, template
 
 ASKED = (
     "Please analyze the given prostate MRI-T2 image and give as much important information in such a MRI-T2 for "

@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.grid import Grid
-from cache.instructions import Instruction
-from cache.layout import DatasetCard
-from cache.reader import Cache
-from cache.writer import CacheWriter, SubjectSlices
-from stage1_instruct.cli import main
-from stage1_instruct.datasets.write_demo import write_demo
-from stage1_instruct.models.text_encoder import TextEncoder
-from stage1_instruct.profiles import Profile
-from stage1_instruct.sentences import split_sentences, write_sentences
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.instructions import Instruction
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct.cli import main
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.models.text_encoder import TextEncoder
+from zeus_union.stage1_instruct.profiles import Profile
+from zeus_union.stage1_instruct.sentences import split_sentences, write_sentences
 
 TEXTS = {
     "A": ["Bright liver. Dark spleen; no kidney.", "Dark spleen; no kidney.", "One sentence", ""],

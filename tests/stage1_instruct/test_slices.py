@@ -8,11 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from cache.errors import UserError
-from cache.grid import Grid, from_square
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.datasets.study import Study
-from stage1_instruct.slices import study_to_slices, to_grey
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid, from_square
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.datasets.study import Study
+from zeus_union.stage1_instruct.slices import study_to_slices, to_grey
 
 RAS = Grid((30, 40, 10), np.diag([1.0, 1.0, 4.0, 1.0]))
 

@@ -18,17 +18,17 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from cache.errors import UserError
-from stage1_instruct import training_loop
-from stage1_instruct.captioning import Captioning, computes_bf16
-from stage1_instruct.models.connectors import load_connector
-from stage1_instruct.models.load import Models, load_models, trained_projection
-from stage1_instruct.models.lora import add_lora, lora_state
-from stage1_instruct.pairs import Pair, read_pairs
-from stage1_instruct.profiles import Profile, load_profile
-from stage1_instruct.prompts import question
-from stage1_instruct.train_projection import TrainingRecipe, lora_path, split_by_image, train_projection
-from stage1_instruct.training_loop import fit, steps_in_all
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct import training_loop
+from zeus_union.stage1_instruct.captioning import Captioning, computes_bf16
+from zeus_union.stage1_instruct.models.connectors import load_connector
+from zeus_union.stage1_instruct.models.load import Models, load_models, trained_projection
+from zeus_union.stage1_instruct.models.lora import add_lora, lora_state
+from zeus_union.stage1_instruct.pairs import Pair, read_pairs
+from zeus_union.stage1_instruct.profiles import Profile, load_profile
+from zeus_union.stage1_instruct.prompts import question
+from zeus_union.stage1_instruct.train_projection import TrainingRecipe, lora_path, split_by_image, train_projection
+from zeus_union.stage1_instruct.training_loop import fit, steps_in_all
 
 ASKED = question("liver", "MRI-T2")
 
@@ -313,9 +313,9 @@ def test_training_lowers_the_loss(tiny: Models) -> None:
 WORKER = """
 import sys
 from pathlib import Path
-from stage1_instruct.models.load import load_models
-from stage1_instruct.profiles import load_profile, parse_overrides
-from stage1_instruct.train_projection import read_pairs, train_projection
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.profiles import load_profile, parse_overrides
+from zeus_union.stage1_instruct.train_projection import read_pairs, train_projection
 
 profile = load_profile("lite", parse_overrides(tuple(sys.argv[3:])))
 options = dict(epochs=3, batch_size=3, precision="fp32", lora_rank=2, held_out=0.0)

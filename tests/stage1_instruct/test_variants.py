@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.errors import UserError
-from cache.layout import kind_of
-from cache.reader import Cache
-from stage1_instruct.cli import main
-from stage1_instruct.datasets.write_demo import write_demo
-from stage1_instruct.models.text_encoder import encode_distinct
-from stage1_instruct.named_yaml import names_in
-from stage1_instruct.profiles import load_profile
-from stage1_instruct.prompts import question
-from stage1_instruct.variants import FOLDER, class_variants, read_grid
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import kind_of
+from zeus_union.cache.reader import Cache
+from zeus_union.stage1_instruct.cli import main
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.models.text_encoder import encode_distinct
+from zeus_union.stage1_instruct.named_yaml import names_in
+from zeus_union.stage1_instruct.profiles import load_profile
+from zeus_union.stage1_instruct.prompts import question
+from zeus_union.stage1_instruct.variants import FOLDER, class_variants, read_grid
 
 ROWS = {"table3": 5, "table4": 9}
 

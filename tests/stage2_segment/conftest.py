@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cache.grid import Grid, to_square
-from cache.layout import DatasetCard
-from cache.writer import CacheWriter, Instruction, SubjectSlices
-from stage2_segment.model.decoder import MaskDecoder
+from zeus_union.cache.grid import Grid, to_square
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
+from zeus_union.stage2_segment.model.decoder import MaskDecoder
 
 SUBJECTS = ("eve", "ada", "ben", "cleo", "dan")
 UNLABELLED = "eve"

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment.checkpoint import load_config
-from stage2_segment.choices import BASELINES
-from stage2_segment.config import plan_run
-from stage2_segment.data import SliceData
-from stage2_segment.evaluate import evaluate_run
-from stage2_segment.missing import evaluate_missing
-from stage2_segment.model import build_model, parameter_table
-from stage2_segment.predict import predict_run
-from stage2_segment.probe import probe_texts
-from stage2_segment.train import train_run
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.choices import BASELINES
+from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.evaluate import evaluate_run
+from zeus_union.stage2_segment.missing import evaluate_missing
+from zeus_union.stage2_segment.model import build_model, parameter_table
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.probe import probe_texts
+from zeus_union.stage2_segment.train import train_run
 
 SPLIT: dict[str, Any] = {"train_subjects": ["ada", "cleo"], "test_subjects": ["ben"]}
 

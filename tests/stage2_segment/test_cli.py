@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stage2_segment.cli import main
+from zeus_union.stage2_segment.cli import main
 from tests.stage2_segment.conftest import make_cache
 
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment import data as data_module
-from stage2_segment.config import plan_run
-from stage2_segment.data import SliceData, epoch_batches
-from stage2_segment.inputs import RunInputs
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment import data as data_module
+from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.data import SliceData, epoch_batches
+from zeus_union.stage2_segment.inputs import RunInputs
 
 cases = st.tuples(
     st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 12), st.integers(0, 3), st.integers(1, 5)

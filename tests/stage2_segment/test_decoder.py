@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stage1_instruct.models.sam import sam_modeling
-from stage1_instruct.profiles import Profile
-from stage1_instruct.weights import path_of
-from stage2_segment.model.aligner import Aligner
-from stage2_segment.model.decoder import MaskDecoder
-from stage2_segment.model.fusion import Combine
-from stage2_segment.model.transformer import Attention
-from stage2_segment.model.zeus import Zeus, class_map
-from stage2_segment.params import PAPER_CASE, PAPER_PROJECTION, totals
+from zeus_union.stage1_instruct.models.sam import sam_modeling
+from zeus_union.stage1_instruct.profiles import Profile
+from zeus_union.stage1_instruct.weights import path_of
+from zeus_union.stage2_segment.model.aligner import Aligner
+from zeus_union.stage2_segment.model.decoder import MaskDecoder
+from zeus_union.stage2_segment.model.fusion import Combine
+from zeus_union.stage2_segment.model.transformer import Attention
+from zeus_union.stage2_segment.model.zeus import Zeus, class_map
+from zeus_union.stage2_segment.params import PAPER_CASE, PAPER_PROJECTION, totals
 
 
 def sam_decoder() -> Any:

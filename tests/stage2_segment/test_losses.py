@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceLoss
 
-from stage2_segment.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.losses import one_hot, segmentation_losses
 
 
 @settings(max_examples=30, deadline=None)

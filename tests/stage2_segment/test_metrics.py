@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_iou
 
-from stage2_segment.metrics import dsc, iou, mean_defined, overlap_counts, stack_slices, surface_scores
+from zeus_union.stage2_segment.metrics import dsc, iou, mean_defined, overlap_counts, stack_slices, surface_scores
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache.reader import Cache
-from stage2_segment.config import plan_run
-from stage2_segment.data import SliceData
-from stage2_segment.inputs import RunInputs
-from stage2_segment.learner import Learner, inverse_weights
-from stage2_segment.model import build_model
-from stage2_segment.schedule import build_optimizer
-from stage2_segment.train import make_accelerator, train_run, train_together
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.data import SliceData
+from zeus_union.stage2_segment.inputs import RunInputs
+from zeus_union.stage2_segment.learner import Learner, inverse_weights
+from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.schedule import build_optimizer
+from zeus_union.stage2_segment.train import make_accelerator, train_run, train_together
 
 QUICK: dict[str, Any] = {
     "fusion": "hybrid",

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment.checkpoint import load_config
-from stage2_segment.cli import main
-from stage2_segment.evaluate import measure_run
-from stage2_segment.missing import evaluate_missing, subsets
-from stage2_segment.predict import predict_run
-from stage2_segment.probe import probe_sentences, probe_texts, sentence_table
-from stage2_segment.train import train_run
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.cli import main
+from zeus_union.stage2_segment.evaluate import measure_run
+from zeus_union.stage2_segment.missing import evaluate_missing, subsets
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.probe import probe_sentences, probe_texts, sentence_table
+from zeus_union.stage2_segment.train import train_run
 
 
 @pytest.fixture(scope="module")

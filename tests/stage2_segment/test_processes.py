@@ -21,7 +21,7 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
     toy_cache: Path, tmp_path: Path, fusion: str
 ) -> None:
     """Six slices in batches of five: of the second batch one process has none. With `late`, modalities are dropped."""
-    command = ["-m", "stage2_segment.cli", "train", "--cache", str(toy_cache), "--fusion", fusion, "--epochs", "3"]
+    command = ["-m", "zeus_union.stage2_segment.cli", "train", "--cache", str(toy_cache), "--fusion", fusion, "--epochs", "3"]
     command += ["--batch-size", "5", "--train-subjects", "ada,cleo", "--test-subjects", "ben,dan", "--device", "cpu"]
     command += ["--modality-drop", "0.4"] if fusion == "late" else ["--ema", "0.9", "--accumulate", "2"]
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment.config import RunConfig, plan_run
-from stage2_segment.model import Zeus, build_model
-from stage2_segment.predict import predict_rows
-from stage2_segment.texts import read_text, typical_text
-from stage2_segment.train import train_run
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.model import Zeus, build_model
+from zeus_union.stage2_segment.predict import predict_rows
+from zeus_union.stage2_segment.texts import read_text, typical_text
+from zeus_union.stage2_segment.train import train_run
 
 
 def planned(cache: Cache, **options: Any) -> RunConfig:

@@ -12,19 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache.errors import UserError
-from cache.reader import Cache
-from stage2_segment import checkpoint
-from stage2_segment.checkpoint import load_config, load_state
-from stage2_segment.config import plan_run
-from stage2_segment.evaluate import evaluate_run
-from stage2_segment.learner import Learner
-from stage2_segment.losses import Losses
-from stage2_segment.model import build_model
-from stage2_segment.predict import predict_rows
-from stage2_segment.recipe import RECIPES, Recipe
-from stage2_segment.schedule import lr_factor
-from stage2_segment.train import train_run
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.checkpoint import load_config, load_state
+from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.evaluate import evaluate_run
+from zeus_union.stage2_segment.learner import Learner
+from zeus_union.stage2_segment.losses import Losses
+from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.predict import predict_rows
+from zeus_union.stage2_segment.recipe import RECIPES, Recipe
+from zeus_union.stage2_segment.schedule import lr_factor
+from zeus_union.stage2_segment.train import train_run
 
 QUICK: dict[str, Any] = {
     "fusion": "hybrid",
@@ -173,7 +173,7 @@ def test_paper_recipe_stops_early_without_a_lower_training_loss(
         Learner, "losses", lambda self, *_: Losses(*(plain + values.get(self.epoch, 0.6) for _ in range(3)))
     )
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
-    monkeypatch.setattr("stage2_segment.inputs.RunInputs.logits", lambda *_: torch.zeros(1, 2, 256, 256))
+    monkeypatch.setattr("zeus_union.stage2_segment.inputs.RunInputs.logits", lambda *_: torch.zeros(1, 2, 256, 256))
     train_run(toy_cache, tmp_path / "run", recipe="paper", validate_every=0, **QUICK)
     assert pq.read_table(tmp_path / "run" / "metrics.parquet").num_rows == 2 + RECIPES["paper"].patience
 

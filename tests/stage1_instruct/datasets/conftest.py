@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
 
 
 @pytest.fixture(scope="session")

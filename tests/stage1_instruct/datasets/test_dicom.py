@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
 
-from cache.errors import UserError
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.datasets.chaos import read_ground
-from stage1_instruct.datasets.dicom import dicom_files, group_series, read_series
-from stage1_instruct.datasets.study import Study
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.datasets.chaos import read_ground
+from zeus_union.stage1_instruct.datasets.dicom import dicom_files, group_series, read_series
+from zeus_union.stage1_instruct.datasets.study import Study
 
 
 def t1(chaos: Path) -> Path:

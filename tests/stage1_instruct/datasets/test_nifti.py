@@ -11,9 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from cache.errors import UserError
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.datasets.nifti import read_volume
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.datasets.nifti import read_volume
 
 
 def edit(folder: Path, **values: object) -> None:

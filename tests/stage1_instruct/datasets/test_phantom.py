@@ -9,9 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from cache.errors import UserError
-from stage1_instruct.datasets import open_dataset, phantom
-from stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.datasets import open_dataset, phantom
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
 
 
 def digests(folder: Path) -> dict[str, str]:

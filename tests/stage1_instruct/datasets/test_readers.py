@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache.errors import UserError
-from stage1_instruct.datasets import open_dataset
-from stage1_instruct.datasets.chaos import read_ground
-from stage1_instruct.datasets.dicom import dicom_files, group_series, read_series, resample_to
-from stage1_instruct.datasets.nifti import read_volume
-from stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.datasets.chaos import read_ground
+from zeus_union.stage1_instruct.datasets.dicom import dicom_files, group_series, read_series, resample_to
+from zeus_union.stage1_instruct.datasets.nifti import read_volume
+from zeus_union.stage1_instruct.datasets.write_demo import write_demo
 
 
 def dice(a: NDArray[np.uint8], b: NDArray[np.uint8], label: int) -> float:

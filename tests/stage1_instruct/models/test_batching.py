@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import UserError
-from stage1_instruct.models.batching import is_out_of_memory, run_in_batches
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.batching import is_out_of_memory, run_in_batches
 
 
 def doubling(most: int, error: Callable[[], Exception]) -> tuple[Callable[[slice], list[int]], list[int]]:

@@ -12,10 +12,10 @@ import transformers
 from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from cache.errors import UserError
-from stage1_instruct.models.blip2 import Blip2, preprocess
-from stage1_instruct.models.load import load_models
-from stage1_instruct.profiles import load_profile
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.blip2 import Blip2, preprocess
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.profiles import load_profile
 
 # Black, white, and a gradient: noise would be the same to a vision tower of random weights.
 IMAGES = torch.stack([torch.zeros(256, 256), torch.full((256, 256), 255), torch.arange(256).expand(256, -1)]).byte()

@@ -11,8 +11,8 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from cache.errors import UserError
-from stage1_instruct.models.clip_text import CLIPText, batches_of_equal_length
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.clip_text import CLIPText, batches_of_equal_length
 
 TEXTS = [
     "The liver is bright.",

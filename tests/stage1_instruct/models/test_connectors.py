@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cache.errors import UserError
-from stage1_instruct.models.connectors import (
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.connectors import (
     Connector,
     load_connector,
     new_connector,

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from cache.errors import UserError
-from stage1_instruct.models import slot_cache
-from stage1_instruct.models.generation import Answer, Decoder, Decoding, Prompts, _sample
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models import slot_cache
+from zeus_union.stage1_instruct.models.generation import Answer, Decoder, Decoding, Prompts, _sample
 
 VOCABULARY, WIDTH = 97, 32
 SIZES = {

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cache.errors import UserError
-from stage1_instruct.models.image_encoder import dense_positional_encoding, prompt_constants
-from stage1_instruct.models.litemedsam import LiteMedSAM
-from stage1_instruct.models.tiny_vit import ConvBN, TinyViT
-from stage1_instruct.profiles import Profile
-from stage1_instruct.weights import path_of
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.image_encoder import dense_positional_encoding, prompt_constants
+from zeus_union.stage1_instruct.models.litemedsam import LiteMedSAM
+from zeus_union.stage1_instruct.models.tiny_vit import ConvBN, TinyViT
+from zeus_union.stage1_instruct.profiles import Profile
+from zeus_union.stage1_instruct.weights import path_of
 
 
 def pictures(count: int = 2) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from cache.errors import UserError
-from stage1_instruct.models.llm import Decoding, Generation, InstructionLLM, Loading
-from stage1_instruct.profiles import Profile
-from stage1_instruct.prompts import question, template
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.llm import Decoding, Generation, InstructionLLM, Loading
+from zeus_union.stage1_instruct.profiles import Profile
+from zeus_union.stage1_instruct.prompts import question, template
 
 QUESTIONS = ["Why?", "What is to be seen in this slice?", "Name the organs.", "How large is the liver here, and where?"]
 

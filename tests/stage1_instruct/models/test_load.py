@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import UserError
-from stage1_instruct.models.connectors import save_connector
-from stage1_instruct.models.load import Models, best_device, load_models, trained_projection
-from stage1_instruct.profiles import load_profile
-from stage1_instruct.prompts import QUESTION, question
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.connectors import save_connector
+from zeus_union.stage1_instruct.models.load import Models, best_device, load_models, trained_projection
+from zeus_union.stage1_instruct.profiles import load_profile
+from zeus_union.stage1_instruct.prompts import QUESTION, question
 
 
 def models(parts: dict[str, str], said: list[str] | None = None, **overrides: str) -> Models:

@@ -9,10 +9,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from cache.errors import UserError
-from stage1_instruct.models.load import load_models
-from stage1_instruct.models.lora import add_lora, load_lora, lora_state, save_lora
-from stage1_instruct.profiles import load_profile
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.load import load_models
+from zeus_union.stage1_instruct.models.lora import add_lora, load_lora, lora_state, save_lora
+from zeus_union.stage1_instruct.profiles import load_profile
 
 pytest.importorskip("peft")
 IDS = torch.arange(10)[None]

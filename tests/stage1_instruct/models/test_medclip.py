@@ -15,8 +15,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cache.errors import UserError
-from stage1_instruct.models.medclip import MedCLIPText, MedCLIPVision, preprocess
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.medclip import MedCLIPText, MedCLIPVision, preprocess
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase, "liver", "spleen", "is", "The", "."]
 # [CLS] and [SEP] stand for 2 of the 77 tokens of a window.

@@ -24,7 +24,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from stage1_instruct.models.medclip import MedCLIPText, MedCLIPVision, preprocess
+from zeus_union.stage1_instruct.models.medclip import MedCLIPText, MedCLIPVision, preprocess
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "liver", "spleen", "is", "dark", "large", "."]
 TEXTS = ["The liver is dark.", "spleen", "liver " * 60, "Large large spleen is dark, liver is large", ""]

@@ -14,8 +14,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from cache.errors import UserError
-from stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
 
 SECOND_SHARD = "pytorch_model-00002-of-00003.bin"
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError
-from stage1_instruct.models import sam as sam_module
-from stage1_instruct.models.sam import SIZES, SamEncoder, Size, build_sam, fitting_batch, normalise, sam_modeling
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models import sam as sam_module
+from zeus_union.stage1_instruct.models.sam import SIZES, SamEncoder, Size, build_sam, fitting_batch, normalise, sam_modeling
 
 TINY = Size(32, 2, 2, (1,))
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError
-from stage1_instruct.models import sam_attention
-from stage1_instruct.models.sam import sam_modeling
-from stage1_instruct.models.sam_attention import SdpaAttention, relative_positions, use_sdpa, uses_channels
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models import sam_attention
+from zeus_union.stage1_instruct.models.sam import sam_modeling
+from zeus_union.stage1_instruct.models.sam_attention import SdpaAttention, relative_positions, use_sdpa, uses_channels
 
 try:
     ViT: Any = sam_modeling().ImageEncoderViT

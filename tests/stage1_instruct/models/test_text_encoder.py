@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.errors import UserError
-from stage1_instruct.models.text_encoder import TextEncoder
-from stage1_instruct.profiles import Profile
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.text_encoder import TextEncoder
+from zeus_union.stage1_instruct.profiles import Profile
 
 TEXTS = ["The liver is bright.", "", "A large, dark spleen lies at the back left of this slice.", "Kidney"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stage1_instruct.models.vision_features import VisionFeatures
+from zeus_union.stage1_instruct.models.vision_features import VisionFeatures
 
 
 def test_tokens_are_region_means_row_by_row() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 
 NARROW = 1 / 16
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cache.errors import UserError
-from stage2_segment.baselines.fusion import FusedNetwork
-from stage2_segment.baselines.networks import NETWORKS
-from stage2_segment.choices import FUSIONS, MERGES
+from zeus_union.cache.errors import UserError
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.networks import NETWORKS
+from zeus_union.stage2_segment.choices import FUSIONS, MERGES
 
 Make = Callable[..., FusedNetwork]
 

@@ -13,12 +13,12 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage2_segment.baselines import missformer, transunet, unet, unext
-from stage2_segment.baselines.fusion import FusedNetwork
-from stage2_segment.baselines.layers import BATCH_RELU, scaled
-from stage2_segment.baselines.networks import NETWORKS
-from stage2_segment.choices import FUSIONS, PRESETS
-from stage2_segment.losses import segmentation_losses
+from zeus_union.stage2_segment.baselines import missformer, transunet, unet, unext
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.layers import BATCH_RELU, scaled
+from zeus_union.stage2_segment.baselines.networks import NETWORKS
+from zeus_union.stage2_segment.choices import FUSIONS, PRESETS
+from zeus_union.stage2_segment.losses import segmentation_losses
 
 # (channels, pixels a side) of the published encoders' maps for a 256 x 256 image: from the papers' figures.
 ENCODER_MAPS = {

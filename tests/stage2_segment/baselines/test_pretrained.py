@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cache.errors import UserError
-from stage2_segment.baselines import transunet
-from stage2_segment.baselines.fusion import FusedNetwork
-from stage2_segment.baselines.pretrained import load_pretrained
+from zeus_union.cache.errors import UserError
+from zeus_union.stage2_segment.baselines import transunet
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
 
 STEM, HIDDEN, HEADS = 8, 48, 12  # of a TransUNet of a sixteenth
 Make = Callable[..., FusedNetwork]

@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 
 CLASSES = 4
 TOLERANCE = 1e-12  # of the largest logit, in double precision

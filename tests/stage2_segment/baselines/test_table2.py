@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stage2_segment.baselines.networks import NETWORKS
-from stage2_segment.baselines.table2 import OFFICIAL, PAPER, parameters, rows, suggested_modalities
+from zeus_union.stage2_segment.baselines.networks import NETWORKS
+from zeus_union.stage2_segment.baselines.table2 import OFFICIAL, PAPER, parameters, rows, suggested_modalities
 
 # Early, hybrid (concatenation) and late, 2 modalities, 4 classes, published widths; counted once, so that no change of
 # a network goes unseen. test_networks holds the networks against their references.

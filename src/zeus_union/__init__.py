@@ -1,0 +1,1 @@
+"""Zeus: LLM instructions cached once, multimodal mask decoders trained in minutes."""
