@@ -136,9 +136,9 @@ def ablate(
       reference: all                                 the row the others are tested against
     """
     from zeus_union.cache.reader import Cache
-    from zeus_union.pipelines.ablate import run_ablation
-    from zeus_union.pipelines.grid import CONTROLS, read_grid
-    from zeus_union.pipelines.plan import StepTimes, forecast, plan_ablation
+    from zeus_union.pipelines.ablation.grid import CONTROLS, read_grid
+    from zeus_union.pipelines.ablation.plan import StepTimes, forecast, plan_ablation
+    from zeus_union.pipelines.ablation.run import run_ablation
     from zeus_union.pipelines.report.ablation import forecast_table, report_ablation
     from zeus_union.stage2_segment.predict import pick_device
 
@@ -210,7 +210,7 @@ def segment(
     zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
     """
     from zeus_union.pipelines.segment import segment_study
-    from zeus_union.stage1_instruct.profiles import parse_overrides
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
 
     out = out or study.with_name(f"{study.resolve().name}-mask.nii.gz")
     parts = parse_overrides(overrides)
@@ -231,7 +231,7 @@ def report(
     folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
 ) -> None:
     """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
-    from zeus_union.pipelines.plan import PLAN
+    from zeus_union.pipelines.ablation.plan import PLAN
     from zeus_union.pipelines.report.ablation import report_ablation
     from zeus_union.pipelines.report.run import report_run
 

@@ -12,17 +12,17 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
-from zeus_union.stage1_instruct import weights
-from zeus_union.stage1_instruct.build import LAYERS, BuildOptions, build_cache
-from zeus_union.stage1_instruct.captions import make_pairs
+from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.datasets import open_dataset
-from zeus_union.stage1_instruct.datasets.write_demo import write_demo
-from zeus_union.stage1_instruct.models.load import best_device, load_models
-from zeus_union.stage1_instruct.profiles import load_profile
-from zeus_union.stage1_instruct.train_projection import read_pairs, train_projection
-from zeus_union.stage2_segment.evaluate import as_table, evaluate_run
+from zeus_union.stage1_instruct.models.assembly import best_device, load_models
+from zeus_union.stage1_instruct.phantom.write import write_demo
+from zeus_union.stage1_instruct.profiles.profile import load_profile
+from zeus_union.stage1_instruct.projection.label_captions import make_pairs
+from zeus_union.stage1_instruct.projection.train import read_pairs, train_projection
+from zeus_union.stage1_instruct.weights import fetch as weights
+from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
 from zeus_union.stage2_segment.predict import predict_rows, predict_run
-from zeus_union.stage2_segment.train import train_run
+from zeus_union.stage2_segment.training.train import train_run
 
 DOWNLOAD_MEGABYTES = 213
 # Measured on two cores with other work beside it; said before the user waits.

@@ -13,11 +13,11 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import say
-from zeus_union.stage1_instruct.build import LAYERS, BuildOptions, build_cache
-from zeus_union.stage1_instruct.datasets.nifti import check_same_grid, read_volume
-from zeus_union.stage1_instruct.datasets.study import Dataset, Study
-from zeus_union.stage1_instruct.models.load import Models, best_device, load_models
-from zeus_union.stage1_instruct.profiles import load_profile
+from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
+from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
+from zeus_union.stage1_instruct.profiles.profile import load_profile
+from zeus_union.stage1_instruct.studies.nifti import check_same_grid, read_volume
+from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.predict import open_cache, predict_run

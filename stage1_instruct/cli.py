@@ -12,8 +12,8 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import ZeusGroup, choose, existing, say, split_names
 
 if TYPE_CHECKING:
-    from zeus_union.stage1_instruct.build_report import BuildReport
-    from zeus_union.stage1_instruct.models.load import Models
+    from zeus_union.stage1_instruct.building.report import BuildReport
+    from zeus_union.stage1_instruct.models.assembly import Models
 
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "nnunet")
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -138,10 +138,10 @@ def build_cache_command(
     """
     from dataclasses import replace
 
-    from zeus_union.stage1_instruct.build import BuildOptions, build_cache, parse_layers
+    from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache, parse_layers
+    from zeus_union.stage1_instruct.building.variants import GridRow, class_variants, read_grid
     from zeus_union.stage1_instruct.datasets import open_dataset
-    from zeus_union.stage1_instruct.profiles import parse_overrides
-    from zeus_union.stage1_instruct.variants import GridRow, class_variants, read_grid
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
 
     if grid and variant:
         raise UserError("--grid names its variants itself; leave out --variant")
@@ -202,9 +202,9 @@ def _models(
     text_only: bool = False,
 ) -> Models:
     """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
-    from zeus_union.stage1_instruct import weights
-    from zeus_union.stage1_instruct.models.load import best_device, load_models
-    from zeus_union.stage1_instruct.profiles import load_profile
+    from zeus_union.stage1_instruct.models.assembly import best_device, load_models
+    from zeus_union.stage1_instruct.profiles.profile import load_profile
+    from zeus_union.stage1_instruct.weights import fetch as weights
 
     profile = load_profile(profile_name, parts)
     wanted = profile.text_needs if text_only else profile
@@ -220,8 +220,8 @@ def fetch(profile: str, overrides: tuple[str, ...]) -> None:
 
     ZEUS_HOME is a folder of your choice (environment variable), or a per-user cache folder.
     """
-    from zeus_union.stage1_instruct import weights
-    from zeus_union.stage1_instruct.profiles import load_profile, parse_overrides
+    from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
+    from zeus_union.stage1_instruct.weights import fetch as weights
 
     weights.fetch(load_profile(profile, parse_overrides(overrides)))
     click.echo(f"the weights of {profile} are in {weights.zeus_home()}")
@@ -235,8 +235,8 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None
     Exit code 2 where something is wrong; everything that is wrong is listed.
     """
     from zeus_union.stage1_instruct.doctor import examine
-    from zeus_union.stage1_instruct.models.load import best_device
-    from zeus_union.stage1_instruct.profiles import load_profile, parse_overrides
+    from zeus_union.stage1_instruct.models.assembly import best_device
+    from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
 
     sound = True
     for finding in examine(load_profile(profile, parse_overrides(overrides)), device or best_device()):
@@ -260,7 +260,7 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None
 @click.option("--seed", type=int, default=0, show_default=True)
 def make_demo(layout: str, out: Path, subjects: int, seed: int) -> None:
     """Write the phantom to disk as real DICOM + PNG or NIfTI: abdomens with liver, kidneys and spleen in three contrasts."""
-    from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+    from zeus_union.stage1_instruct.phantom.write import write_demo
 
     write_demo(layout, out, subjects=subjects, seed=seed)
     click.echo(f"{subjects} phantoms in {out}")
@@ -277,7 +277,7 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
     that you test on.
     """
     from zeus_union.cache.reader import Cache
-    from zeus_union.stage1_instruct.captions import make_pairs
+    from zeus_union.stage1_instruct.projection.label_captions import make_pairs
 
     with Cache(existing(cache, "the cache")) as opened:
         count = make_pairs(opened, choose(split_names(subjects), opened.subjects, "subject"), out)
@@ -312,7 +312,7 @@ def sentences(
     zeus-segment probe --run runs/brats-late-fold0-seed0 --sentences brats.sentences.parquet
     """
     from zeus_union.cache.reader import Cache
-    from zeus_union.stage1_instruct.profiles import parse_overrides
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
     from zeus_union.stage1_instruct.sentences import write_sentences
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
@@ -368,8 +368,8 @@ def train_projection_command(
     launch -m zeus_union.stage1_instruct.cli train-projection ... splits it over GPUs.
     """
     from zeus_union.cache.reader import Cache
-    from zeus_union.stage1_instruct.profiles import parse_overrides
-    from zeus_union.stage1_instruct.train_projection import read_pairs, train_projection
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+    from zeus_union.stage1_instruct.projection.train import read_pairs, train_projection
 
     models = _models(profile, parse_overrides(overrides), device)
     opened = Cache(existing(cache, "the cache")) if cache else None

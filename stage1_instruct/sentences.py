@@ -17,7 +17,7 @@ from zeus_union.cache.layout import parquet_path
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import progress_bar
-from zeus_union.stage1_instruct.models.text_encoder import InstructionEncoder
+from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
 
 WHOLE = -1  # the sentence number of a whole text
 BATCH = 256  # texts between two steps of the progress bar

@@ -229,7 +229,7 @@ def train_command(
     \b
     accelerate launch --multi_gpu --num_processes 4 -m zeus_union.stage2_segment.cli train --cache cache/chaos.h5
     """
-    from zeus_union.stage2_segment.train import train_run
+    from zeus_union.stage2_segment.training.train import train_run
 
     options = _for_plan(options)
     named = options["train_subjects"] or options["test_subjects"]
@@ -324,8 +324,8 @@ def evaluate_command(
     """
     from rich.console import Console
 
-    from zeus_union.stage2_segment import missing as without
-    from zeus_union.stage2_segment.evaluate import as_table, evaluate_run
+    from zeus_union.stage2_segment.evaluation import missing as without
+    from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
     from zeus_union.stage2_segment.predict import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
@@ -410,8 +410,8 @@ def probe_command(
     """
     from rich.console import Console
 
+    from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table, text_table
     from zeus_union.stage2_segment.predict import open_cache
-    from zeus_union.stage2_segment.probe import probe_sentences, probe_texts, sentence_table, text_table
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:

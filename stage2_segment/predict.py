@@ -19,8 +19,8 @@ from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.config import RunConfig, text_width
-from zeus_union.stage2_segment.data import SliceData
-from zeus_union.stage2_segment.inputs import RunInputs
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.model.zeus import class_map
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct import weights
-from zeus_union.stage1_instruct.profiles import Profile, load_profile
+from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
+from zeus_union.stage1_instruct.weights import fetch as weights
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,1 @@
+"""A run or an ablation as pictures, tables and words."""

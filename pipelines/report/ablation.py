@@ -21,7 +21,7 @@ from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, writ
 from zeus_union.pipelines.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from zeus_union.pipelines.plan import Forecast
+    from zeus_union.pipelines.ablation.plan import Forecast
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:

@@ -26,7 +26,7 @@ from zeus_union.pipelines.report.statistics import (
     subject_scores,
     summarise,
 )
-from zeus_union.stage2_segment.metrics import DEFINITIONS
+from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS
 
 UNDEFINED = "-"
 SIGNIFICANT = 0.05

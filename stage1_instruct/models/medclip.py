@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.clip_text import batches_of_equal_length
 from zeus_union.stage1_instruct.models.medclip_keys import (
     BACKBONES,
     PROJECTED,
@@ -32,7 +31,8 @@ from zeus_union.stage1_instruct.models.medclip_keys import (
     read_checkpoint,
     variant_of,
 )
-from zeus_union.stage1_instruct.weights import SOURCES, digest_of, path_of
+from zeus_union.stage1_instruct.models.text.clip import batches_of_equal_length
+from zeus_union.stage1_instruct.weights.fetch import SOURCES, digest_of, path_of
 
 FEATURES = ("pooled", "projected", "tokens")
 SIDE = 224

@@ -16,9 +16,9 @@ import transformers
 from torch import Tensor, nn
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.image_encoder import load_strictly
-from zeus_union.stage1_instruct.weight_files import read_weights
-from zeus_union.stage1_instruct.weights import path_of
+from zeus_union.stage1_instruct.models.image.encoder import load_strictly
+from zeus_union.stage1_instruct.weights.fetch import path_of
+from zeus_union.stage1_instruct.weights.files import read_weights
 
 # The variants, by the names they have in a profile.
 BACKBONES: Mapping[str, str] = {"vit": "Swin-T", "resnet": "ResNet-50"}

@@ -29,9 +29,9 @@ from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
 from zeus_union.stage2_segment.config import plan_run
-from zeus_union.stage2_segment.learner import Learner
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
-from zeus_union.stage2_segment.train import make_accelerator, train_together
+from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.train import make_accelerator, train_together
 
 ROOT = Path(__file__).parents[2]
 MODALITIES = ("A", "B", "C", "D")
@@ -109,7 +109,14 @@ def separate(path: Path, folder: Path, count: int, epochs: int, processes: bool)
             if processes:
                 given = {n: v if isinstance(v, (str, int)) else ",".join(v) for n, v in chosen.items()}
                 words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-                command = [sys.executable, "-m", "zeus_union.stage2_segment.cli", "train", f"--cache={path}", f"--out={run}"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "zeus_union.stage2_segment.cli",
+                    "train",
+                    f"--cache={path}",
+                    f"--out={run}",
+                ]
                 subprocess.run(
                     [*command, *words, f"--lr={lr}", "--validate-every=0"], cwd=ROOT, check=True, capture_output=True
                 )
@@ -137,8 +144,8 @@ import sys
 from pathlib import Path
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import plan_run
-from zeus_union.stage2_segment.learner import Learner
-from zeus_union.stage2_segment.train import make_accelerator, train_together
+from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.train import make_accelerator, train_together
 sys.path.insert(0, str(Path.cwd()))
 from tests.benchmarks.bench_ablate import options, rates
 import torch

@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from zeus_union.cache.reader import Cache
-from zeus_union.stage1_instruct.models.load import best_device, load_models
-from zeus_union.stage1_instruct.profiles import load_profile
+from zeus_union.stage1_instruct.models.assembly import best_device, load_models
+from zeus_union.stage1_instruct.profiles.profile import load_profile
 
 
 def main() -> None:

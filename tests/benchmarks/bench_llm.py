@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from zeus_union.cache.terminal import say
-from zeus_union.stage1_instruct.models.generation import Decoder, Decoding, Prompts
-from zeus_union.stage1_instruct.models.llm import InstructionLLM
-from zeus_union.stage1_instruct.prompts import question, template
+from zeus_union.stage1_instruct.models.language.decoding import Decoder, Decoding, Prompts
+from zeus_union.stage1_instruct.models.language.llm import InstructionLLM
+from zeus_union.stage1_instruct.models.language.prompts import question, template
 
 IMAGE_TOKENS = 16
 INSTANCES = ("liver", "prostate", "brain tumour", "spleen", "left kidney", "right kidney", "liver and spleen", "heart")

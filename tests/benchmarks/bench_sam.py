@@ -30,8 +30,8 @@ import psutil
 import torch
 from torch import nn
 
-from zeus_union.stage1_instruct.models.sam import PRECISIONS, SIZES, build_sam
-from zeus_union.stage1_instruct.models.sam_attention import use_sdpa
+from zeus_union.stage1_instruct.models.image.sam import PRECISIONS, SIZES, build_sam
+from zeus_union.stage1_instruct.models.image.sam_attention import use_sdpa
 
 
 def random_encoder(size: str, device: str, precision: str) -> nn.Module:

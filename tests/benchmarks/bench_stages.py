@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from zeus_union.cache.reader import Cache
-from zeus_union.stage1_instruct.build import BuildOptions, build_cache
+from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
 from zeus_union.stage1_instruct.datasets import open_dataset
-from zeus_union.stage1_instruct.datasets.write_demo import write_demo
-from zeus_union.stage1_instruct.models.load import Models, best_device, load_models
-from zeus_union.stage1_instruct.profiles import load_profile
-from zeus_union.stage1_instruct.prompts import question
+from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
+from zeus_union.stage1_instruct.models.language.prompts import question
+from zeus_union.stage1_instruct.phantom.write import write_demo
+from zeus_union.stage1_instruct.profiles.profile import load_profile
 from zeus_union.stage2_segment.config import plan_run
-from zeus_union.stage2_segment.data import SliceData
-from zeus_union.stage2_segment.inputs import RunInputs
-from zeus_union.stage2_segment.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
-from zeus_union.stage2_segment.schedule import build_optimizer
+from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.training.schedule import build_optimizer
 
 
 def epoch(cache: Cache, run: Path, device: str, batch_size: int, embed: Callable, instruct: Callable) -> float:

@@ -24,7 +24,7 @@ import json, resource, sys, time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
-from zeus_union.stage2_segment.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
 from zeus_union.stage2_segment.model import Zeus, parameter_table
 model, fusion, preset = sys.argv[1:4]
 modalities, classes, batch = map(int, sys.argv[4:])

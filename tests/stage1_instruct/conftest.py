@@ -1,7 +1,8 @@
-"""Small real architectures with random weights, and the embedded weights where they are or can be had."""
+"""Small real architectures with random weights, and phantoms on disk, two subjects in each layout."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from zeus_union.stage1_instruct.models.tiny_vit import TinyViT
+from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT
+from zeus_union.stage1_instruct.phantom.write import write_demo
 
 
 def byte_tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast:
@@ -155,3 +157,28 @@ def tiny_parts(
         "text_encoder": str(tiny_bert),
         "max_new_tokens": "8",
     }
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with chaos/, msd/ and nnunet/; only for reading."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    for layout in ("chaos", "msd", "nnunet"):
+        write_demo(layout, folder / layout, subjects=2, seed=3)
+    return folder
+
+
+@pytest.fixture
+def chaos(phantoms: Path, tmp_path: Path) -> Path:
+    """A CHAOS folder of one's own."""
+    return Path(shutil.copytree(phantoms / "chaos", tmp_path / "chaos"))
+
+
+@pytest.fixture
+def msd(phantoms: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantoms / "msd", tmp_path / "msd"))
+
+
+@pytest.fixture
+def nnunet(phantoms: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantoms / "nnunet", tmp_path / "nnunet"))

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from zeus_union.stage1_instruct.cli import main
-from zeus_union.stage1_instruct.datasets.write_demo import write_demo
+from zeus_union.stage1_instruct.phantom.write import write_demo
 
 
 def run(*arguments: str | Path) -> Result:

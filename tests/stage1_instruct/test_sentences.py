@@ -20,9 +20,9 @@ from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
 from zeus_union.stage1_instruct.cli import main
-from zeus_union.stage1_instruct.datasets.write_demo import write_demo
-from zeus_union.stage1_instruct.models.text_encoder import TextEncoder
-from zeus_union.stage1_instruct.profiles import Profile
+from zeus_union.stage1_instruct.models.text.bert import TextEncoder
+from zeus_union.stage1_instruct.phantom.write import write_demo
+from zeus_union.stage1_instruct.profiles.profile import Profile
 from zeus_union.stage1_instruct.sentences import split_sentences, write_sentences
 
 TEXTS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from zeus_union.stage2_segment.cli import main
 from tests.stage2_segment.conftest import make_cache
+from zeus_union.stage2_segment.cli import main
 
 
 def zeus_segment(*arguments: object) -> Result:

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.stage2_segment.conftest import SLICES, native_labels, oblique_grid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment import evaluate, predict
-from zeus_union.stage2_segment.evaluate import evaluate_run
+from zeus_union.stage2_segment import predict
+from zeus_union.stage2_segment.evaluation import evaluate
+from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.predict import predict_rows, predict_run
-from zeus_union.stage2_segment.train import train_run
-from tests.stage2_segment.conftest import SLICES, native_labels, oblique_grid
+from zeus_union.stage2_segment.training.train import train_run
 
 
 @pytest.fixture(scope="module")

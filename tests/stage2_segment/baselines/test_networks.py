@@ -18,7 +18,7 @@ from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.baselines.layers import BATCH_RELU, scaled
 from zeus_union.stage2_segment.baselines.networks import NETWORKS
 from zeus_union.stage2_segment.choices import FUSIONS, PRESETS
-from zeus_union.stage2_segment.losses import segmentation_losses
+from zeus_union.stage2_segment.training.losses import segmentation_losses
 
 # (channels, pixels a side) of the published encoders' maps for a 256 x 256 image: from the papers' figures.
 ENCODER_MAPS = {

@@ -1,0 +1,164 @@
+"""zeus ablate: every row of a grid, over seeds and folds, from one cache, side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import progress, say
+from zeus_union.pipelines.ablation.grid import Grid, paper_figures
+from zeus_union.pipelines.ablation.plan import PLAN, PlannedRun
+from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
+from zeus_union.stage2_segment.evaluation.evaluate import score_subject
+from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.predict import predict_slices
+from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
+from zeus_union.stage2_segment.training.train import make_accelerator, shared_plan, train_together
+
+RESULTS, STOPPED = "results.parquet", "stopped.json"
+BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a state costs while it is written
+
+
+def run_ablation(
+    cache: Cache,
+    grid: Grid,
+    runs: Sequence[PlannedRun],
+    out: Path,
+    *,
+    device: str | None = None,
+    stacked: bool | None = None,
+    at_once: int | None = None,
+    resident: str = "auto",
+) -> None:
+    """Trains and scores all runs; those that are finished are left as they are, begun ones go on.
+
+    Writes OUT/ablation.json, results.parquet (one line per run, subject and class), runs/NAME, and stopped.json with the
+    runs whose loss was not finite.
+
+    Args:
+        stacked: models of one architecture as one (`Stack`); None: on a GPU.
+        at_once: runs side by side; None: as many as fit into half of the free memory.
+    """
+    accelerator = make_accelerator(device)
+    if accelerator.num_processes > 1:
+        raise UserError("zeus ablate runs in one process; start it without accelerate launch")
+    _enter(cache, grid, runs, out)
+    results = pq.read_table(out / RESULTS).to_pylist() if (out / RESULTS).exists() else []
+    stopped = json.loads((out / STOPPED).read_text()) if (out / STOPPED).exists() else {}
+    finished = {line["run"] for line in results} | set(stopped)
+    waiting = [run for run in runs if run.name not in finished]
+    if len(waiting) < len(runs):
+        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    passes = [part for group in _passes(waiting) for part in _parts(group, at_once, accelerator)]
+    for number, group in enumerate(passes, 1):
+        start = time.monotonic()
+        first = group[0].config
+        split = f"fold {first.fold}" if first.fold is not None else "named subjects"
+        say(f"pass {number} of {len(passes)}: {len(group)} runs side by side, {split}, seed {first.seed}")
+        learners = [
+            Learner(cache, run.config, out / "runs" / run.name, accelerator, _begun(out, run), run.pretrained)
+            for run in group
+        ]
+        on_gpu = accelerator.device.type == "cuda"
+        train_together(
+            cache,
+            learners,
+            accelerator,
+            resident=resident,
+            validate_every=0,
+            stacked=on_gpu if stacked is None else stacked,
+            title=f"pass {number}/{len(passes)}",
+        )
+        for run, learner in zip(group, learners):
+            if learner.stopped:
+                stopped[run.name] = learner.stopped
+                write_json(out / STOPPED, stopped)
+        good = [(run, learner) for run, learner in zip(group, learners) if not learner.stopped]
+        for lines in _score(cache, good, accelerator, resident):
+            results += lines
+            write_table(out / RESULTS, results)
+        say(f"pass {number} of {len(passes)} took {time.monotonic() - start:.0f} s")
+
+
+def _begun(out: Path, run: PlannedRun) -> bool:
+    return (out / "runs" / run.name / CONFIG).exists()
+
+
+def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> None:
+    """Makes the folder, or checks that it holds this ablation; rows, seeds and folds may be added, no run may change."""
+    now: dict[str, Any] = {
+        "title": grid.title,
+        "reference": grid.reference,
+        "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
+        "paper": paper_figures(grid.rows, cache),
+        "rows": list(dict.fromkeys(run.row for run in runs)),
+        "controls": {row.control: row.name for row in grid.rows if row.control},
+        "controls_of": grid.rows[0].name,
+        "minutes": grid.minutes,
+        "runs": {
+            run.name: {"row": run.row, "parameters": run.parameters, "epochs": run.config.recipe.epochs} for run in runs
+        },
+    }
+    path = out / PLAN
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["cache"].get("slices") != now["cache"]["slices"]:
+            raise UserError(f"{out} holds an ablation of another cache; choose another --out")
+        now["rows"] = list(dict.fromkeys([*before["rows"], *now["rows"]]))
+        now["runs"], now["paper"] = {**before["runs"], **now["runs"]}, {**before["paper"], **now["paper"]}
+        now["reference"] = before["reference"]
+        now["controls"] = {**before["controls"], **now["controls"]}
+        for run in runs:
+            if _begun(out, run):
+                check_same_plan(out / "runs" / run.name, run.config)
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and holds no ablation; choose another --out")
+    write_json(path, now)
+
+
+def _passes(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Runs that see the same batches, together."""
+    groups: dict[tuple[Any, ...], list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault(shared_plan(run.config), []).append(run)
+    return list(groups.values())
+
+
+def _parts(group: list[PlannedRun], at_once: int | None, accelerator: Accelerator) -> list[list[PlannedRun]]:
+    if at_once is None:
+        device = accelerator.device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        largest = max(run.parameters for run in group) * BYTES_A_PARAMETER
+        at_once = max(1, int(free / 2 // largest))
+    return [group[start : start + at_once] for start in range(0, len(group), at_once)]
+
+
+def _score(
+    cache: Cache, trained: Sequence[tuple[PlannedRun, Learner]], accelerator: Accelerator, resident: str
+) -> list[list[dict[str, Any]]]:
+    """Per run its lines of results; every held-out subject is read once for all runs."""
+    if not trained:
+        return []
+    first = trained[0][0].config
+    wanted = {name for run, _ in trained for name in run.config.modalities}
+    modalities = [name for name in cache.modalities if name in wanted]
+    lines: list[list[dict[str, Any]]] = [[] for _ in trained]
+    for subject in progress(first.test_subjects, "scoring"):
+        rows = cache.rows_of([subject])
+        data = SliceData(cache, first.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident)
+        for (run, learner), own in zip(trained, lines):
+            predicted = predict_slices(learner.predictor, run.config, data)
+            scores, miou = score_subject(cache, subject, predicted)
+            head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.fold}
+            own += [{**head, **score, "miou_256": miou} for score in scores]
+    return lines

@@ -1,0 +1,1 @@
+"""The loop over the studies: slices, embeddings and instructions into a cache."""

@@ -1,0 +1,239 @@
+"""Stage 1's loop: study -> slices -> embeddings -> instructions -> cache, one subject at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.recipe import fingerprint, sha256_file
+from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct.building.instructions import stored_images, write_instructions
+from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.variants import class_variants
+from zeus_union.stage1_instruct.models.assembly import Models
+from zeus_union.stage1_instruct.studies import slices as slicing
+from zeus_union.stage1_instruct.studies.study import Dataset, Study
+
+LAYERS = ("slices", "embeddings", "instructions")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a cache is built.
+
+    Attributes:
+        out: the cache's path.
+        layers: which of slices, embeddings, instructions.
+        variant: name of the instruction layer.
+        per_class: instead of it a layer for each class, `variants.class_variants`, whose questions ask for that class.
+        store: 'uint8' or 'fp16' embeddings.
+        slice_step: every n-th slice of a volume.
+        batch_size: slice-modalities at a time through the encoder, None: as many as fit; not part of the recipe.
+        pack: one file (True), shards (False), or by size (None).
+        seed: of sampled instructions; greedy ones do not depend on it.
+    """
+
+    out: Path
+    layers: tuple[str, ...] = LAYERS
+    variant: str = "lite"
+    per_class: bool = False
+    store: str = "uint8"
+    slice_step: int = 1
+    batch_size: int | None = None
+    pack: bool | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a build beside `slices`.
+
+    Attributes:
+        embeddings: name of that layer; '' where it is not wanted.
+        instructions: name of each layer of instructions -> what its questions ask to segment.
+    """
+
+    embeddings: str
+    instructions: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("slices", *([self.embeddings] if self.embeddings else []), *self.instructions)
+
+
+def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> BuildReport:
+    """Writes every wanted layer of every subject; subjects that are finished are left as they are.
+
+    Any number of processes may run this at once for one cache (accelerate launch, or the same command on several
+    machines with a common disk): each takes the next subject that nobody has taken, and whoever is last finishes the
+    cache. None waits for another at a barrier, so the loss of one costs the subject it had in work and no more.
+
+    Raises:
+        UserError: unreadable data, or a layer of that name made from another recipe.
+    """
+    card = DatasetCard(
+        name=dataset.name,
+        modalities=dataset.modalities,
+        terms=dict(dataset.terms),
+        classes=dataset.classes,
+        instance=dataset.instance,
+        subjects=dataset.subjects,
+        slice_step=options.slice_step,
+    )
+    writer = CacheWriter(options.out, card)
+    layers = _begin_layers(writer, dataset, models, options)
+    report = BuildReport()
+
+    def finished(subject: str) -> bool:
+        return all(writer.finished(layer, subject) for layer in layers.names)
+
+    waiting = [subject for subject in dataset.subjects if not finished(subject)]
+    if len(waiting) < len(dataset.subjects):
+        say(f"{len(dataset.subjects) - len(waiting)} of {len(dataset.subjects)} subjects are finished already")
+    begun = len(waiting)
+    with progress_bar() as bar:
+        task = bar.add_task(options.out.name, total=begun)
+        patient = False
+        while waiting:
+            left = []
+            for subject in waiting:
+                with writer.claim(subject, wait=patient) as ours:
+                    if not ours:
+                        left.append(subject)
+                        continue
+                    patient = False
+                    if not finished(subject):
+                        start = time.perf_counter()
+                        count = _build_subject(writer, dataset.load(subject), layers, models, dataset, options, report)
+                        seconds = time.perf_counter() - start
+                        report.subjects += 1
+                        say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({report.subjects} of {begun})")
+                    bar.advance(task)
+            # What is left is being built by others: wait for the first of them, and take it over if it was lost.
+            waiting, patient = left, True
+    with writer.claim("finish", wait=True):
+        writer.finalize(options.pack)
+    return report
+
+
+def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions) -> _Layers:
+    """Opens the wanted layers under their recipes."""
+    embeddings, asked = "", {}
+    slices_recipe = {
+        "preprocessing": slicing.recipe(),
+        "slice_step": options.slice_step,
+        "dataset": {"name": dataset.name, "modalities": list(dataset.modalities), **dataset.facts},
+    }
+    writer.begin_layer("slices", slices_recipe)
+    if "embeddings" in options.layers:
+        embeddings = f"embeddings/{models.encoder.name}"
+        embeddings_recipe = {
+            "slices": fingerprint(slices_recipe),
+            "encoder": models.encoder.recipe(),
+            "store": options.store,
+        }
+        writer.begin_layer(embeddings, embeddings_recipe, constants=models.encoder.constants())
+    if "instructions" in options.layers:
+        asked = {options.variant: dataset.instance}
+        if options.per_class:
+            asked = class_variants(options.variant, dataset.classes)
+        asked = {f"instructions/{variant}": instance for variant, instance in asked.items()}
+        seen = "embeddings" if models.profile.sees_embeddings else "slices"
+        recipe = {
+            seen: fingerprint(embeddings_recipe if models.profile.sees_embeddings else slices_recipe),
+            "terms": dict(dataset.terms),
+            **models.instruction_recipe(),
+        }
+        if models.profile.samples:
+            recipe["seed"] = options.seed
+        for layer, instance in asked.items():
+            writer.begin_layer(layer, {**recipe, "instance": instance})
+    return _Layers(embeddings, asked)
+
+
+def _build_subject(
+    writer: CacheWriter,
+    study: Study,
+    layers: _Layers,
+    models: Models,
+    dataset: Dataset,
+    options: BuildOptions,
+    report: BuildReport,
+) -> int:
+    """All missing layers of one subject; returns its number of slice-modalities."""
+    subject = study.subject
+    _say_agreement(study)
+    sources = {name: sha256_file(path) for name, path in sorted(study.sources.items())}
+    pictures = slicing.study_to_slices(study, step=options.slice_step)
+    count = pictures.images.shape[0] * pictures.images.shape[1]
+    if writer.finished("slices", subject):
+        writer.check_sources(subject, sources)
+    else:
+        with report.timing("writing slices", count):
+            writer.write_slices(
+                subject,
+                SubjectSlices(
+                    grid=study.grid,
+                    numbers=pictures.numbers,
+                    images=pictures.images,
+                    masks=pictures.masks,
+                    modality_masks=pictures.modality_masks,
+                    native_masks=pictures.native_masks,
+                    sources=sources,
+                ),
+            )
+    if layers.embeddings and not writer.finished(layers.embeddings, subject):
+        size = models.encoder.input_size
+        images = pictures.images if size == pictures.images.shape[-1] else pictures.images_at(size)
+        with report.timing("image encoder", count):
+            embeddings = _encode(models, images, options.batch_size)
+        with report.timing("writing embeddings", count):
+            writer.write_embeddings(layers.embeddings, subject, embeddings, store=options.store)
+        del embeddings
+    missing = [layer for layer in layers.instructions if not writer.finished(layer, subject)]
+    shown = stored_images(writer, subject, layers.embeddings, models) if missing else None
+    for layer in missing:
+        asked = replace(dataset, instance=layers.instructions[layer])
+        write_instructions(writer, layer, subject, pictures.numbers, shown, models, asked, options.seed, report)
+    return count
+
+
+def _say_agreement(study: Study) -> None:
+    """Says how well modalities that were labelled on their own agree with the target after resampling (DSC)."""
+    if study.labels is None:
+        return
+    for modality, labels in study.modality_labels.items():
+        present = (study.labels > 0) & (labels > 0)
+        total = int((study.labels > 0).sum() + (labels > 0).sum())
+        if total and not np.array_equal(study.labels, labels):
+            dice = 2 * int((present & (study.labels == labels)).sum()) / total
+            say(f"{study.subject}: labels of {modality}, resampled, agree with the target's with DSC {dice:.3f}")
+
+
+def _encode(models: Models, images: NDArray[np.uint8], batch_size: int | None) -> NDArray[np.float32]:
+    """(n, M, size, size) -> (n, M, 256, 64, 64)."""
+    n, modalities = images.shape[:2]
+    flat = images.reshape(n * modalities, *images.shape[2:])
+    parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size or len(flat))]
+    stacked = torch.cat(parts).numpy()
+    return stacked.reshape(n, modalities, *stacked.shape[1:])
+
+
+def _batches(items: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
+
+
+def parse_layers(names: Sequence[str]) -> tuple[str, ...]:
+    """The layers to build, with those they stand on."""
+    last = max(LAYERS.index(name) for name in names)
+    return LAYERS[: last + 1]

@@ -1,0 +1,75 @@
+"""LiteMedSAM: the embedded image encoder and the pretrained mask decoder that belongs to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zeus_union.stage1_instruct.models.image.encoder import check_images, load_strictly, prompt_constants
+from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT
+from zeus_union.stage1_instruct.weights.fetch import digest_of, path_of
+from zeus_union.stage1_instruct.weights.files import read_weights
+
+
+class LiteMedSAM:
+    """Ma et al.'s LiteMedSAM (CVPR 2024 challenge): a distilled MedSAM at 256 x 256.
+
+    fp32, because bf16 moves the embedding by 3.7 %; channels_last, because it is 1.3 times faster on a CPU.
+    """
+
+    name = "litemedsam"
+    input_size = 256
+
+    def __init__(self, weights: str = "litemedsam", device: str | torch.device = "cpu") -> None:
+        """Args: weights: a name that `fetch` knows, or a whole LiteMedSAM checkpoint (.pth, .safetensors)."""
+        path = path_of(weights)
+        state = read_weights(path if path.is_file() else path / "model.safetensors")
+        prefix = "image_encoder."
+        self._constants = prompt_constants(state)
+        self._digest = digest_of(weights)
+        self._device = torch.device(device)
+        self._model = TinyViT().eval().requires_grad_(False)
+        load_strictly(
+            self._model, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, "LiteMedSAM"
+        )
+        self._model.fuse()
+        self._model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def encode(self, images: NDArray[np.uint8], device: str | torch.device | None = None) -> Tensor:
+        """Embeddings of pictures, each stretched to 0..1 by its own extremes as in LiteMedSAM's training.
+
+        Args:
+            images: uint8 (B, 256, 256).
+            device: where to compute; moves the model there.
+        Returns:
+            float32 (B, 256, 64, 64) on the CPU. A constant picture counts as black.
+        """
+        check_images(images, self.input_size)
+        if device is not None and torch.device(device) != self._device:
+            self._device = torch.device(device)
+            self._model.to(self._device)
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float()
+        low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
+        x = (x - low) / (high - low).clamp_min(1)
+        x = x[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        # On a CPU one slice at a time stays in the cache: 1.0 s a slice against 1.3 s in fours and 1.5 s in eights.
+        parts = x.split(1) if self._device.type == "cpu" else (x,)
+        return torch.cat([self._model(part).contiguous().cpu() for part in parts])
+
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """See `prompt_constants`."""
+        return self._constants
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "model": self.name,
+            "weights_sha256": self._digest,
+            "input_size": self.input_size,
+            "intensity": "min-max of each slice to 0..1, repeated to 3 channels",
+            "precision": "fp32",
+        }

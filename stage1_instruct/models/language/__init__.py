@@ -1,0 +1,1 @@
+"""Image tokens and a question become an instruction."""

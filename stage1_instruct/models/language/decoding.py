@@ -1,0 +1,288 @@
+"""Decoding many prompts at once: a fixed number of slots, each given to the next prompt as soon as its row has ended.
+
+`generate` of transformers keeps a batch together until its longest row ends, concatenates its cache at every token and
+computes what all prompts begin with again for each. Here the keys and values lie in buffers of a fixed size, the shared
+beginning is computed once, and a row's tokens are the same whatever shares the batch with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.batching import is_out_of_memory
+from zeus_union.stage1_instruct.models.language.slot_cache import SlotCache, tensors
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the answer is chosen: greedy by default, so that a cache is reproducible.
+
+    Attributes:
+        max_new_tokens: at most this many.
+        repetition_penalty: 1 is off; counts the answer only, not the prompt.
+        no_repeat_ngram_size: no run of this many tokens twice in an answer; 0 is off.
+        batch_size: rows decoded together; does not change the text.
+        temperature: 0 is greedy; above it, the answer is sampled with a seed of its own for each prompt.
+        top_p: sampled from the fewest tokens whose probabilities reach this sum; 1 is all of them.
+        keep_states: the last layer's states are kept with the answer (Zeus's embedding form).
+    """
+
+    max_new_tokens: int = 300
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    batch_size: int = 16
+    temperature: float = 0.0
+    top_p: float = 1.0
+    keep_states: bool = False
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as embeddings, made when their turn comes.
+
+    Attributes:
+        lengths: L of each.
+        embed: i -> (L_i, H), in the model's precision and on its device.
+        shared: so many embeddings at the beginning are the same in all of them; less than the shortest is long.
+    """
+
+    lengths: Sequence[int]
+    embed: Callable[[int], Tensor]
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids with the one that ended them; why they ended; fp16 (tokens, H) on the CPU: what each was chosen from."""
+
+    tokens: list[int]
+    stop_reason: str
+    states: Tensor | None
+
+
+@dataclass
+class _Row:
+    prompt: int
+    length: int  # columns of the cache
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+
+
+class Decoder:
+    """Answers prompts with a causal LM of transformers that takes inputs_embeds, position_ids and a cache."""
+
+    def __init__(
+        self,
+        model: Any,
+        decoding: Decoding,
+        slots: int,
+        stop: Callable[[Sequence[int]], str | None],
+        say: Callable[[str], None],
+    ) -> None:
+        """Args:
+        slots: rows decoded together; halved, for good, where memory runs out.
+        stop: an answer's tokens up to now -> why it ends with them, or None.
+        say: told of each halving.
+        """
+        self.model = model
+        self.decoding = decoding
+        self.slots = slots
+        self._stop = stop
+        self._say = say
+
+    @torch.inference_mode()
+    def run(self, prompts: Prompts, seeds: Sequence[int]) -> list[Answer]:
+        """One answer a prompt, in order; equal, up to the rounding of the device, to asking one by one.
+
+        Raises:
+            UserError: memory runs out with a single row.
+        """
+        answers: dict[int, Answer] = {}
+        while len(answers) < len(prompts.lengths):
+            try:
+                self._decode(prompts, seeds, answers)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.slots == 1:
+                    raise UserError(
+                        f"the language model ran out of memory with a single prompt of up to {max(prompts.lengths)} "
+                        f"tokens and {self.decoding.max_new_tokens} new ones; free memory on the device, or choose a "
+                        "lower precision (llm_precision=bf16, llm_quantize=4bit)"
+                    ) from error
+            else:
+                continue
+            # Only here, after the except block, is the traceback gone that kept the cache alive.
+            self.slots = min(self.slots, len(prompts.lengths) - len(answers)) // 2 or 1
+            self._say(f"the language model ran out of memory; going on with {self.slots} prompts at a time")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return [answers[i] for i in range(len(prompts.lengths))]
+
+    def _decode(self, prompts: Prompts, seeds: Sequence[int], answers: dict[int, Answer]) -> None:
+        """Adds the missing answers. Rows that were under way when memory ran out begin again: same seed, same text."""
+        waiting = [i for i in range(len(prompts.lengths)) if i not in answers]
+        beginning = self._beginning(prompts)
+        longest = max(prompts.lengths)
+        slots = min(self.slots, len(waiting))
+        cache: SlotCache | None = None
+        rows: list[_Row] = []
+        while waiting or rows:
+            if waiting and len(rows) < slots:
+                taken, waiting = waiting[: slots - len(rows)], waiting[slots - len(rows) :]
+                fresh = [_Row(i, prompts.lengths[i], torch.Generator().manual_seed(seeds[i])) for i in taken]
+                filled = self._read(fresh, prompts, beginning)
+                if cache is None:
+                    cache = SlotCache(filled, slots, longest, self.decoding.max_new_tokens)
+                for at, row in enumerate(fresh):
+                    if not self._ended(row, answers):
+                        cache.add(filled, at, row.length)
+                        rows.append(row)
+                del filled  # as large as the slots it went into
+                continue
+            assert cache is not None
+            self._step(rows, cache)
+            for at in reversed(range(len(rows))):
+                if self._ended(rows[at], answers):
+                    cache.drop(at)
+                    rows[at] = rows[-1]
+                    rows.pop()
+
+    def _beginning(self, prompts: Prompts) -> Cache | None:
+        """What all prompts begin with, one row."""
+        if not prompts.shared:
+            return None
+        cache = DynamicCache()
+        self.model(
+            inputs_embeds=prompts.embed(0)[None, : prompts.shared],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cache
+
+    def _read(self, rows: list[_Row], prompts: Prompts, beginning: Cache | None) -> Cache:
+        """Runs the rows' prompts, chooses their first tokens; the cache has them from column 0 on, padded behind.
+
+        Padding behind the prompt needs no mask: no token looks ahead.
+        """
+        cache, shared = DynamicCache(), 0
+        if beginning is not None:
+            shared = prompts.shared
+            for number, (keys, values) in enumerate(tensors(beginning)):
+                cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), number)
+        pieces = [prompts.embed(row.prompt)[shared:] for row in rows]
+        embeds = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        places = sorted({len(piece) - 1 for piece in pieces})
+        positions = torch.arange(shared, shared + embeds.shape[1], device=embeds.device)
+        logits, states = self._forward(
+            inputs_embeds=embeds,
+            position_ids=positions.expand(len(rows), -1),
+            past_key_values=cache,
+            logits_to_keep=torch.tensor(places, device=embeds.device),
+        )
+        last = [places.index(len(piece) - 1) for piece in pieces]
+        every = range(len(rows))
+        self._choose(rows, logits[every, last], None if states is None else states[every, last])
+        return cache
+
+    def _step(self, rows: list[_Row], cache: SlotCache) -> None:
+        """One more token for every row."""
+        lengths = [row.length for row in rows]
+        cache.begin_step(max(lengths))
+        for row in rows:
+            row.length += 1
+        device = self.model.get_input_embeddings().weight.device
+        width = max(lengths) + 1
+        mask = torch.arange(width, 0, -1) <= torch.tensor(lengths)[:, None] + 1
+        logits, states = self._forward(
+            input_ids=torch.tensor([row.tokens[-1:] for row in rows]).to(device),
+            attention_mask=mask.to(device, torch.long),
+            position_ids=torch.tensor(lengths)[:, None].to(device),
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        cache.end_step()
+        self._choose(rows, logits[:, -1], None if states is None else states[:, -1])
+
+    def _forward(self, **inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, n, V) and, where they are kept, what they were computed from: the last layer's states (B, n, H)."""
+        seen: list[Tensor] = []
+        hook = None
+        if self.decoding.keep_states:
+            # output_hidden_states would keep every layer's; the last one is what goes into the output embedding.
+            head = self.model.get_output_embeddings()
+            hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        try:
+            logits = self.model(use_cache=True, **inputs).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        return logits, seen[0] if seen else None
+
+    def _choose(self, rows: list[_Row], logits: Tensor, states: Tensor | None) -> None:
+        """The next token of each row from its logits (B, V), and the state (B, H) behind it."""
+        scores = self._against_loops(rows, logits.float())
+        if self.decoding.temperature:
+            chosen = _sample(scores / self.decoding.temperature, self.decoding.top_p, [row.generator for row in rows])
+        else:
+            chosen = scores.argmax(-1)
+        for row, token in zip(rows, chosen.tolist()):
+            row.tokens.append(token)
+        if states is not None:
+            for row, state in zip(rows, states.to("cpu", torch.float16)):
+                row.states.append(state)
+
+    def _against_loops(self, rows: list[_Row], scores: Tensor) -> Tensor:
+        """transformers' repetition penalty, then its ban of n-grams, both over the answers only."""
+        if self.decoding.repetition_penalty != 1 and rows[0].tokens:
+            longest = max(len(row.tokens) for row in rows)
+            # A token counts once however often it stands there, so a row's own first token can fill it up.
+            ids = [row.tokens + row.tokens[:1] * (longest - len(row.tokens)) for row in rows]
+            penalty = transformers.RepetitionPenaltyLogitsProcessor(self.decoding.repetition_penalty)
+            scores = penalty(torch.tensor(ids).to(scores.device), scores)
+        if self.decoding.no_repeat_ngram_size:
+            for row, row_scores in zip(rows, scores):
+                row_scores[_would_repeat(row.tokens, self.decoding.no_repeat_ngram_size)] = -torch.inf
+        return scores
+
+    def _ended(self, row: _Row, answers: dict[int, Answer]) -> bool:
+        reason = self._stop(row.tokens)
+        if reason is None and len(row.tokens) == self.decoding.max_new_tokens:
+            reason = "length"
+        if reason is None:
+            return False
+        states = torch.stack(row.states) if self.decoding.keep_states else None
+        answers[row.prompt] = Answer(row.tokens, reason, states)
+        return True
+
+
+def _would_repeat(tokens: list[int], n: int) -> list[int]:
+    """The tokens that would make the last n - 1 ones a run of n that is there already."""
+    runs = range(len(tokens) - n + 1)
+    tail = tokens[len(tokens) - n + 1 :]
+    return [tokens[i + n - 1] for i in runs if tokens[i : i + n - 1] == tail]
+
+
+def _sample(scores: Tensor, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """A token a row (B,), drawn from the likeliest ones of (B, V) with one number from the row's own generator.
+
+    The numbers come from the CPU, so that a seed means the same on every device.
+    """
+    sorted_scores, tokens = scores.sort(dim=-1, descending=True, stable=True)
+    probabilities = sorted_scores.double().softmax(-1)
+    reached = probabilities.cumsum(-1)
+    kept = ((reached - probabilities) < top_p).sum(-1, keepdim=True)
+    drawn = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    wanted = drawn.to(scores.device) * reached.gather(-1, kept - 1)
+    place = torch.searchsorted(reached, wanted, right=True).clamp(max=kept - 1)
+    return tokens.gather(-1, place)[:, 0]

@@ -1,0 +1,213 @@
+"""The language model that writes the instructions: any Hugging Face causal LM folder, image tokens by inputs_embeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts
+from zeus_union.stage1_instruct.models.language.prompts import Template
+from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.stage1_instruct.weights.fetch import digest_of
+
+__all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading"]
+
+
+class LoadedLLM(NamedTuple):
+    """A frozen causal LM, its tokenizer, and the digest that stands for it in a recipe."""
+
+    tokenizer: Any
+    model: Any
+    digest: str
+
+
+def load_llm(llm: str, loading: Loading, device: str | torch.device) -> LoadedLLM:
+    """Args: llm: a name that `fetch` knows, or a folder with config, weights and tokenizer.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    auto_class = transformers.AutoModelForCausalLM
+    return LoadedLLM(*load_pretrained(auto_class, llm, "language model", loading, device), digest_of(llm))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: up to the template's marker, with white space collapsed.
+        prompt_tokens: including the image tokens.
+        output_tokens: generated, including the marker or end-of-text token.
+        stop_reason: 'stop' (the template's marker), 'eos' (the model's end of text) or 'length'.
+        states: fp16 (output_tokens, width) on the CPU where they are kept: the last layer's states after the final norm,
+            each the one its token was chosen from.
+    """
+
+    text: str
+    prompt_tokens: int
+    output_tokens: int
+    stop_reason: str
+    states: Tensor | None = field(default=None, compare=False)
+
+
+class InstructionLLM:
+    """A frozen causal LM that answers a question about an image given as token embeddings."""
+
+    def __init__(
+        self,
+        llm: str | LoadedLLM,
+        template: Template,
+        decoding: Decoding,
+        device: str | torch.device = "cpu",
+        loading: Loading | None = None,
+    ) -> None:
+        """Args: llm: loaded already, or as for `load_llm`."""
+        self.loading = loading or Loading()
+        loaded = load_llm(llm, self.loading, device) if isinstance(llm, str) else llm
+        self.tokenizer, self.model, self.digest = loaded
+        self.template = template
+        self.decoding = decoding
+        self._slots = decoding.batch_size
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def width(self) -> int:
+        """Width of the token embeddings."""
+        return self.embedding.embedding_dim
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a piece of a prompt, without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def embed_prompt(self, question: str, image_tokens: Tensor) -> Tensor:
+        """(T, H) image tokens inside the template -> (L, H) embeddings, in the model's precision.
+
+        The two pieces of text are tokenised on their own, as XrayGPT and MiniGPT-4 do; a beginning-of-text token is put
+        in front once, where the tokenizer itself would (LLaMA's does, SmolLM2's does not).
+        """
+        return self._embed_around(image_tokens, *self._prompt_ids(question))
+
+    def _prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
+        before, after = (self.token_ids(piece) for piece in self.template.pieces(question))
+        if self.template.image_first:
+            return before, self._beginning() + after
+        return self._beginning() + before, after
+
+    def _beginning(self) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a").input_ids[0] == bos else []
+
+    def _embed_around(self, image_tokens: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+        weight = self.embedding.weight
+        return torch.cat([self._embed(before), image_tokens.to(weight.device, weight.dtype), self._embed(after)])
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.embedding.weight.device))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        questions: Sequence[str],
+        image_tokens: Tensor,
+        seeds: Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[Generation]:
+        """Answers, in order; equal to asking one by one.
+
+        In fp32 equal token for token; in half precision, rounding differs with the number of rows computed together, so
+        that a near tie between two tokens may fall the other way.
+
+        Args:
+            questions: B of them.
+            image_tokens: float32 (B, T, H), projected to the model's width.
+            seeds: one a question, used where it samples; 0 by default.
+            max_new_tokens: in place of the profile's.
+        Raises:
+            UserError: prompt and answer do not fit the model's context; not even one prompt fits the memory.
+        """
+        if len(questions) != len(image_tokens) or image_tokens.shape[-1] != self.width:
+            raise ValueError(
+                f"{len(questions)} questions, image tokens {tuple(image_tokens.shape)}, width {self.width}"
+            )
+        seeds = [0] * len(questions) if seeds is None else seeds
+        if len(seeds) != len(questions):
+            raise ValueError(f"{len(questions)} questions, {len(seeds)} seeds")
+        if not questions:
+            return []
+        decoding = replace(self.decoding, max_new_tokens=max_new_tokens or self.decoding.max_new_tokens)
+        ids = [self._prompt_ids(question) for question in questions]
+        count = image_tokens.shape[1]
+        lengths = [len(before) + count + len(after) for before, after in ids]
+        self._check_context(max(lengths), decoding.max_new_tokens)
+        shared = _common_beginning([before for before, _ in ids])
+        prompts = Prompts(
+            lengths, lambda i: self._embed_around(image_tokens[i], *ids[i]), min(shared, min(lengths) - 1)
+        )
+        decoder = Decoder(self.model, decoding, self._slots, self._why_it_ends, say)
+        answers = decoder.run(prompts, seeds)
+        self._slots = decoder.slots
+        return [self._generation(answer, length) for answer, length in zip(answers, lengths)]
+
+    def _check_context(self, longest: int, max_new_tokens: int) -> None:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and longest + max_new_tokens > context:
+            raise UserError(
+                f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit the language model's "
+                f"context of {context}; lower max_new_tokens or the number of image tokens"
+            )
+
+    def _ends(self) -> list[int]:
+        """The model's end-of-text ids."""
+        configured = self.model.generation_config.eos_token_id
+        if configured is None:
+            configured = self.tokenizer.eos_token_id
+        if configured is None:
+            return []
+        return list(configured) if isinstance(configured, (list, tuple)) else [configured]
+
+    def _why_it_ends(self, tokens: Sequence[int]) -> str | None:
+        """'eos' or 'stop' where the last token ends the answer; the marker counts however it is cut into tokens."""
+        if tokens[-1] in self._ends():
+            return "eos"
+        return "stop" if self.template.marker in self.tokenizer.decode(tokens[-8:]) else None
+
+    def _generation(self, answer: Answer, prompt_tokens: int) -> Generation:
+        text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).split(self.template.marker)[0]
+        return Generation(" ".join(text.split()), prompt_tokens, len(answer.tokens), answer.stop_reason, answer.states)
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the text, without the image; batch size and the device do not."""
+        decoding = self.decoding
+        sampled = {"method": "sampled", "temperature": decoding.temperature, "top_p": decoding.top_p}
+        recipe: dict[str, Any] = {
+            "weights_sha256": self.digest,
+            "template": {"name": self.template.name, "text": self.template.text, "marker": self.template.marker},
+            "decoding": {
+                **(sampled if decoding.temperature else {"method": "greedy"}),
+                "max_new_tokens": decoding.max_new_tokens,
+                "repetition_penalty": decoding.repetition_penalty,
+                "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
+            },
+            "precision": self.loading.precision,
+            "quantize": self.loading.quantize,
+        }
+        if decoding.keep_states:
+            recipe["states"] = "last layer after the final norm, fp16"
+        return recipe
+
+
+def _common_beginning(rows: Sequence[list[int]]) -> int:
+    """How many leading ids are the same in all rows."""
+    length = min(len(row) for row in rows)
+    return next((i for i in range(length) if len({row[i] for row in rows}) > 1), length)

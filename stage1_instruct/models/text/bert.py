@@ -1,0 +1,87 @@
+"""The encoder that turns an instruction into one vector: any BERT-class folder, masked mean, unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from numpy.typing import NDArray
+
+from zeus_union.stage1_instruct.models.pretrained import load_pretrained
+from zeus_union.stage1_instruct.weights.fetch import digest_of
+
+
+class InstructionEncoder(Protocol):
+    """A frozen text encoder: one unit vector a text.
+
+    Attributes:
+        width: D of the vectors.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Float32 (B, D), in order; what else is in the batch does not change a vector."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the vectors, JSON-able, without paths."""
+
+
+def encode_distinct(encoder: InstructionEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Float32 (B, D), in order; a text that comes several times is encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    return encoder.encode(list(places))[[places[text] for text in texts]]
+
+
+class TextEncoder:
+    """Sentence embeddings as sentence-transformers makes them for all-MiniLM-L6-v2."""
+
+    def __init__(
+        self, weights: str = "all-minilm-l6-v2", device: str | torch.device = "cpu", batch_size: int = 32
+    ) -> None:
+        """Args: weights: a name that `fetch` knows, or a folder with config, weights and tokenizer."""
+        self._tokenizer, self._model = load_pretrained(transformers.AutoModel, weights, "text encoder")
+        self._model.to(device)
+        self._device = torch.device(device)
+        self._batch_size = batch_size
+        # 256 tokens is what all-MiniLM-L6-v2 was made for; instructions of up to 300 tokens lose their end.
+        self._max_tokens = min(256, self._model.config.max_position_embeddings)
+        self._digest = digest_of(weights)
+
+    @property
+    def width(self) -> int:
+        return self._model.config.hidden_size
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, float32 (B, D), in order; what else is in the batch does not change a vector."""
+        vectors = np.empty((len(texts), self.width), np.float32)
+        # Texts of like length go together, so that little padding is computed.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            tokens = self._tokenizer(
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=self._max_tokens,
+                return_tensors="pt",
+            ).to(self._device)
+            states = self._model(**tokens).last_hidden_state
+            mask = tokens["attention_mask"][..., None].to(states.dtype)
+            mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+            vectors[chosen] = F.normalize(mean, dim=-1).cpu().numpy()
+        return vectors
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "weights_sha256": self._digest,
+            "pooling": "mean over tokens, unit length",
+            "max_tokens": self._max_tokens,
+            "precision": "fp32",
+        }

@@ -1,0 +1,116 @@
+"""CLIP's text encoder (Table 4): any CLIP folder of transformers, 77 tokens, unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from numpy.typing import NDArray
+
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.weights.fetch import digest_of, path_of
+
+# What a whole CLIP checkpoint holds beside its text encoder (position_ids: a buffer of older versions).
+_OTHER_PARTS = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
+
+
+class CLIPText:
+    """Text embeddings as CLIP's get_text_features makes them, of unit length."""
+
+    def __init__(self, folder: str, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
+        """A CLIP folder, e.g. openai/clip-vit-base-patch32's: a whole CLIPModel or a CLIPTextModelWithProjection.
+
+        Raises:
+            UserError: no such folder; no tokenizer; not CLIP; weights missing; a tokenizer of another model.
+        """
+        path = path_of(folder)
+        self._tokenizer = _read_tokenizer(path)
+        self._model = _read_model(path)
+        self._model.to(device)
+        self._device = torch.device(device)
+        self._batch_size = batch_size
+        config = self._model.config
+        self._max_tokens = config.max_position_embeddings
+        if len(self._tokenizer) != config.vocab_size:
+            raise UserError(
+                f"the CLIP text encoder {folder} has {config.vocab_size} embeddings but its tokenizer "
+                f"{len(self._tokenizer)} tokens: not a pair"
+            )
+        self._digest = digest_of(folder)
+
+    @property
+    def width(self) -> int:
+        return self._model.config.projection_dim
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, float32 (B, D), in order; what else is in the batch does not change a vector."""
+        vectors = np.empty((len(texts), self.width), np.float32)
+        if not texts:
+            return vectors
+        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        for chosen in batches_of_equal_length(tokens, self._batch_size):
+            ids = torch.tensor([tokens[i] for i in chosen], device=self._device)
+            vectors[chosen] = F.normalize(self._model(input_ids=ids).text_embeds, dim=-1).cpu().numpy()
+        return vectors
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "source": "CLIP",
+            "weights_sha256": self._digest,
+            "pooling": "end token, projected, unit length",
+            "max_tokens": self._max_tokens,
+            "precision": "fp32",
+        }
+
+
+def batches_of_equal_length(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Positions of sequences that can be stacked without padding, at most `size` at a time, each position once."""
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    for _, group in groupby(order, key=lambda i: len(tokens[i])):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def _read_tokenizer(path: Path) -> Any:
+    if not ((path / "tokenizer.json").is_file() or (path / "vocab.json").is_file()):
+        raise UserError(f"no CLIP tokenizer in {path}: expected tokenizer.json, or vocab.json and merges.txt")
+    try:
+        return transformers.CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        raise UserError(f"the CLIP tokenizer in {path} cannot be read: {error}") from error
+
+
+def _read_model(path: Path) -> Any:
+    """Frozen fp32 text encoder of a text-only or whole CLIP folder; transformers alone would let weights be missing."""
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        values, _ = transformers.PretrainedConfig.get_config_dict(path, local_files_only=True)
+        kind = values.get("model_type")
+        if kind not in ("clip", "clip_text_model"):
+            raise UserError(f"{path} is of the type {kind}, expected CLIP: a whole model or its text encoder")
+        if kind == "clip":
+            whole: Any = transformers.CLIPConfig.from_dict(values)
+            config = whole.text_config
+            # The width of a whole model stands beside, not inside, its text part.
+            config.projection_dim = whole.projection_dim
+        else:
+            config = transformers.CLIPTextConfig.from_dict(values)
+        read: Any = transformers.CLIPTextModelWithProjection.from_pretrained
+        model, found = read(path, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"{path} is not a CLIP text encoder that transformers can read: {error}") from error
+    unexpected = sorted(key for key in found["unexpected_keys"] if not key.startswith(_OTHER_PARTS))
+    missing = sorted(found["missing_keys"])
+    if missing or unexpected:
+        faults = [("missing", missing), ("unexpected", unexpected)]
+        said = "; ".join(f"{len(keys)} {fault}, first {keys[0]}" for fault, keys in faults if keys)
+        raise UserError(f"the weights in {path} are not a CLIP text encoder's: {said}")
+    return model.eval().requires_grad_(False)

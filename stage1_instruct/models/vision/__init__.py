@@ -1,0 +1,1 @@
+"""A picture, or its embedding, becomes the features that the language model is shown."""

@@ -1,0 +1,1 @@
+"""An abdomen to try everything on: its anatomy, written as real files, read as any data set."""

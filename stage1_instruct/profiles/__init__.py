@@ -1,0 +1,1 @@
+"""Which frozen models make a cache: one YAML file a profile."""

@@ -1,0 +1,213 @@
+"""Profiles: which frozen models make a cache, as data files, and how a part of one is replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.language.prompts import TEMPLATES
+from zeus_union.stage1_instruct.profiles.named_yaml import read_named_yaml
+from zeus_union.stage1_instruct.weights.sources import source_of
+
+FOLDER = Path(__file__).parent
+NONE = "none"  # a part that is left out
+PROMPT = "prompt"  # the instructor that answers with the question itself
+CHOICES = {
+    "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
+    "encoder_precision": ("fp32", "bf16", "fp16"),
+    "instructor": ("llm", "blip2", PROMPT),
+    "vision": ("regions", "pooled", "medclip_vit", "medclip_resnet"),
+    "vision_feature": ("pooled", "projected", "tokens"),
+    "connector": ("mlp", "linear", "qformer"),
+    "llm_precision": ("fp32", "bf16", "fp16"),
+    "llm_quantize": (NONE, "8bit", "4bit"),
+    "llm_device_map": (NONE, "auto"),
+    "template": tuple(TEMPLATES),
+    "text_kind": ("bert", "medclip", "clip"),
+    "text_window": ("truncate", "extended", "mean"),
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Weights to fetch, as `weights.HasNeeds`."""
+
+    name: str
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The frozen models of stage 1 and how the LLM decodes; profiles/lite.yaml says what each line may be."""
+
+    name: str
+    encoder: str
+    encoder_weights: str
+    encoder_precision: str
+    instructor: str
+    blip2: str
+    vision: str
+    vision_grid: int
+    vision_weights: str
+    vision_feature: str
+    connector: str
+    projection: str
+    projection_hidden: int
+    lora: str
+    llm: str
+    llm_precision: str
+    llm_quantize: str
+    llm_device_map: str
+    template: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    llm_batch: int
+    keep_states: bool
+    text_kind: str
+    text_encoder: str
+    text_tokenizer: str
+    text_window: str
+
+    def __post_init__(self) -> None:
+        for part, values in CHOICES.items():
+            if getattr(self, part) not in values:
+                raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
+        for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch"):
+            if getattr(self, part) < 1:
+                raise UserError(f"{part} = {getattr(self, part)}, expected 1 or more")
+        if self.vision == "regions" and 64 % self.vision_grid:
+            raise UserError(f"vision_grid = {self.vision_grid}, expected a divisor of 64 (the embedding's side)")
+        if self.repetition_penalty < 1 or self.no_repeat_ngram_size < 0:
+            raise UserError("repetition_penalty is 1 (off) or more, no_repeat_ngram_size 0 (off) or more")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UserError("temperature is 0 (greedy) or more, top_p above 0 and at most 1")
+        if self.text_window != "truncate" and self.text_kind != "medclip":
+            raise UserError(
+                f"text_window = {self.text_window} is for MedCLIP's text encoder and text_kind is {self.text_kind}; "
+                "give text_window=truncate or text_kind=medclip"
+            )
+        if self.encoder_precision != "fp32" and self.encoder == "litemedsam":
+            raise UserError(
+                f"encoder_precision = {self.encoder_precision}, but litemedsam computes in fp32 only; "
+                "give encoder_precision=fp32 or another encoder"
+            )
+        if self.keep_states and self.instructor == PROMPT:
+            raise UserError(
+                "keep_states = yes, but with instructor = prompt no language model has states; give keep_states=no"
+            )
+        for part, wanted_by in self._wanted.items():
+            if getattr(self, part) == NONE:
+                raise UserError(f"{wanted_by} needs {part}; give it with --set {part}=... (zeus-instruct fetch -h)")
+
+    @property
+    def _wanted(self) -> dict[str, str]:
+        """The parts that have to be there, beside encoder_weights -> what wants them."""
+        wanted = {"text_encoder": f"text_kind = {self.text_kind}"}
+        if self.instructor == "blip2":
+            wanted["blip2"] = "instructor = blip2"
+        elif self.instructor == "llm":
+            wanted["llm"] = "instructor = llm"
+            if self.sees_pictures:
+                wanted["vision_weights"] = f"vision = {self.vision}"
+        if self.text_kind == "medclip":
+            wanted["text_tokenizer"] = "text_kind = medclip"
+        return wanted
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether the instructor sees the picture itself and not the image encoder's embedding."""
+        return self.instructor == "blip2" or (self.instructor == "llm" and self.vision.startswith("medclip"))
+
+    @property
+    def sees_embeddings(self) -> bool:
+        """Whether the instructor sees the image encoder's embedding; where neither, it sees nothing."""
+        return self.instructor == "llm" and not self.sees_pictures
+
+    @property
+    def samples(self) -> bool:
+        """Whether the text depends on a seed."""
+        return self.temperature > 0 and self.instructor != PROMPT
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is loaded: names that `fetch` knows, or paths, each once."""
+        return tuple(dict.fromkeys((self.encoder_weights, *(getattr(self, part) for part in self._wanted))))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The weights that `fetch` has to provide; parts given as paths are not among them."""
+        return _known(self.parts)
+
+    @property
+    def text_needs(self) -> Needs:
+        """As `needs`, for the text encoder alone."""
+        of_text = {part: getattr(self, part) for part in self._wanted if part.startswith("text_")}
+        return Needs(f"the text encoder of {self.name}", _known(of_text.values()))
+
+
+def _known(parts: Iterable[str]) -> tuple[str, ...]:
+    """Those that `fetch` knows."""
+    return tuple(part for part in parts if source_of(part) is not None)
+
+
+def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:
+    """('llm=PATH', ...) -> {'llm': 'PATH'}, as `--set` gives them.
+
+    Raises:
+        UserError: an assignment without '='.
+    """
+    overrides = {}
+    for assignment in assignments:
+        part, equals, value = assignment.partition("=")
+        if not equals or not part.strip() or not value.strip():
+            raise UserError(f"--set {assignment!r}: expected part=value, e.g. --set llm=PATH")
+        overrides[part.strip()] = value.strip()
+    return overrides
+
+
+def load_profile(name_or_yaml: str, overrides: Mapping[str, str] | None = None) -> Profile:
+    """The profile of that name or in that YAML file, with parts replaced.
+
+    Args:
+        overrides: part -> value as typed, e.g. {'llm': '/models/vicuna'}.
+
+    Raises:
+        UserError: no such profile; a key or part that does not exist, or is missing; a value of the wrong type.
+    """
+    path, values = read_named_yaml(FOLDER, name_or_yaml, "profile")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, expected lines of 'part: value'")
+    return _profile({**values, **(overrides or {})}, str(path))
+
+
+def _profile(values: Mapping[Any, Any], where: str) -> Profile:
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Profile)}
+    unknown = [str(key) for key in values if key not in fields]
+    if unknown:
+        raise UserError(f"unknown part {', '.join(unknown)} in {where} or --set; there are: {', '.join(fields)}")
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; profiles/lite.yaml shows every line")
+    return Profile(**{key: _typed(key, values[key], kind) for key, kind in fields.items()})
+
+
+def _typed(part: str, value: Any, kind: str) -> Any:
+    if kind == "bool":
+        if str(value).lower() not in ("yes", "no", "true", "false"):
+            raise UserError(f"{part} = {value!r}, expected yes or no")
+        return str(value).lower() in ("yes", "true")
+    convert = {"int": int, "float": float, "str": str}[kind]
+    try:
+        converted = convert(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{part} = {value!r}, expected a number") from error
+    if kind == "int" and str(converted) != str(value):
+        raise UserError(f"{part} = {value!r}, expected a whole number")
+    return converted

@@ -1,0 +1,1 @@
+"""Training what lies between vision features and language model, both frozen."""

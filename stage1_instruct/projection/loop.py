@@ -1,0 +1,190 @@
+"""The loop that trains a projection: AdamW, warm-up and cosine, several processes, and going on after a kill."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import progress as progress_of
+from zeus_union.stage1_instruct.models.language.lora import lora_state
+from zeus_union.stage1_instruct.projection.objective import Captioning
+
+if TYPE_CHECKING:
+    from zeus_union.stage1_instruct.projection.train import TrainingRecipe
+
+SAVE_EVERY_S = 60  # a Q-Former's state is 1.2 GB: not after every epoch of a second
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an unfinished training is kept, and what it is a training of.
+
+    Attributes:
+        path: the state file; gone when the training is finished.
+        plan: options and digests that must be the same to go on.
+        sample: the row whose caption is said four times on the way.
+    """
+
+    path: Path
+    plan: Mapping[str, Any]
+    sample: int
+
+    def save(self, task: Captioning, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """After `epoch` epochs; atomic."""
+        buffer = io.BytesIO()
+        weights = {"connector": task.connector.state_dict(), "lora": lora_state(task.llm.model)}
+        torch.save({"plan": dict(self.plan), "epoch": epoch, "optimizer": optimizer.state_dict(), **weights}, buffer)
+        write_atomically(self.path, buffer.getvalue())
+
+    def restore(self, task: Captioning, optimizer: torch.optim.Optimizer) -> int:
+        """Puts weights and optimiser back; the epochs that are done, 0 where there is nothing to go on from.
+
+        Raises:
+            UserError: the file is damaged, or belongs to another training.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            before, epoch = state["plan"], int(state["epoch"])
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{self.path} is no state of an unfinished training; delete it to begin again ({error})"
+            ) from error
+        changed = differences(before, dict(self.plan))
+        if changed:
+            raise UserError(
+                f"{self.path} is of a training with other options ({describe(changed)}); "
+                "repeat them to go on, or delete it to begin again"
+            )
+        task.connector.load_state_dict(state["connector"])
+        task.llm.model.load_state_dict(state["lora"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        return epoch
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def fit(
+    task: Captioning,
+    training: Sequence[int],
+    held_out: Sequence[int],
+    recipe: TrainingRecipe,
+    accelerator: Accelerator,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> float:
+    """Trains the task's connector (and LoRA) in place; returns the last epoch's mean loss.
+
+    Every process computes its share of each batch; gradients are summed, the loss is a mean over the tokens of the whole
+    batch, so that the number of processes changes the weights by rounding only.
+
+    Args:
+        training, held_out: rows of the task.
+        progress: where to keep the state; None keeps none.
+    Raises:
+        UserError: the loss is not finite.
+    """
+    parameters = task.trainable()
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")
+    epochs = epochs_in_all(len(training), recipe)
+    total = steps_in_all(len(training), recipe)
+    begun = progress.restore(task, optimizer) if progress else 0
+    if begun:
+        say(f"going on after epoch {begun} of {epochs}")
+    quarter = max(1, round(epochs / 4))
+    epoch_loss, saved = math.nan, time.monotonic()
+    for epoch in range(begun + 1, epochs + 1):
+        batches = _batches(training, recipe, epoch)
+        task.connector.train()
+        losses = []
+        for index, batch in enumerate(progress_of(batches, f"epoch {epoch} of {epochs}")):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * rate((epoch - 1) * len(batches) + index, total, recipe.warm_up)
+            losses.append(_step(task, batch, parameters, optimizer, scaler, recipe, accelerator))
+        task.connector.eval()
+        epoch_loss = sum(losses) / len(losses)
+        if not math.isfinite(epoch_loss):
+            raise UserError(f"the projection's loss became {epoch_loss} at lr {recipe.lr}; try a lower --lr")
+        held = task.mean_loss(held_out, recipe.batch_size)
+        say(f"epoch {epoch}: training loss {epoch_loss:.3f}" + (f", held-out {held:.3f}" if held is not None else ""))
+        if progress:
+            if epoch % quarter == 0 and epoch < epochs:
+                say(f"  it now says: {task.say(progress.sample)}")
+            if epoch < epochs and time.monotonic() - saved >= SAVE_EVERY_S and accelerator.is_main_process:
+                progress.save(task, optimizer, epoch)
+                saved = time.monotonic()
+    return epoch_loss
+
+
+def _step(
+    task: Captioning,
+    batch: Sequence[int],
+    parameters: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    recipe: TrainingRecipe,
+    accelerator: Accelerator,
+) -> float:
+    """One step of the optimiser; the batch's loss."""
+    total = task.tokens(batch)
+    own = batch[accelerator.process_index :: accelerator.num_processes]
+    at_once = recipe.at_once or max(len(own), 1)
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=task.device)
+    for at in range(0, len(own), at_once):
+        with torch.autocast(task.device.type, torch.float16, enabled=scaler.is_enabled()):
+            part = task.loss(own[at : at + at_once], total)
+        scaler.scale(part).backward()
+        loss += part.detach()
+    if accelerator.num_processes > 1:
+        loss = accelerator.reduce(loss, "sum")
+        for parameter in parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(gradient, "sum")
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.item()
+
+
+def _batches(training: Sequence[int], recipe: TrainingRecipe, epoch: int) -> list[list[int]]:
+    """The batches of an epoch, decided by seed and epoch alone, so that a resumed training draws the same."""
+    drawn = np.random.default_rng([recipe.seed, epoch]).permutation(len(training))
+    order = [training[i] for i in drawn]
+    return [order[at : at + recipe.batch_size] for at in range(0, len(order), recipe.batch_size)]
+
+
+def epochs_in_all(count: int, recipe: TrainingRecipe) -> int:
+    """Epochs for `count` training pairs."""
+    return recipe.epochs or math.ceil(150 / math.ceil(count / recipe.batch_size))
+
+
+def steps_in_all(count: int, recipe: TrainingRecipe) -> int:
+    """Steps of the optimiser for `count` training pairs."""
+    return epochs_in_all(count, recipe) * math.ceil(count / recipe.batch_size)
+
+
+def rate(step: int, total: int, warm_up: float) -> float:
+    """Share of the highest learning rate: linear warm-up, then cosine to 0.1."""
+    rising = max(1, round(warm_up * total))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, total - rising)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))

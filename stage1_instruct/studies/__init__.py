@@ -1,0 +1,1 @@
+"""From files on disk to studies on one grid, and to aligned slices."""

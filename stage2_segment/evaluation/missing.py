@@ -1,0 +1,69 @@
+"""What a run loses where modalities are missing when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from rich.table import Table
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run
+
+MISSING = "missing.parquet"
+
+
+def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """All of them, then one left out, then two, ... in a fixed order."""
+    return [part for size in range(len(modalities), 0, -1) for part in combinations(modalities, size)]
+
+
+def evaluate_missing(
+    run: Path,
+    cache: Cache,
+    *,
+    subjects: Sequence[str] | None = None,
+    which: str = "last",
+    device: str | None = None,
+) -> dict[tuple[str, ...], Evaluation]:
+    """Evaluates a run on every subset of its modalities; writes missing.parquet into its folder.
+
+    The table has a line for each subset, subject and class: `modalities` (joined by '+') and the columns of an
+    `Evaluation`.
+
+    Raises:
+        UserError: a run of one modality; else as `measure_run`.
+    """
+    modalities = checkpoint.load_config(run).modalities
+    if len(modalities) == 1:
+        raise UserError(f"{run} was trained with {modalities[0]} alone; none can be missing")
+    found = {
+        part: measure_run(run, cache, subjects=subjects, modalities=part, which=which, device=device)
+        for part in subsets(modalities)
+    }
+    lines = [{"modalities": "+".join(part), **row} for part, one in found.items() for row in one.rows]
+    checkpoint.write_table(run / MISSING, lines)
+    return found
+
+
+def as_table(found: dict[tuple[str, ...], Evaluation]) -> Table:
+    """One line per subset: mean DSC in the native grid, and what it is less than with all modalities."""
+    table = Table(title="with modalities missing")
+    table.add_column("modalities there")
+    for name in ("DSC", "less than with all", "mIoU 256"):
+        table.add_column(name, justify="right")
+    with_all = next(iter(found.values())).summary()["mean_over_classes"]["dsc"]
+    for part, evaluation in found.items():
+        summary = evaluation.summary()
+        mean, miou = summary["mean_over_classes"]["dsc"], summary["miou_256"]
+        loss = "-" if mean is None or with_all is None else f"{with_all - mean:.3f}"
+        table.add_row(
+            ", ".join(part),
+            "-" if mean is None else f"{mean:.3f}",
+            loss,
+            "-" if miou is None else f"{miou:.3f}",
+        )
+    return table

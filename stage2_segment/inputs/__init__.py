@@ -1,0 +1,1 @@
+"""What a model reads: slices of a cache, and the text that goes with them."""

@@ -1,0 +1,74 @@
+"""What one run takes of the slices that were read, for itself alone or for many runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs.slices import Batch, SliceData
+from zeus_union.stage2_segment.inputs.texts import read_text
+
+
+class RunInputs:
+    """A run's modalities among those of `data`, and its text.
+
+    Args:
+        data: slices with at least the modalities that are asked for.
+        available: modalities there are, of the run's; None: all the run was planned with.
+        text: in place of the run's own, float32 (n, m, D) or (n, m, K, D).
+
+    Attributes:
+        present: which of the run's modalities these are.
+        text: (n, m, D), (n, m, K, D) or (n, m, L, D) of all of `data`, as `read_text` gives it, on the device.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: SliceData,
+        available: Sequence[str] | None = None,
+        text: NDArray[np.floating] | None = None,
+    ) -> None:
+        names = config.modalities if available is None else tuple(available)
+        cache = data.cache
+        self.present = [config.modalities.index(name) for name in names]
+        columns = [data.modalities.index(cache.modalities.index(name)) for name in names]
+        self._columns = None if columns == list(range(len(data.modalities))) else columns
+        if text is None:
+            text = read_text(cache, config, data.rows, names)
+        self.text = torch.from_numpy(np.ascontiguousarray(text)).to(data.device)
+        self._reads_text = config.is_zeus
+        self._low = config.recipe.precision == "bf16"
+
+    def of(
+        self, positions: NDArray[np.intp], batch: Batch, keep: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Embeddings (B, m, 256, 64, 64) or pictures (B, m, 256, 256), text (B, m, D) and which modalities they are.
+
+        Args:
+            positions: of the batch's slices in `data`.
+            keep: indices into `present`; None: all.
+        """
+        images = batch.images if self._columns is None else batch.images[:, self._columns]
+        text = self.text[torch.from_numpy(np.asarray(positions)).to(self.text.device)].float()
+        if keep is None or len(keep) == len(self.present):
+            return images, text, self.present
+        return images[:, list(keep)], text[:, list(keep)], [self.present[i] for i in keep]
+
+    def autocast(self) -> torch.autocast:
+        """The run's precision, for a forward pass."""
+        return torch.autocast(self.text.device.type, torch.bfloat16, enabled=self._low)
+
+    def logits(
+        self, model: nn.Module, positions: NDArray[np.intp], batch: Batch, keep: Sequence[int] | None = None
+    ) -> Tensor:
+        """Float32 (B, K, 256, 256)."""
+        images, text, present = self.of(positions, batch, keep)
+        with self.autocast():
+            logits = model(images, text, present) if self._reads_text else model(images, present)
+        return logits.float()

@@ -1,0 +1,1 @@
+"""How weights are found: the loop, one run in it, losses, schedule, processes."""

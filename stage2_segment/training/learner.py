@@ -1,0 +1,278 @@
+"""One run in training: its model, optimiser, place in the schedule, history and folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import say
+from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.texts import typical_text
+from zeus_union.stage2_segment.model import Zeus, build_model
+from zeus_union.stage2_segment.training.losses import Losses, one_hot, segmentation_losses
+from zeus_union.stage2_segment.training.processes import add_up
+from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_factor
+
+
+class Learner:
+    """Takes batches in the order of the run's schedule, wherever that was left, and keeps the run's folder.
+
+    Nothing in a step is random but what follows from seed, epoch and batch. So a run that is stopped at any moment
+    and resumed ends with the same weights, on a CPU bit for bit, whoever else is trained beside it.
+
+    Args:
+        run: folder to write: config.json, metrics.parquet, tensorboard/, weights/, state.pt.
+        resume: go on with an unfinished run of the same plan.
+        pretrained: the weights whose sha256 the plan names.
+
+    Attributes:
+        epoch, index: the next batch: epoch from 1, batch of it from 0.
+        stopped: why the run ended before its time; None while it has not.
+
+    Raises:
+        UserError: the folder holds another run, or something else.
+    """
+
+    inputs: RunInputs
+
+    def __init__(
+        self,
+        cache: Cache,
+        config: RunConfig,
+        run: Path,
+        accelerator: Accelerator,
+        resume: bool = False,
+        pretrained: Path | None = None,
+    ) -> None:
+        self.config, self.run = config, run
+        self._accelerator = accelerator
+        state = _enter(run, config, resume, accelerator)
+        recipe = config.recipe
+        torch.manual_seed(config.seed)
+        model = build_model(config)
+        if isinstance(model, Zeus):
+            model.load_pretrained(cache.constants(config.embedding_layer))
+            if config.text == "constant":
+                rows = cache.rows_of(config.train_subjects)
+                model.set_constant_text(torch.from_numpy(typical_text(cache, config, rows)))
+        elif pretrained is not None:
+            taken, there = load_pretrained(model, pretrained)
+            if accelerator.is_main_process:
+                say(f"{pretrained}: {taken} of {there} tensors of the encoders taken")
+        self._class_weights: Tensor | None = None
+        if recipe.class_weights == "inverse":
+            self._class_weights = inverse_weights(cache, config).to(accelerator.device)
+        if state:
+            model.load_state_dict(state["model"])
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":  # there is none for the CPU
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # The model is moved before the optimiser sees its parameters.
+        self.model: nn.Module = accelerator.prepare_model(model)
+        self.bare = accelerator.unwrap_model(self.model)
+        self.optimizer = build_optimizer(self.bare, recipe)
+        self._average = None
+        if recipe.ema:
+            self._average = AveragedModel(self.bare, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+        self.epoch, self.index, self._sums = 1, 0, np.zeros(3)
+        self._best_dsc, self._best_loss, self._best_loss_epoch = -1.0, math.inf, 0
+        self.history: list[dict[str, Any]] = []
+        self.stopped: str | None = None
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+            self.epoch, self.index = state["place"]
+            self._sums = np.array(state["sums"])
+            self._best_dsc, self._best_loss, self._best_loss_epoch = state["best"]
+            self.history = _read_history(run, self.epoch - 1)
+        self._board: SummaryWriter | None = None
+        self._saved, self._saving = time.monotonic(), 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: all epochs, no lower loss for too long, or stopped."""
+        recipe = self.config.recipe
+        waited = recipe.patience and self.epoch - 1 - self._best_loss_epoch >= recipe.patience
+        return bool(self.stopped or self.epoch > recipe.epochs or (waited and self.index == 0))
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The model that is validated and kept: the running mean where there is one."""
+        return self.bare if self._average is None or not self._average.n_averaged else self._average.module
+
+    def keep(self) -> list[int] | None:
+        """Which of the run's modalities the next step sees; None: all."""
+        chance, count = self.config.recipe.modality_drop, len(self.inputs.present)
+        if not chance or count == 1:
+            return None
+        random = np.random.default_rng([self.config.seed, self.epoch, self.index, count])
+        kept = np.flatnonzero(random.random(count) >= chance)
+        return kept.tolist() if len(kept) else [int(random.integers(count))]
+
+    def losses(self, logits: Tensor, masks: Tensor, slices: int) -> Losses:
+        """Of this process's part of a batch of `slices`; the numbers are the whole batch's."""
+        return segmentation_losses(
+            logits,
+            one_hot(masks, logits.shape[1]),
+            self.config.recipe.dice_over,
+            class_weights=self._class_weights,
+            slices=slices,
+            add_up=add_up,
+        )
+
+    def share(self, batches: int) -> int:
+        """How many batches the optimiser step that the next one belongs to is made of."""
+        accumulate = self.config.recipe.accumulate
+        return min(accumulate, batches - self.index // accumulate * accumulate)
+
+    def take(self, losses: Losses, batches: int) -> None:
+        """After the gradients of a batch are there: notes its losses, and steps where the optimiser's batch is whole.
+
+        A loss or gradient that is not finite changes no weight: the run is `stopped`, its last good weights kept.
+        """
+        recipe = self.config.recipe
+        values = np.array([loss.item() for loss in losses])
+        whole = (self.index + 1) % recipe.accumulate == 0 or self.index + 1 == batches
+        norm = torch.tensor(0.0)
+        if whole:
+            norm = nn.utils.clip_grad_norm_(self.bare.parameters(), recipe.clip or math.inf)
+        if not (np.isfinite(values).all() and torch.isfinite(norm)):
+            self._stop(
+                f"the loss became {values[0]:.3g}, its gradient {norm.item():.3g} in epoch {self.epoch}, step "
+                f"{self.index + 1}; the last good weights are kept; train with a lower --lr into another --out"
+            )
+            return
+        self._sums += values
+        if whole:
+            steps = math.ceil(batches / recipe.accumulate)
+            factor = lr_factor(recipe, (self.epoch - 1) * steps + self.index // recipe.accumulate, steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["highest_lr"] * factor
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self._average is not None:
+                self._average.update_parameters(self.bare)
+        self.index += 1
+        if whole and self.index < batches and self._due():  # not where a step's gradient is half gathered
+            self.save()
+
+    def end_epoch(self, batches: int, more: dict[str, float]) -> dict[str, Any]:
+        """Notes an epoch, `more` being its validation and timing; saves where it is due. Returns its record."""
+        loss, dice, cross_entropy = (self._sums / batches).tolist()
+        record = {"epoch": self.epoch, "loss": loss, "dice_loss": dice, "cross_entropy": cross_entropy}
+        record |= {"lr": self.optimizer.param_groups[0]["lr"], **more}
+        self.history.append(record)
+        if self._accelerator.is_main_process:
+            if self._board is None:
+                self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.epoch)
+            for name, value in record.items():
+                self._board.add_scalar(name, value, self.epoch)
+        if loss < self._best_loss:
+            self._best_loss, self._best_loss_epoch = loss, self.epoch
+        if record.get("validation_dsc", -1.0) > self._best_dsc:
+            self._best_dsc = record["validation_dsc"]
+            if self._accelerator.is_main_process:
+                checkpoint.save_weights(self.run, "best", self.predictor.state_dict(), self.epoch)
+        self.epoch, self.index, self._sums = self.epoch + 1, 0, np.zeros(3)
+        if self.finished or self._due():
+            self.save()
+        if self.finished:
+            self.close()
+        return record
+
+    def _due(self) -> bool:
+        pause = max(checkpoint.SAVE_EVERY_S, self._saving / checkpoint.SAVING_SHARE)
+        return time.monotonic() - self._saved >= pause
+
+    def save(self) -> None:
+        """Metrics, weights and the state to go on from, in this order, each whole or not at all."""
+        if not self._accelerator.is_main_process:
+            return
+        start = time.monotonic()
+        state = {
+            "place": (self.epoch, self.index),
+            "sums": self._sums.tolist(),
+            "model": self.bare.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": (self._best_dsc, self._best_loss, self._best_loss_epoch),
+        }
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
+        if self.history:
+            checkpoint.write_table(self.run / checkpoint.METRICS, self.history)
+        checkpoint.save_weights(self.run, "last", self.predictor.state_dict(), self.epoch - 1)
+        checkpoint.save_state(self.run, state)
+        self._saved = time.monotonic()
+        self._saving = self._saved - start
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _stop(self, why: str) -> None:
+        self.stopped = why
+        self.optimizer.zero_grad(set_to_none=True)
+        if all(torch.isfinite(parameter).all() for parameter in self.bare.parameters()):
+            self.save()
+        self.close()
+
+
+def inverse_weights(cache: Cache, config: RunConfig) -> Tensor:
+    """Per class 1 / sqrt(its pixels in the training slices), mean 1; a class that none shows weighs as the rarest."""
+    counts = np.zeros(len(config.classes) + 1, np.int64)
+    for subject in config.train_subjects:
+        counts += np.bincount(cache.masks(cache.rows_of([subject])).ravel(), minlength=len(counts))
+    pixels = counts[1:].astype(np.float64)
+    pixels[pixels == 0] = pixels[pixels > 0].min()
+    weights = pixels**-0.5
+    return torch.from_numpy(weights / weights.mean()).float()
+
+
+def _enter(run: Path, config: RunConfig, resume: bool, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Makes the run folder, or checks that it holds this run; the state to go on from, if any."""
+    begun = (run / checkpoint.CONFIG).exists()
+    accelerator.wait_for_everyone()
+    if not begun:
+        if run.exists() and any(run.iterdir()):
+            raise UserError(f"{run} exists and is no run folder; choose another --out")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            checkpoint.write_json(run / checkpoint.CONFIG, config.to_json())
+        return None
+    if not resume:
+        raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
+    check_same_plan(run, config)
+    return checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
+
+
+def check_same_plan(run: Path, config: RunConfig) -> None:
+    """Raises UserError: the run in that folder was begun with other options, naming what differs."""
+    before, now = checkpoint.load_config(run).to_json(), config.to_json()
+    before, now = ({**values, **values["recipe"]} for values in (before, now))
+    changed = [name for name in now if name not in ("recipe", "versions", "cache") and before.get(name) != now[name]]
+    if changed:
+        what = "; ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in changed)
+        raise UserError(f"{run} was begun with other options ({what}); repeat them, or choose another --out")
+
+
+def _read_history(run: Path, epoch: int) -> list[dict[str, Any]]:
+    """The finished epochs' records; there are none where the run was stopped within its first."""
+    if epoch == 0:
+        return []
+    return [row for row in pq.read_table(run / checkpoint.METRICS).to_pylist() if row["epoch"] <= epoch]

@@ -1,0 +1,382 @@
+"""zeus ablate: the numbers of separate runs, from one pass; goes on after a kill; one bad run hurts no other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from tests.stage2_segment.conftest import make_cache
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.pipelines.ablation import run as ablate
+from zeus_union.pipelines.ablation.grid import Grid, Row, grid_names, paper_figures, read_grid
+from zeus_union.pipelines.ablation.plan import StepTimes, plan_ablation
+from zeus_union.pipelines.ablation.run import run_ablation
+from zeus_union.pipelines.cli import main
+from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
+from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.losses import Losses
+from zeus_union.stage2_segment.training.train import architecture, train_run
+
+BASELINES = """
+title: baselines
+options: {model: unext, epochs: 1, batch-size: 2, train-subjects: ada, test-subjects: ben}
+rows:
+  - {name: early, set: {fusion: early}}
+  - {name: hybrid, set: {fusion: hybrid, merge: mean}}
+  - {name: late, set: {fusion: late, modalities: T2}}
+  - {name: zeus, set: {model: zeus, fusion: hybrid, modalities: T2}}
+"""
+GRID = """
+title: a test
+options: {fusion: hybrid, epochs: 2, batch-size: 2, train-subjects: ada, test-subjects: [ben]}
+rows:
+  - {name: both, paper: {MSD-Brain: [80.5, 78.0]}}
+  - {name: T2, set: {modalities: [T2], combine: max}}
+  - {name: late, set: {fusion: late, lr: 1e-3}}
+controls: [random, none]
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("cache") / "toy.h5")
+
+
+@pytest.fixture(scope="module")
+def grid_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "mine.yaml"
+    path.write_text(GRID)
+    return path
+
+
+def ablation(toy: Path, grid_file: Path, out: Path, **how: Any) -> list[dict[str, Any]]:
+    with Cache(toy) as cache:
+        grid = read_grid(str(grid_file), {})
+        run_ablation(cache, grid, plan_ablation(cache, grid, out), out, device="cpu", **how)
+    return pq.read_table(out / "results.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def whole(toy: Path, grid_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five rows, trained side by side."""
+    out = tmp_path_factory.mktemp("ablation") / "whole"
+    ablation(toy, grid_file, out)
+    return out
+
+
+def command(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, ["ablate", *map(str, arguments)], catch_exceptions=False)
+
+
+SEPARATE: dict[str, dict[str, Any]] = {
+    "both": {},
+    "T2": {"modalities": ["T2"], "combine": "max"},
+    "late": {"fusion": "late", "lr": 1e-3},
+    "both-text-random": {"text": "random"},
+    "both-text-none": {"text": "none"},
+}
+
+
+@pytest.mark.parametrize("row", SEPARATE)
+def test_each_row_has_the_weights_and_scores_of_a_run_of_its_own(
+    toy: Path, whole: Path, tmp_path: Path, row: str
+) -> None:
+    options = {"fusion": "hybrid", "epochs": 2, "batch_size": 2, **SEPARATE[row]}
+    split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
+    train_run(toy, tmp_path / "run", validate_every=0, device="cpu", **split, **options)
+    beside = load_file(whole / "runs" / f"{row}-named-seed0" / "weights" / "last.safetensors")
+    alone = load_file(tmp_path / "run" / "weights" / "last.safetensors")
+    assert beside.keys() == alone.keys()
+    assert all(torch.equal(beside[name], alone[name]) for name in alone)
+    scores = evaluate_run(tmp_path / "run", device="cpu").rows
+    results = [
+        line for line in pq.read_table(whole / "results.parquet").to_pylist() if line["run"].startswith(f"{row}-named")
+    ]
+    assert [line["dsc"] for line in results] == [score["dsc"] for score in scores]
+
+
+def test_stacked_models_have_the_same_weights_up_to_rounding(
+    toy: Path, grid_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    ablation(toy, grid_file, tmp_path / "stacked", stacked=True)
+    for run in (whole / "runs").iterdir():
+        one = load_file(run / "weights" / "last.safetensors")
+        other = load_file(tmp_path / "stacked" / "runs" / run.name / "weights" / "last.safetensors")
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{run.name} {name}")
+
+
+def test_each_batch_is_read_once_for_all_rows(
+    toy: Path, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    there = SliceData._there
+    monkeypatch.setattr(SliceData, "_there", lambda self, stored: decoded.append(1) or there(self, stored))
+    ablation(toy, grid_file, tmp_path / "out")
+    steps, tested = 2 * 2, 1
+    assert len(decoded) == steps + 5 * tested
+
+
+def test_killed_anywhere_and_started_again_it_ends_the_same(
+    toy: Path, grid_file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr("zeus_union.stage2_segment.checkpoint.SAVE_EVERY_S", 0)
+    monkeypatch.setattr("zeus_union.stage2_segment.checkpoint.SAVING_SHARE", float("inf"))
+    take, taken = Learner.take, []
+
+    def killed_at(step: int) -> Any:
+        def spoiled(self: Learner, *rest: Any) -> None:
+            taken.append(1)
+            if len(taken) == step:
+                raise KeyboardInterrupt
+            take(self, *rest)
+
+        return spoiled
+
+    for step in (3, 6, 8):  # the learners are then at different places
+        taken.clear()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Learner, "take", killed_at(step))
+            ablation(toy, grid_file, out)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        write, count = ablate.write_table, []
+
+        def table(path: Path, lines: list[dict[str, Any]]) -> None:
+            count.append(1)
+            if len(count) == 3:
+                raise KeyboardInterrupt
+            write(path, lines)
+
+        patch.setattr(ablate, "write_table", table)
+        ablation(toy, grid_file, out)
+    assert len({line["run"] for line in pq.read_table(out / "results.parquet").to_pylist()}) == 2
+    ended = ablation(toy, grid_file, out)
+    expected = pq.read_table(whole / "results.parquet").to_pylist()
+
+    def ordered(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(lines, key=lambda line: (line["run"], line["class"]))
+
+    for found, wanted in zip(ordered(ended), ordered(expected), strict=True):
+        assert found["run"] == wanted["run"]
+        assert found["dsc"] == wanted["dsc"]
+
+
+def test_a_run_whose_loss_is_not_finite_stops_alone(
+    toy: Path, grid_file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Learner.losses
+
+    def spoiled(self: Learner, *rest: Any) -> Losses:
+        found = losses(self, *rest)
+        bad = self.run.name.startswith("T2") and self.epoch == 2
+        return Losses(*(part * torch.nan for part in found)) if bad else found
+
+    monkeypatch.setattr(Learner, "losses", spoiled)
+    for stacked, tolerance in ((False, 0.0), (True, 0.02)):
+        out = tmp_path / f"{stacked}"
+        results = ablation(toy, grid_file, out, stacked=stacked)
+        stopped = json.loads((out / "stopped.json").read_text())
+        assert list(stopped) == ["T2-named-seed0"] and "loss became nan" in stopped["T2-named-seed0"]
+        kept = load_file(out / "runs" / "T2-named-seed0" / "weights" / "last.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+        expected = {
+            (line["run"], line["class"]): line["dsc"]
+            for line in pq.read_table(whole / "results.parquet").to_pylist()
+            if not line["run"].startswith("T2")
+        }
+        assert {(line["run"], line["class"]) for line in results} == set(expected)
+        for line in results:
+            np.testing.assert_allclose(line["dsc"], expected[line["run"], line["class"]], atol=tolerance)
+
+
+def test_the_command_prints_a_table_and_a_dry_run_trains_nothing(toy: Path, grid_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    grid = ("--cache", toy, "--grid", grid_file, "--out", out, "--device", "cpu", "--epochs", 1)
+    dry = command(*grid, "--dry-run", "--seeds", "0,1")
+    assert dry.exit_code == 0, dry.output
+    assert "both, text: random" in dry.output.replace("\n", " ") and "minutes" in dry.output
+    assert not out.exists()
+    done = command(*grid, "--controls", "none", "--set", "modalities=T1", "--set", "fusion=hybrid")
+    assert done.exit_code == 0, done.output
+    for name in ("table.md", "table.csv", "table.tex", "classes.md", "table.png", "results.parquet"):
+        assert (out / name).stat().st_size > 0, name
+    table = (out / "table.md").read_text()
+    assert "both, text: none" in table and "80.5" in table and "random" not in table
+    changed = command(*grid[:-1], 2, "--controls", "none", "--set", "modalities=T1", "--set", "fusion=hybrid")
+    assert changed.exit_code == 2 and "epochs: 1 -> 2" in changed.output
+    shown = CliRunner().invoke(main, ["report", str(out), "--reference", "late"], catch_exceptions=False)
+    assert shown.exit_code == 0 and "late" in shown.output
+
+
+def test_seeds_and_folds_are_runs_of_their_own(toy: Path) -> None:
+    grid = read_grid("table2", {"fusion": "late"})
+    with Cache(toy) as cache:
+        runs = plan_ablation(cache, grid.__class__(grid.title, grid.rows, (0, 1), None, grid.reference), Path("out"))
+        folds = set(cache.rows["fold"][cache.rows["labelled"]].tolist())
+    assert len(runs) == 23 * 2 * len(folds)
+    assert len({run.name for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("rows: [{name: a, set: {learning: 3}}]", "unknown option learning; there are: accumulate, aligner-depth"),
+        ("rows: [{name: a, set: {lr: fast}}]", "lr = 'fast'"),
+        ("rows: [{name: a, set: {fusion: early-ish}}]", "fusion = 'early-ish'"),
+        ("rows: [{name: a}, {name: a}]", "names a twice"),
+        ("rows: [{set: {}}]", "row 1 has no name"),
+        ("rose: []", "unknown key rose; there are: title"),
+        (
+            "rows: [{name: a, set: {variant: vicuna}}]",
+            "row a: the cache has no layer instructions/vicuna; it has toy; ",
+        ),
+        ("rows: [{name: a, set: {modalities: CT}}]", "row a: unknown modality CT; there are: T1, T2"),
+        ("rows: [{name: a}]\nfolds: [9]", "row a: there is no fold 9; folds of this cache: "),
+        ("rows: [{name: a}]\ncontrols: [noise]", "unknown control noise; there are: shuffled-slices"),
+        ("rows: [{name: a}]\nseeds: [x]", "seeds is ['x'], expected a list of numbers"),
+        ("rows: [{name: a}]\nreference: b", "unknown reference row b; there are: a"),
+        ("rows: [{name: a}]\nlists: {lr: 3}", "lr is 3, expected a list of values"),
+        ("rows: [{name: a, paper: 3}]", "paper: expected DATASET: [DSC, mIoU]"),
+        ("rows: [{name: a}]\nminutes: soon", "minutes is 'soon', expected a number above 0"),
+        ("rows: [{name: a, set: {epochs: 3}}]\nminutes: 1", "minutes and epochs exclude one another"),
+        ("[1, 2]", "holds list, expected lines of title"),
+    ],
+)
+def test_bad_grids_are_one_line_and_leave_nothing(toy: Path, tmp_path: Path, grid: str, message: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(grid)
+    result = command("--cache", toy, "--grid", path, "--out", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 2
+    assert message in result.output and result.output.count("\n") == 1, result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_the_cache_lacks_can_be_left_out(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Cache(toy) as cache:
+        grid = read_grid("controls", {})
+        with pytest.raises(UserError, match="--set instructor=prompt makes the layer; --skip-missing"):
+            plan_ablation(cache, grid, tmp_path)
+        rows = {run.row for run in plan_ablation(cache, grid, tmp_path, skip_missing=True)}
+    assert len(rows) == 6 and "Zeus, text: prompt" not in rows
+    assert "row Zeus, text: prompt is left out" in capsys.readouterr().err
+
+
+def test_lists_are_every_combination(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("lists: {combine: [mean, max], modalities: [[T1], [T1, T2]]}")
+    rows = read_grid(str(path), {}).rows
+    assert [row.name for row in rows][1] == "combine=mean, modalities=T1+T2"
+    assert [dict(row.options) for row in rows] == [
+        {"combine": combine, "modalities": modalities}
+        for combine in ("mean", "max")
+        for modalities in (("T1",), ("T1", "T2"))
+    ]
+
+
+def test_options_for_every_row_reach_those_that_have_them(tmp_path: Path, toy: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("rows: [{name: u, set: {model: unext, merge: mean}}, {name: z, set: {form: sentence}}]")
+    unext, zeus = read_grid(str(path), {"variant": "toy", "preset": "quarter", "epochs": "3"}).rows
+    assert unext.options == {"model": "unext", "merge": "mean", "preset": "quarter", "epochs": 3}
+    assert zeus.options == {"form": "sentence", "variant": ("toy",), "epochs": 3}
+    path.write_text("rows: [{name: u, set: {model: unext, variant: toy}}]")
+    with Cache(toy) as cache, pytest.raises(UserError, match="row u: unext sees the pictures alone; leave out"):
+        plan_ablation(cache, read_grid(str(path), {}), tmp_path)
+
+
+@pytest.mark.parametrize("name", grid_names())
+def test_our_grids_can_be_read_and_have_the_papers_figures(name: str, toy: Path) -> None:
+    grid = read_grid(name, {})
+    assert len({row.name for row in grid.rows}) == len(grid.rows)
+    if name.startswith("table"):
+        with Cache(toy) as cache:
+            assert all(row.paper for row in grid.rows)
+            figures = paper_figures(grid.rows, cache)
+        assert bool(figures) == (name in ("table4", "table5"))  # of one data set; the toy is none of the paper's
+
+
+def test_baselines_are_rows_like_any_other(toy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(BASELINES)
+    results = ablation(toy, path, tmp_path / "out", stacked=True)
+    assert {line["row"] for line in results} == {"early", "hybrid", "late", "zeus"}
+    alone = tmp_path / "alone"
+    train_run(toy, alone, model="unext", fusion="early", epochs=1, batch_size=2, validate_every=0, device="cpu",
+              train_subjects=["ada"], test_subjects=["ben"])  # fmt: skip
+    beside = load_file(tmp_path / "out" / "runs" / "early-named-seed0" / "weights" / "last.safetensors")
+    assert all(
+        torch.equal(beside[name], tensor) for name, tensor in load_file(alone / "weights" / "last.safetensors").items()
+    )
+
+
+class FixedTimes(StepTimes):
+    """Steps that take as long as a test says."""
+
+    def __init__(self, late: float, hybrid: float) -> None:
+        super().__init__(torch.device("cpu"))
+        self.seconds = {"late": late, "hybrid": hybrid}
+
+    def of(self, config: RunConfig) -> float:
+        return self.seconds[config.fusion]
+
+
+def test_equal_time_gives_a_slower_model_fewer_epochs(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
+    rows = tuple(Row(fusion, {"fusion": fusion, "batch_size": 2, **split}) for fusion in ("late", "hybrid"))
+    grid = Grid("t", rows, (0,), (0,), "late", minutes=1)
+    with Cache(toy) as cache:
+        batches = -(-len(cache.rows_of(["ada"])) // 2)
+        late, hybrid = plan_ablation(cache, grid, tmp_path, times=FixedTimes(6.0, 2.0))
+        assert late.config.recipe.epochs == 60 // (6 * batches)
+        assert hybrid.config.recipe.epochs == 60 // (2 * batches)
+        assert "takes longer" not in capsys.readouterr().err
+        assert plan_ablation(cache, grid, tmp_path, times=FixedTimes(60.0, 2.0))[0].config.recipe.epochs == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.endswith(f"one epoch takes longer than 1 minutes and is trained all the same: late ({batches}.0)")
+
+
+def test_a_begun_ablation_keeps_the_epochs_it_measured(toy: Path, grid_file: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    path.write_text(GRID.replace("epochs: 2, ", "") + "minutes: 0.01\n")
+    with Cache(toy) as cache:
+        grid = read_grid(str(path), {})
+        runs = plan_ablation(cache, grid, out, times=FixedTimes(0.09, 0.14))
+        assert {run.config.recipe.epochs for run in runs} == {2, 3}
+        run_ablation(cache, grid, runs, out, device="cpu")
+        assert plan_ablation(cache, grid, out, times=FixedTimes(1.0, 1.0)) == runs
+        with pytest.raises(UserError, match=r"was begun with minutes: 0\.01"):
+            plan_ablation(cache, replace(grid, minutes=2), out)
+    records = {run.name: pq.read_table(out / "runs" / run.name / "metrics.parquet").num_rows for run in runs}
+    assert records == {run.name: run.config.recipe.epochs for run in runs}
+
+
+def test_minutes_beside_epochs_are_refused(toy: Path, grid_file: Path, tmp_path: Path) -> None:
+    result = command("--cache", toy, "--grid", grid_file, "--out", tmp_path / "out", "--minutes", 1)
+    assert result.exit_code == 2 and "minutes and epochs exclude one another" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["preset", "merge"])
+def test_a_steps_time_is_measured_anew_where_a_baseline_is_built_otherwise(toy: Path, option: str) -> None:
+    values = {"preset": ("published", "quarter"), "merge": ("concat", "mean")}[option]
+    with Cache(toy) as cache:
+        plans = [
+            plan_run(cache, run=Path("run"), model="unext", fusion="hybrid", **{option: value})  # type: ignore[arg-type]
+            for value in values
+        ]
+    assert architecture(plans[0]) != architecture(plans[1])

@@ -1,0 +1,120 @@
+"""A profile's models, with tiny architectures in every place."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models, trained_projection
+from zeus_union.stage1_instruct.models.bridge.connectors import save_connector
+from zeus_union.stage1_instruct.models.language.prompts import QUESTION, question
+from zeus_union.stage1_instruct.profiles.profile import load_profile
+
+
+def models(parts: dict[str, str], said: list[str] | None = None, **overrides: str) -> Models:
+    return load_models(load_profile("lite", {**parts, **overrides}), "cpu", (said if said is not None else []).append)
+
+
+def test_nothing_is_loaded_before_it_is_used(tiny_parts: dict[str, str]) -> None:
+    models(tiny_parts, llm="/no/such/model", encoder_weights="/no/such/weights")
+
+
+def test_picture_to_instruction_to_vector(tiny_parts: dict[str, str]) -> None:
+    used = models(tiny_parts)
+    embeddings = used.encoder.encode(np.random.default_rng(0).integers(0, 255, (2, 256, 256), dtype=np.uint8))
+    answers = used.instruct([question("liver", "MRI-T2")] * 2, embeddings)
+    assert used.text_encoder.encode([answer.text for answer in answers]).shape == (2, 32)
+
+
+def test_untrained_projection_is_said_and_recorded(tiny_parts: dict[str, str]) -> None:
+    said: list[str] = []
+    used = models(tiny_parts, said)
+    assert used.instruction_recipe()["projection"] == "untrained"
+    assert "UNTRAINED" in said[0]
+    assert len(said) == 1
+
+
+def test_trained_projection_kept_with_the_models_is_used_and_recorded(tiny_parts: dict[str, str]) -> None:
+    first = models(tiny_parts)
+    projection = first.new_projection(seed=5)
+    facts = {"vision": first.vision_recipe(), "llm_sha256": first.llm.digest}
+    save_connector(projection, trained_projection(first.profile), facts)
+    said: list[str] = []
+    used = models(tiny_parts, said)
+    assert used.instruction_recipe()["projection"]["sha256"] == projection.digest()
+    assert said == []
+    assert models(tiny_parts, projection="untrained").instruction_recipe()["projection"] == "untrained"
+
+
+def test_projection_trained_on_other_features_is_refused(tiny_parts: dict[str, str]) -> None:
+    first = models(tiny_parts)
+    vision = {**first.vision_recipe(), "pooling": "another"}
+    facts = {"vision": vision, "llm_sha256": first.llm.digest}
+    save_connector(first.new_projection(), trained_projection(first.profile), facts)
+    with pytest.raises(UserError, match=r"trained on other vision features \(pooling differ"):
+        _ = models(tiny_parts).projection
+
+
+def test_projection_trained_through_another_llm_is_said(tiny_parts: dict[str, str]) -> None:
+    first, said = models(tiny_parts), []  # type: ignore[var-annotated]
+    facts = {"vision": first.vision_recipe(), "llm_sha256": "another"}
+    save_connector(first.new_projection(), trained_projection(first.profile), facts)
+    _ = models(tiny_parts, said).projection
+    assert "another language model" in said[0]
+
+
+def test_missing_projection_file_is_one_clear_error(tiny_parts: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="no projection at"):
+        _ = models(tiny_parts, projection="absent.safetensors").projection
+
+
+def test_recipe_is_json_and_differs_with_every_part_that_decides_the_text(tiny_parts: dict[str, str]) -> None:
+    def recipe(**overrides: str) -> str:
+        return json.dumps(models(tiny_parts, **overrides).instruction_recipe(), sort_keys=True)
+
+    base = recipe()
+    changed = ({"template": "xraygpt"}, {"max_new_tokens": "9"}, {"vision": "pooled"}, {"repetition_penalty": "2"})
+    assert all(recipe(**change) != base for change in changed)
+    assert recipe(llm_batch="1") == base
+
+
+def test_bare_prompt_loads_no_language_model_and_its_recipe_says_so(tiny_parts: dict[str, str]) -> None:
+    said: list[str] = []
+    used = models(tiny_parts, said, instructor="prompt", llm="/no/such/model")
+    recipe = used.instruction_recipe()
+    assert recipe == {"instructor": "prompt", "question": QUESTION, "text_encoder": used.text_encoder.recipe()}
+    assert used.prompt("Where is it?") == "Where is it?" and said == []
+    with pytest.raises(UserError, match="prompt has no language model; give --set instructor=llm"):
+        used.new_projection()
+
+
+def test_pooled_vision_is_one_image_token(tiny_parts: dict[str, str]) -> None:
+    assert models(tiny_parts, vision="pooled").image_tokens(torch.zeros(3, 256, 64, 64)).shape == (3, 1, 32)
+
+
+def test_projection_of_another_kind_is_refused(tiny_parts: dict[str, str]) -> None:
+    first = models(tiny_parts, connector="linear")
+    facts = {"vision": first.vision_recipe(), "llm_sha256": first.llm.digest}
+    save_connector(first.new_projection(), trained_projection(first.profile), facts)
+    with pytest.raises(UserError, match="of the kind linear, the profile wants mlp"):
+        _ = models(tiny_parts).projection
+
+
+@pytest.mark.parametrize("connector", ["mlp", "linear", "qformer"])
+def test_every_connector_leads_from_picture_to_instruction(connector: str, tiny_parts: dict[str, str]) -> None:
+    used = models(tiny_parts, connector=connector)
+    tokens = used.image_tokens(torch.zeros(2, 256, 64, 64))
+    assert tokens.shape[0] == 2 and tokens.shape[2] == 32
+    assert len(used.instruct([question("liver", "MRI-T2")] * 2, torch.zeros(2, 256, 64, 64))) == 2
+
+
+def test_processes_of_a_launcher_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert best_device() == device

@@ -1,0 +1,93 @@
+"""Studies become pictures without losing a voxel's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid, from_square
+from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.studies.slices import study_to_slices, to_grey
+from zeus_union.stage1_instruct.studies.study import Study
+
+RAS = Grid((30, 40, 10), np.diag([1.0, 1.0, 4.0, 1.0]))
+
+
+def study(volume: np.ndarray, labels: np.ndarray | None = None, grid: Grid = RAS) -> Study:
+    return Study("a", grid, {"T1": volume.astype(np.float32), "T2": 2 * volume.astype(np.float32)}, labels)
+
+
+def test_one_intensity_scale_for_the_whole_volume_whatever_the_step():
+    volume = np.random.default_rng(0).gamma(2, 100, RAS.shape)
+    every, third = study_to_slices(study(volume)), study_to_slices(study(volume), step=3)
+    np.testing.assert_array_equal(every.images[::3], third.images)
+    assert every.images.min() == 0 and every.images.max() == 255
+
+
+def test_slices_without_any_signal_are_left_out_unless_labelled():
+    volume = np.zeros(RAS.shape)
+    volume[5:20, 5:20, 3:6] = 100 + np.arange(15)[:, None, None]
+    labels = np.zeros(RAS.shape, np.uint8)
+    labels[3, 3, 8] = 1
+    assert study_to_slices(study(volume)).numbers.tolist() == [3, 4, 5]
+    assert study_to_slices(study(volume, labels)).numbers.tolist() == [3, 4, 5, 8]
+    assert len(study_to_slices(study(volume), skip_empty=False).numbers) == 10
+
+
+def test_a_constant_volume_is_black_not_a_division_by_zero():
+    assert not to_grey(np.full((4, 8, 8), 7, np.float32), np.arange(4)).any()
+
+
+def test_a_study_that_shows_nothing_is_refused_by_name():
+    empty = study(np.full(RAS.shape, 7))
+    with pytest.raises(UserError, match=r"a: none of the 10 slices taken \(of 10\) shows anything"):
+        study_to_slices(empty)
+    assert not study_to_slices(empty, skip_empty=False).images.any()
+
+
+def test_a_binary_volume_keeps_its_two_values():
+    volume = np.zeros((4, 8, 8), np.float32)
+    volume[:, 2:5, 2:5] = 3
+    assert set(np.unique(to_grey(volume, np.arange(4)))) == {0, 255}
+
+
+def test_pictures_for_sam_come_from_the_native_resolution():
+    volume = np.random.default_rng(0).gamma(2, 100, RAS.shape)
+    pictures = study_to_slices(study(volume))
+    large = pictures.images_at(1024)
+    assert large.shape == (10, 2, 1024, 1024)
+    np.testing.assert_array_equal(pictures.images_at(256), pictures.images)
+    back = from_square(large, RAS.slice_shape[1:], RAS.slice_spacing[1:])
+    np.testing.assert_array_equal(back, pictures.native_images)
+
+
+def test_a_study_without_labels_has_no_masks():
+    pictures = study_to_slices(study(np.random.default_rng(0).gamma(2, 100, RAS.shape)))
+    assert pictures.masks is None and pictures.native_masks is None and pictures.modality_masks is None
+
+
+def test_real_tumour_masks_survive_the_way_to_256_and_back(shared_data: Path):
+    dataset = open_dataset("msd-brain", shared_data / "Task01_BrainTumour")
+    for subject in ("BRATS_001", "BRATS_002"):
+        loaded = dataset.load(subject)
+        pictures = study_to_slices(loaded)
+        native = np.zeros(loaded.grid.slice_shape, np.uint8)
+        native[pictures.numbers] = from_square(
+            pictures.masks, loaded.grid.slice_shape[1:], loaded.grid.slice_spacing[1:]
+        )
+        back = loaded.grid.from_slices(native)
+        overlap = 2 * (back & loaded.labels).sum() / (back.sum() + loaded.labels.sum())
+        assert overlap > 0.97
+
+
+def test_real_sagittal_spine_is_seen_axially(shared_data: Path):
+    image = nibabel.load(shared_data / "spinal_cord_mt" / "t2dir_t2.nii.gz")
+    grid = Grid(image.shape, image.affine)
+    assert grid.orientation == "PSR"
+    slices = grid.to_slices(np.asarray(image.dataobj))
+    assert slices.shape == (55, 60, 52)  # superior, posterior, left
+    np.testing.assert_array_equal(grid.from_slices(slices), np.asarray(image.dataobj))

@@ -1,0 +1,127 @@
+"""Probing a run, and using one where modalities are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.cli import main
+from zeus_union.stage2_segment.evaluation.evaluate import measure_run
+from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, subsets
+from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.training.train import train_run
+
+
+@pytest.fixture(scope="module")
+def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    split = {"train_subjects": ["ada", "cleo", "dan"], "test_subjects": ["ben"]}
+    train_run(toy_cache, folder, fusion="late", combine="learned", epochs=12, lr=1e-3, batch_size=3, device="cpu",
+              validate_every=0, **split)  # fmt: skip
+    return folder
+
+
+def write_sentences(path: Path, cache: Cache, variant: str = "toy", other: bool = True) -> Path:
+    """As zeus-instruct sentences writes them: slice 2 of ben, one sentence that matters and one that does not."""
+    rows = cache.rows_of(["ben"])
+    row = rows[cache.rows["number"][rows] == 2]
+    own = cache.text_embeddings("toy", row)[0, 0]
+    vectors = [own, -own if other else own, own]
+    lines = {
+        "subject": ["ben"] * 3,
+        "slice": pa.array([2] * 3, pa.int32()),
+        "modality": ["T1"] * 3,
+        "sentence": pa.array([-1, 0, 1], pa.int32()),
+        "text": ["All.", "It matters.", "It does not."],
+        "embedding": pa.array([vector.tolist() for vector in vectors], pa.list_(pa.float32())),
+    }
+    facts = {"variant": variant, "fingerprint": cache.fingerprint("instructions/toy")}
+    pq.write_table(pa.table(lines).replace_schema_metadata(facts), path)
+    return path
+
+
+def test_other_texts_are_measured_against_the_runs_own(run: Path, toy_cache: Path) -> None:
+    with Cache(toy_cache) as cache:
+        lines = probe_texts(run, cache, device="cpu")
+        own = {line["class"]: line for line in lines if line["text"] == "instruction"}
+        expected = {row["class"]: row["dsc_256"] for row in measure_run(run, cache, device="cpu").rows}
+    assert {name: line["dsc_256"] for name, line in own.items()} == pytest.approx(expected)
+    assert all(line["changed"] == 0 for line in own.values())
+    others = {line["text"] for line in lines} - {"instruction"}
+    assert others == {"shuffled-slices", "shuffled-modalities", "constant", "random"}
+    assert any(line["changed"] > 0 for line in lines)  # the text has a say at all
+    assert pq.read_table(run / "probe.parquet").num_rows == len(lines)
+
+
+def test_a_sentence_that_matters_comes_before_one_that_does_not(run: Path, toy_cache: Path, tmp_path: Path) -> None:
+    with Cache(toy_cache) as cache:
+        lines = probe_sentences(run, cache, write_sentences(tmp_path / "s.parquet", cache), device="cpu")
+    assert [line["text"] for line in lines] == ["It matters.", "It does not."]
+    assert lines[0]["changed"] > 0 == lines[1]["changed"]
+    assert lines[1]["dsc_256"] == lines[1]["dsc_256_without"]
+    assert sentence_table(lines, 1).row_count == 1
+
+
+def test_the_command_probes_both(run: Path, toy_cache: Path, tmp_path: Path) -> None:
+    with Cache(toy_cache) as cache:
+        path = write_sentences(tmp_path / "s.parquet", cache)
+    result = CliRunner().invoke(
+        main, ["probe", "--run", str(run), "--sentences", str(path), "--device", "cpu"], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "random vector" in result.output and "It matters." in result.output
+
+
+def test_bad_sentences_and_runs_are_refused(run: Path, toy_cache: Path, tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
+    train_run(toy_cache, silent, text="none", epochs=1, batch_size=3, device="cpu", **split)
+    with Cache(toy_cache) as cache:
+        with pytest.raises(UserError, match="trained with --text none"):
+            probe_texts(silent, cache, device="cpu")
+        with pytest.raises(UserError, match=r"absent\.parquet does not exist; zeus-instruct sentences"):
+            probe_sentences(run, cache, tmp_path / "absent.parquet", device="cpu")
+        (tmp_path / "bad.parquet").write_bytes(b"bad")
+        with pytest.raises(UserError, match="is no Parquet table"):
+            probe_sentences(run, cache, tmp_path / "bad.parquet", device="cpu")
+        pq.write_table(pa.table({"subject": ["ben"]}), tmp_path / "few.parquet")
+        with pytest.raises(UserError, match="no column slice, modality"):
+            probe_sentences(run, cache, tmp_path / "few.parquet", device="cpu")
+        other = write_sentences(tmp_path / "other.parquet", cache, variant="vicuna")
+        with pytest.raises(UserError, match=r'written for "vicuna".*--variant toy'):
+            probe_sentences(run, cache, other, device="cpu")
+        here = write_sentences(tmp_path / "here.parquet", cache)
+        with pytest.raises(UserError, match="no sentence of ada; write it with these --subjects"):
+            probe_sentences(run, cache, here, subjects=["ada"], device="cpu")
+
+
+def test_every_subset_of_the_modalities_is_measured(run: Path, toy_cache: Path) -> None:
+    assert subsets("abc") == [("a", "b", "c"), *[tuple(two) for two in ("ab", "ac", "bc")], ("a",), ("b",), ("c",)]
+    with Cache(toy_cache) as cache:
+        found = evaluate_missing(run, cache, device="cpu")
+        alone = measure_run(run, cache, modalities=["T2"], device="cpu")
+        assert list(found) == [("T1", "T2"), ("T1",), ("T2",)]
+        assert found["T2",].rows == alone.rows
+        assert found["T1", "T2"].rows == measure_run(run, cache, device="cpu").rows
+        assert found["T1",].rows != found["T2",].rows
+        with pytest.raises(UserError, match="unknown modality of the run CT; there are: T1, T2"):
+            measure_run(run, cache, modalities=["CT"], device="cpu")
+    names = pq.read_table(run / "missing.parquet")["modalities"].to_pylist()
+    assert dict.fromkeys(names) == dict.fromkeys(["T1+T2", "T1", "T2"])
+
+
+def test_masks_are_written_from_the_modalities_there_are(run: Path, toy_cache: Path, tmp_path: Path) -> None:
+    with Cache(toy_cache) as cache:
+        (written,) = predict_run(run, cache, tmp_path, subjects=["eve"], modalities=["T1"], device="cpu")
+    assert written.name == "eve.nii.gz"
+    assert load_config(run).modalities == ("T1", "T2")
+    assert np.isfinite(written.stat().st_size)

@@ -1,0 +1,120 @@
+"""Options of a training step: each does what it says, against a plain reckoning of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.training.learner import Learner, inverse_weights
+from zeus_union.stage2_segment.training.schedule import build_optimizer
+from zeus_union.stage2_segment.training.train import make_accelerator, train_run, train_together
+
+QUICK: dict[str, Any] = {
+    "fusion": "hybrid",
+    "modalities": ["T1"],
+    "train_subjects": ["ada", "cleo"],
+    "test_subjects": ["ben"],
+    "foreground_share": 0.0,
+}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights" / "last.safetensors")
+
+
+def train(cache: Path, run: Path, **options: Any) -> dict[str, torch.Tensor]:
+    train_run(cache, run, device="cpu", validate_every=0, **{**QUICK, **options})
+    return weights(run)
+
+
+def test_accumulated_batches_make_the_step_of_one_batch_of_their_size(toy_cache: Path, tmp_path: Path) -> None:
+    """With Dice by slice and equal parts the two are the same sum."""
+    plain = {"recipe": "paper", "epochs": 2}
+    whole = train(toy_cache, tmp_path / "whole", batch_size=6, **plain)
+    parts = train(toy_cache, tmp_path / "parts", batch_size=2, accumulate=3, **plain)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_the_running_mean_of_the_weights_is_what_is_kept(toy_cache: Path, tmp_path: Path) -> None:
+    decay, options = 0.5, {"batch_size": 6, "modalities": ["T1"]}
+    after = [train(toy_cache, tmp_path / f"{n}", epochs=3, **options) for n in ("plain",)]
+    with Cache(toy_cache) as cache:
+        config = plan_run(cache, run=tmp_path, epochs=3, ema=decay, **{**QUICK, **options})
+        accelerator = make_accelerator("cpu")
+        learner = Learner(cache, config, tmp_path / "mean", accelerator)
+        steps: list[dict[str, torch.Tensor]] = []
+        take = learner.take
+
+        def watched(*args: Any) -> None:
+            take(*args)
+            steps.append({name: tensor.clone() for name, tensor in learner.bare.state_dict().items()})
+
+        learner.take = watched  # type: ignore[method-assign]
+        train_together(cache, [learner], accelerator, validate_every=0)
+    kept = weights(tmp_path / "mean")
+    for name, tensor in kept.items():
+        mean = steps[0][name]
+        for step in steps[1:]:
+            mean = decay * mean + (1 - decay) * step[name]
+        torch.testing.assert_close(tensor, mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(steps[-1][name], after[0][name])  # the weights themselves go their own way
+
+
+def test_a_dropped_modality_gets_no_gradient_and_one_always_stays(toy_cache: Path, tmp_path: Path) -> None:
+    with Cache(toy_cache) as cache:
+        options = {**QUICK, "modalities": None, "fusion": "late", "modality_drop": 0.6}
+        config = plan_run(cache, run=tmp_path, epochs=1, batch_size=2, **options)
+        learner = Learner(cache, config, tmp_path / "run", make_accelerator("cpu"))
+        data = SliceData(cache, "toy", ["T1", "T2"], cache.rows_of(["ada"]), torch.device("cpu"))
+        learner.inputs = RunInputs(config, data)
+        seen = []
+        for index in range(40):
+            learner.index = index
+            seen.append(tuple(learner.keep() or ()))
+        assert set(seen) == {(0,), (1,), (0, 1)}
+        learner.index = seen.index((1,))
+        positions = np.array([1, 2])
+        learner.inputs.logits(learner.model, positions, data.batch(positions), learner.keep()).sum().backward()
+        assert all(p.grad is None for p in learner.bare.decoders[0].parameters())
+        assert any(p.grad is not None for p in learner.bare.decoders[1].parameters())
+
+
+def test_rare_classes_weigh_more(toy_cache: Path) -> None:
+    with Cache(toy_cache) as cache:
+        config = plan_run(cache, run=Path("run"), class_weights="inverse", **QUICK)
+        masks = cache.masks(cache.rows_of(["ada", "cleo"]))
+        pixels = np.array([(masks == 1).sum(), (masks == 2).sum()])
+        expected = pixels**-0.5 / (pixels**-0.5).mean()
+        np.testing.assert_allclose(inverse_weights(cache, config).numpy(), expected, rtol=1e-6)
+
+
+def test_bf16_is_near_fp32_and_keeps_weights_in_fp32(toy_cache: Path, tmp_path: Path) -> None:
+    options = {"batch_size": 3, "epochs": 1}
+    exact = train(toy_cache, tmp_path / "fp32", **options)
+    low = train(toy_cache, tmp_path / "bf16", precision="bf16", **options)
+    assert all(tensor.dtype == torch.float32 for tensor in low.values())
+    moved = [(low[name] - exact[name]).abs().max().item() for name in exact]
+    assert 0 < max(moved) < 1e-2
+
+
+@pytest.mark.parametrize("fusion", ["late", "hybrid"])
+def test_the_decoder_and_the_rest_have_rates_of_their_own(toy_cache: Path, fusion: str) -> None:
+    with Cache(toy_cache) as cache:
+        options = {**QUICK, "fusion": fusion, "modalities": None, "combine": "learned"}
+        config = plan_run(cache, run=Path("run"), lr=1e-4, aligner_lr=3e-3, **options)
+        model = build_model(config)
+        decoder, rest = build_optimizer(model, config.recipe).param_groups
+        assert (decoder["lr"], rest["lr"]) == (1e-4, 3e-3)
+        assert {id(p) for p in decoder["params"]} == {id(p) for p in model.decoders.parameters()}
+        assert len(decoder["params"]) + len(rest["params"]) == len(list(model.parameters()))

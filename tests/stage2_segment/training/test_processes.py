@@ -1,0 +1,55 @@
+"""accelerate launch with two processes: the loss curve, the scores and the weights of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["late", "hybrid"])
+def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
+    toy_cache: Path, tmp_path: Path, fusion: str
+) -> None:
+    """Six slices in batches of five: of the second batch one process has none. With `late`, modalities are dropped."""
+    command = [
+        "-m",
+        "zeus_union.stage2_segment.cli",
+        "train",
+        "--cache",
+        str(toy_cache),
+        "--fusion",
+        fusion,
+        "--epochs",
+        "3",
+    ]
+    command += ["--batch-size", "5", "--train-subjects", "ada,cleo", "--test-subjects", "ben,dan", "--device", "cpu"]
+    command += ["--modality-drop", "0.4"] if fusion == "late" else ["--ema", "0.9", "--accumulate", "2"]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    records, weights = [], []
+    for name, start in (("one", []), ("two", launcher)):
+        run = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, *start, *command, "--out", str(run)],
+            cwd=ROOT, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("is trained") == 1
+        records.append(pq.read_table(run / "metrics.parquet").to_pylist())
+        weights.append(load_file(run / "weights" / "last.safetensors"))
+    for one, two in zip(*records, strict=True):
+        for key in ("loss", "dice_loss", "cross_entropy", "lr"):
+            assert two[key] == pytest.approx(one[key], rel=2e-5), key
+        assert two["validation_dsc"] == pytest.approx(one["validation_dsc"], abs=1e-3)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
