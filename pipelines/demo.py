@@ -19,7 +19,8 @@ from zeus_union.stage1_instruct.phantom.write import write_demo
 from zeus_union.stage1_instruct.profiles.profile import load_profile
 from zeus_union.stage1_instruct.projection.label_captions import make_pairs
 from zeus_union.stage1_instruct.projection.train import read_pairs, train_projection
-from zeus_union.stage1_instruct.weights import fetch as weights
+from zeus_union.stage1_instruct.weights.fetch import fetch
+from zeus_union.stage1_instruct.weights.store import is_present, zeus_home
 from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
 from zeus_union.stage2_segment.predict import predict_rows, predict_run
 from zeus_union.stage2_segment.training.train import train_run
@@ -51,12 +52,12 @@ def run_demo(
     start = time.perf_counter()
     device = device or best_device()
     profile = load_profile("lite", {"projection": str(out / "projection.safetensors")})
-    missing = not weights.is_present(profile)
-    download = f"downloads {DOWNLOAD_MEGABYTES} MB of weights into {weights.zeus_home()}, then " if missing else ""
+    missing = not is_present(profile)
+    download = f"downloads {DOWNLOAD_MEGABYTES} MB of weights into {zeus_home()}, then " if missing else ""
     say(f"zeus demo: {download}works for about {EXPECTED_MINUTES} minutes on two cores; results in {out}")
 
     if missing:
-        weights.fetch(profile)
+        fetch(profile)
     say("1/6 phantom: DICOM and PNG in the CHAOS layout")
     write_demo("chaos", out / "data", subjects=subjects, seed=seed)
     dataset = open_dataset("demo", out / "data")

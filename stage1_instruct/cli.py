@@ -204,12 +204,13 @@ def _models(
     """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
     from zeus_union.stage1_instruct.models.assembly import best_device, load_models
     from zeus_union.stage1_instruct.profiles.profile import load_profile
-    from zeus_union.stage1_instruct.weights import fetch as weights
+    from zeus_union.stage1_instruct.weights.fetch import fetch
+    from zeus_union.stage1_instruct.weights.store import is_present
 
     profile = load_profile(profile_name, parts)
     wanted = profile.text_needs if text_only else profile
-    if not weights.is_present(wanted):
-        weights.fetch(wanted)
+    if not is_present(wanted):
+        fetch(wanted)
     return load_models(profile, device or best_device(), batch_size=batch_size)
 
 
@@ -221,10 +222,11 @@ def fetch(profile: str, overrides: tuple[str, ...]) -> None:
     ZEUS_HOME is a folder of your choice (environment variable), or a per-user cache folder.
     """
     from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
-    from zeus_union.stage1_instruct.weights import fetch as weights
+    from zeus_union.stage1_instruct.weights.fetch import fetch
+    from zeus_union.stage1_instruct.weights.store import zeus_home
 
-    weights.fetch(load_profile(profile, parse_overrides(overrides)))
-    click.echo(f"the weights of {profile} are in {weights.zeus_home()}")
+    fetch(load_profile(profile, parse_overrides(overrides)))
+    click.echo(f"the weights of {profile} are in {zeus_home()}")
 
 
 @main.command()

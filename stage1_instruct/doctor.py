@@ -15,7 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.assembly import Models, load_models
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.profiles.profile import PROMPT, Profile
-from zeus_union.stage1_instruct.weights.fetch import path_of
+from zeus_union.stage1_instruct.weights.store import path_of
 
 TOKENS = 10
 

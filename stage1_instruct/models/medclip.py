@@ -32,7 +32,8 @@ from zeus_union.stage1_instruct.models.medclip_keys import (
     variant_of,
 )
 from zeus_union.stage1_instruct.models.text.clip import batches_of_equal_length
-from zeus_union.stage1_instruct.weights.fetch import SOURCES, digest_of, path_of
+from zeus_union.stage1_instruct.weights.sources import SOURCES
+from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 FEATURES = ("pooled", "projected", "tokens")
 SIDE = 224

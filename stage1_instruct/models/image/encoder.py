@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 
@@ -68,23 +68,6 @@ def dense_positional_encoding(gaussian: Tensor, side: int = 64) -> Tensor:
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     angle = 2 * math.pi * ((2 * torch.stack([x, y], dim=-1) - 1) @ gaussian.float())
     return torch.cat([angle.sin(), angle.cos()], dim=-1).permute(2, 0, 1).contiguous()
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """load_state_dict(strict=True) that names the first keys which do not fit.
-
-    Raises:
-        UserError: missing or unexpected keys, or a tensor of another shape.
-    """
-    own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unexpected or misshapen:
-        faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-        said = "; ".join(f"{len(keys)} {fault}, first {keys[0]}" for fault, keys in faults if keys)
-        raise UserError(f"the checkpoint is not that of {what}: {said}; check that it belongs to this model")
-    module.load_state_dict(dict(state))
 
 
 def check_images(images: NDArray[np.uint8], size: int) -> None:

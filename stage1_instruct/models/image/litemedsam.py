@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zeus_union.stage1_instruct.models.image.encoder import check_images, load_strictly, prompt_constants
+from zeus_union.stage1_instruct.models.image.encoder import check_images, prompt_constants
 from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT
-from zeus_union.stage1_instruct.weights.fetch import digest_of, path_of
-from zeus_union.stage1_instruct.weights.files import read_weights
+from zeus_union.stage1_instruct.weights.files import load_strictly, read_weights
+from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 
 class LiteMedSAM:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.models.batching import run_in_batches
-from zeus_union.stage1_instruct.models.image.encoder import check_images, load_strictly, prompt_constants
+from zeus_union.stage1_instruct.models.image.encoder import check_images, prompt_constants
 from zeus_union.stage1_instruct.models.image.sam_attention import use_sdpa
-from zeus_union.stage1_instruct.weights.fetch import digest_of, path_of
-from zeus_union.stage1_instruct.weights.files import read_weights
+from zeus_union.stage1_instruct.weights.files import load_strictly, read_weights
+from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # SAM's normalisation, on 0..255 (segment_anything/build_sam.py).
 PIXEL_MEAN = (123.675, 116.28, 103.53)

@@ -20,7 +20,7 @@ from torch import Tensor
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.language.llm import LoadedLLM
 from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
-from zeus_union.stage1_instruct.weights.fetch import digest_of, path_of
+from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # CLIP's, with which BLIP-2's tower was trained (preprocessor_config.json of the released folders).
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -15,7 +15,7 @@ from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts
 from zeus_union.stage1_instruct.models.language.prompts import Template
 from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
-from zeus_union.stage1_instruct.weights.fetch import digest_of
+from zeus_union.stage1_instruct.weights.store import digest_of
 
 __all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading"]
 

@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from zeus_union.stage1_instruct.models.pretrained import load_pretrained
-from zeus_union.stage1_instruct.weights.fetch import digest_of
+from zeus_union.stage1_instruct.weights.store import digest_of
 
 
 class InstructionEncoder(Protocol):

@@ -14,7 +14,7 @@ import transformers
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.weights.fetch import digest_of, path_of
+from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # What a whole CLIP checkpoint holds beside its text encoder (position_ids: a buffer of older versions).
 _OTHER_PARTS = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")

@@ -18,7 +18,7 @@ from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import load_models
 from zeus_union.stage1_instruct.phantom.write import write_demo
 from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
-from zeus_union.stage1_instruct.weights import fetch as weights
+from zeus_union.stage1_instruct.weights.store import zeus_home
 
 ROOT = Path(__file__).parents[3]
 
@@ -110,7 +110,7 @@ def test_a_launcher_with_two_processes_builds_every_layer_as_one_process_does(
     command = ["-m", "zeus_union.stage1_instruct.cli", "build-cache", "--dataset", "nnunet", "--data-root", str(data)]
     command += ["--modalities", "T2-SPIR", "--slice-step", "8", "--set", "projection=untrained"]
     command += ["--set", "max_new_tokens=12"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEUS_HOME": str(weights.zeus_home())}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEUS_HOME": str(zeus_home())}
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     for launch, out in ((launcher, "two.h5"), ([sys.executable], "one.h5")):
         done = subprocess.run(

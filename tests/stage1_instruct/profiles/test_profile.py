@@ -9,7 +9,7 @@ import pytest
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in
 from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
-from zeus_union.stage1_instruct.weights.fetch import SOURCES
+from zeus_union.stage1_instruct.weights.sources import SOURCES
 
 
 @pytest.mark.parametrize("name", names_in(FOLDER))

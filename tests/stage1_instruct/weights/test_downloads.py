@@ -17,11 +17,11 @@ import huggingface_hub
 import pytest
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.weights import downloads
-from zeus_union.stage1_instruct.weights import fetch as weights
+from zeus_union.stage1_instruct.weights import downloads, store
 from zeus_union.stage1_instruct.weights.downloads import download
-from zeus_union.stage1_instruct.weights.fetch import digest_of, fetch, is_present, path_of, zeus_home
+from zeus_union.stage1_instruct.weights.fetch import fetch
 from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link
+from zeus_union.stage1_instruct.weights.store import digest_of, is_present, path_of, zeus_home
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -272,12 +272,12 @@ def test_what_has_to_be_got_by_hand_is_said_all_else_fetched_and_it_is_found_onc
 def test_digest_of_a_large_file_is_remembered_until_it_changes(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "REMEMBER_ABOVE", 1000)
+    monkeypatch.setattr(store, "REMEMBER_ABOVE", 1000)
     file = tmp_path / "model.pth"
     file.write_bytes(CONTENT)
     assert digest_of(str(file)) == SHA256
     assert len(json.loads((zeus_home() / "digests.json").read_text())) == 1
-    monkeypatch.setattr(weights, "sha256_of", lambda path: "read again")
+    monkeypatch.setattr(store, "sha256_of", lambda path: "read again")
     assert digest_of(str(file)) == SHA256
     file.write_bytes(CONTENT[::-1])
     assert digest_of(str(file)) == "read again"

