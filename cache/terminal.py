@@ -48,6 +48,34 @@ class ZeusGroup(click.Group):
             sys.exit(2)
 
 
+class PanelOption(click.Option):
+    """An option that stands under a heading of its own in --help.
+
+    Args:
+        panel: the heading.
+    """
+
+    def __init__(self, *args: Any, panel: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.panel = panel
+
+
+class PanelCommand(click.Command):
+    """A command whose --help shows the options of each `PanelOption` heading together, those without one last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        rest: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                named = isinstance(parameter, PanelOption)
+                (panels.setdefault(parameter.panel, []) if named else rest).append(record)
+        for heading, records in {**panels, "Where and how it runs": rest}.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
 def _one_line(error: Exception) -> str | None:
     """The line to print for `error`, or None where it is a fault of ours and the traceback should be seen."""
     if isinstance(error, UserError):

@@ -136,11 +136,13 @@ def ablate(
       reference: all                                 the row the others are tested against
     """
     from zeus_union.cache.reader import Cache
+    from zeus_union.pipelines.ablation.forecast import forecast, forecast_table
     from zeus_union.pipelines.ablation.grid import CONTROLS, read_grid
-    from zeus_union.pipelines.ablation.plan import StepTimes, forecast, plan_ablation
+    from zeus_union.pipelines.ablation.plan import plan_ablation
     from zeus_union.pipelines.ablation.run import run_ablation
-    from zeus_union.pipelines.report.ablation import forecast_table, report_ablation
-    from zeus_union.stage2_segment.predict import pick_device
+    from zeus_union.pipelines.ablation.timing import StepTimes
+    from zeus_union.pipelines.report.ablation import report_ablation
+    from zeus_union.stage2_segment.device import pick_device
 
     options: dict[str, Any] = dict(_assignment(text) for text in overrides)
     if epochs is not None:
@@ -231,7 +233,7 @@ def report(
     folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
 ) -> None:
     """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
-    from zeus_union.pipelines.ablation.plan import PLAN
+    from zeus_union.pipelines.ablation.files import PLAN
     from zeus_union.pipelines.report.ablation import report_ablation
     from zeus_union.pipelines.report.run import report_run
 

@@ -52,20 +52,20 @@ def segment_study(
     if not out.name.endswith(ENDINGS):
         raise UserError(f"--out {out}: the mask is NIfTI, give a name that ends in .nii.gz")
     with open_cache(run, cache) as known:
-        files = find_modalities(study, known.modalities, config.modalities)
+        files = find_modalities(study, known.modalities, config.inputs.modalities)
         dataset = _dataset(study, files, known)
         models = load_models(load_profile(profile, overrides), device or best_device())
-        for name in config.texts_read:
+        for name in config.inputs.texts_read:
             _check_text(known.recipe(f"instructions/{name}"), models)
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / "study.h5"
-            wanted = LAYERS if config.texts_read else LAYERS[:2] if config.is_zeus else LAYERS[:1]
+            wanted = LAYERS if config.inputs.texts_read else LAYERS[:2] if config.is_zeus else LAYERS[:1]
             options = BuildOptions(temporary, wanted, slice_step=slice_step, pack=True, **_variant(config))
             build_cache(dataset, models, options)
             with Cache(temporary) as built:
                 (mask,) = predict_run(run, built, Path(folder), modalities=tuple(files), device=device)
                 write_atomically(out, mask.read_bytes())
-    missing = [name for name in config.modalities if name not in files]
+    missing = [name for name in config.inputs.modalities if name not in files]
     if missing:
         say(f"{study} has no {', '.join(missing)}; the mask comes from {', '.join(files)} alone")
     return out
@@ -120,11 +120,11 @@ def _dataset(study: Path, files: Mapping[str, Path], known: Cache) -> Dataset:
 
 def _variant(config: RunConfig) -> dict[str, Any]:
     """How `BuildOptions` names the layers that the run reads."""
-    if not config.texts_read:
+    if not config.inputs.texts_read:
         return {}
-    if config.instructions == "class":
-        return {"variant": config.texts_read[0].rpartition(".")[0], "per_class": True}
-    return {"variant": config.texts_read[0]}
+    if config.architecture.instructions == "class":
+        return {"variant": config.inputs.texts_read[0].rpartition(".")[0], "per_class": True}
+    return {"variant": config.inputs.texts_read[0]}
 
 
 def _check_text(recipe: Mapping[str, Any], models: Models) -> None:

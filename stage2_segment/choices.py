@@ -13,9 +13,6 @@ BASELINES = {
     "missformer": "MISSFormer",
 }
 MODELS = (ZEUS, *BASELINES)
-# Options of `plan_run` that only one kind of model has, as it names them.
-OF_ZEUS = ("encoder", "variant", "text", "instructions", "form", "combine", "keep_iou_token", "aligner_depth")
-OF_BASELINES = ("merge", "preset", "pretrained")
 FUSIONS = {
     "early": "the modalities are the channels of one image (baselines only)",
     "hybrid": "Zeus: one decoder and one aligner read the modalities one by one, masks combined at the end; "
@@ -32,6 +29,8 @@ PRESETS = {
     "quarter": "a quarter of the published widths, about a sixteenth of the work: for a computer without a GPU",
 }
 COMBINES = ("mean", "max", "learned")
+CLASS_WEIGHTS = ("equal", "inverse")
+PRECISIONS = ("fp32", "bf16")
 INSTRUCTIONS = {
     "modality": "one instruction for all classes",
     "class": "one for each class, which the decoder answers with a binary mask",

@@ -10,19 +10,9 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import ZeusGroup, say, split_names
-from zeus_union.stage2_segment.choices import (
-    COMBINES,
-    FORMS,
-    FUSIONS,
-    INSTRUCTIONS,
-    MERGES,
-    MODELS,
-    PRESETS,
-    RESIDENT,
-    TEXTS,
-    ZEUS,
-)
+from zeus_union.cache.terminal import PanelCommand, ZeusGroup, say, split_names
+from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
+from zeus_union.stage2_segment.options import read_command_line, with_options
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -56,143 +46,9 @@ def main() -> None:
     """
 
 
-@main.command("train")
+@main.command("train", cls=PanelCommand)
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
-@click.option(
-    "--fusion",
-    type=click.Choice(list(FUSIONS)),
-    default="late",
-    show_default=True,
-    help="late: a decoder and an aligner per modality; hybrid: one of each for all, one by one. Baselines: late, a network "
-    "per modality; hybrid, an encoder per modality and one decoder; early, modalities as channels.",
-)
-@click.option(
-    "--model",
-    type=click.Choice(list(MODELS)),
-    default=ZEUS,
-    show_default=True,
-    help="zeus, or a baseline of the paper's Table 2, which sees the cache's pictures.",
-)
-@click.option(
-    "--merge",
-    type=click.Choice(list(MERGES)),
-    default="concat",
-    show_default=True,
-    help="A baseline's hybrid fusion: feature maps side by side and a 1 x 1 convolution, or their mean.",
-)
-@click.option(
-    "--preset",
-    type=click.Choice(list(PRESETS)),
-    default="published",
-    show_default=True,
-    help="A baseline's widths: the published network's, those that give Table 2's parameter counts, or a quarter of the "
-    "published for a computer without a GPU.",
-)
-@click.option(
-    "--pretrained",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Weights for TransUNet's encoders: torchvision's ResNet-50, timm's or Google's R50 + ViT-B/16.",
-)
-@click.option("--modalities", help="Only these, separated by commas.  [default: all]")
-@click.option("--fold", type=click.IntRange(0), help="The fold to hold out and validate on.  [default: 0]")
-@click.option("--train-subjects", help="Names instead of a fold.  [default: all labelled but the test subjects]")
-@click.option("--test-subjects", help="Names instead of a fold.  [default: all labelled but the train subjects]")
-@click.option("--encoder", help="Which embeddings.  [default: the only ones]")
-@click.option(
-    "--variant",
-    help="Which instructions; with --instructions class one layer a class, separated by commas.  [default: the only ones]",
-)
-@click.option(
-    "--instructions",
-    type=click.Choice(list(INSTRUCTIONS)),
-    default="modality",
-    show_default=True,
-    help="modality: one instruction for all classes; class: one for each, which the decoder answers with a binary mask.",
-)
-@click.option(
-    "--form",
-    type=click.Choice(list(FORMS)),
-    default="sentence",
-    show_default=True,
-    help="sentence: one embedding of the text; tokens: the LLM's states at its tokens (a variant with keep_states=yes).",
-)
-@click.option(
-    "--text",
-    type=click.Choice(list(TEXTS)),
-    help="none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
-    "instruction, one for all slices, a random vector.  [default: instruction; none for a baseline]",
-)
-@click.option(
-    "--recipe",
-    type=click.Choice(["stable", "paper"]),
-    default="stable",
-    show_default=True,
-    help="paper: Zeus, section 4.1; on few slices it ends in empty masks. stable: AdamW with warm-up and "
-    "clipping, Dice over the batch, two thirds of each batch with foreground.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(1),
-    help="Passes over the slices.  [default: paper 300; stable 30, more for few slices]",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), help="Slices, each with all modalities.  [default: paper 10; stable 4]"
-)
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    help="Highest learning rate of the pretrained decoder.  [default: paper 1e-3; stable 2e-4]",
-)
-@click.option(
-    "--aligner-lr",
-    type=click.FloatRange(0, min_open=True),
-    help="Highest learning rate of what starts from nothing: the aligner, or all of a baseline.  "
-    "[default: as many times --lr as in the recipe: paper 1, stable 5]",
-)
-@click.option(
-    "--foreground-share",
-    type=click.FloatRange(0, 1),
-    help="Smallest share of slices with foreground in a batch; 1: no others.  [default: paper 0; stable 0.67]",
-)
-@click.option(
-    "--class-weights",
-    type=click.Choice(["equal", "inverse"]),
-    help="inverse: classes weigh as 1 / sqrt(their pixels in the training slices).  [default: equal]",
-)
-@click.option("--accumulate", type=click.IntRange(1), help="Batches that make one optimiser step.  [default: 1]")
-@click.option(
-    "--ema",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Keep the running mean of the weights with this decay, e.g. 0.99; 0: the weights themselves.  [default: 0]",
-)
-@click.option(
-    "--modality-drop",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Chance of each modality to be left out of a step, for studies that lack one.  [default: 0]",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    help="bf16: forward passes under autocast, weights and losses in fp32.  [default: fp32]",
-)
-@click.option(
-    "--combine",
-    type=click.Choice(list(COMBINES)),
-    default="mean",
-    show_default=True,
-    help="How the modalities' logits become one mask.",
-)
-@click.option(
-    "--iou-token/--no-iou-token", default=False, show_default=True, help="Keep SAM's IoU token among the tokens."
-)
-@click.option("--aligner-depth", type=click.IntRange(1, 2), default=2, show_default=True, help="Layers of f_tt.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of the aligner's weights and the order of slices.",
-)
+@with_options
 @click.option(
     "--resident",
     type=click.Choice(list(RESIDENT)),
@@ -215,9 +71,11 @@ def train_command(
     cache_path: Path,
     out: Path | None,
     resume: bool,
+    resident: str,
+    validate_every: int,
     allow_partial: bool,
     device: str | None,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Train from a cache; held-out subjects are validated on after every epoch.
 
@@ -231,13 +89,11 @@ def train_command(
     """
     from zeus_union.stage2_segment.training.train import train_run
 
-    options = _for_plan(options)
-    named = options["train_subjects"] or options["test_subjects"]
-    split = "subjects" if named else f"fold{options['fold'] or 0}"
-    model = "" if options["model"] == ZEUS else f"{options['model']}-"
-    run = out or Path("runs") / f"{cache_path.stem}-{model}{options['fusion']}-{split}-seed{options['seed']}"
+    options = read_command_line(given)
+    run = out or Path("runs") / _run_name(cache_path, options)
+    how: dict[str, Any] = {"resume": resume, "resident": resident, "validate_every": validate_every, "device": device}
     try:
-        train_run(cache_path, run, resume=resume, device=device, allow_partial=allow_partial, **options)
+        train_run(cache_path, run, allow_partial=allow_partial, **how, **options)
     except KeyboardInterrupt:
         say(f"interrupted; the same command with --out {run} --resume goes on")
         raise
@@ -245,44 +101,11 @@ def train_command(
         click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
 
 
-# Those of `train` that say how a model is trained; the rest say where, or which of a grid's runs it is.
-_NOT_OF_A_ROW = ("cache_path", "out", "resume", "device", "allow_partial", "resident", "validate_every", "seed", "fold")
-
-
-def parse_train_options(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options of `train` by name, as a YAML file has them -> options of `plan_run`, checked as the command line's are.
-
-    Args:
-        values: e.g. {'batch-size': 4, 'modalities': ['T1', 'T2']}; dashes and underscores are one.
-        where: names the place in messages.
-
-    Raises:
-        UserError: an option that `train` does not have, or a value it would refuse.
-    """
-    known = {option.name: option for option in train_command.params if option.name not in _NOT_OF_A_ROW}
-    context = click.Context(train_command)
-    options = {}
-    for name, value in values.items():
-        option = known.get(str(name).replace("-", "_"))
-        if option is None or option.name is None:
-            names = ", ".join(sorted(str(one).replace("_", "-") for one in known))
-            raise UserError(f"{where}: unknown option {name}; there are: {names}")
-        if isinstance(value, (list, tuple)):
-            value = ",".join(map(str, value))
-        try:
-            options[option.name] = option.type_cast_value(context, str(value) if option.type.name == "text" else value)
-        except click.BadParameter as error:
-            raise UserError(f"{where}: {name} = {value!r}: {error.message}") from error
-    return _for_plan(options)
-
-
-def _for_plan(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as click names and types them -> as `plan_run` does."""
-    lists = ("modalities", "variant", "train_subjects", "test_subjects")
-    plan = {name: split_names(value) if name in lists else value for name, value in options.items()}
-    if "iou_token" in plan:
-        plan["keep_iou_token"] = plan.pop("iou_token")
-    return plan
+def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
+    named = options["train_subjects"] or options["test_subjects"]
+    split = "subjects" if named else f"fold{options['fold'] or 0}"
+    model = "" if options["model"] == ZEUS else f"{options['model']}-"
+    return f"{cache_path.stem}-{model}{options['fusion']}-{split}-seed{options['seed']}"
 
 
 @main.command("evaluate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -18,37 +19,22 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
-from zeus_union.stage2_segment.config import RunConfig, text_width
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.device import pick_device
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.model.zeus import class_map
+from zeus_union.stage2_segment.plan import text_width
 
 BATCH = 8
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`; the best there is for None.
-
-    Raises:
-        UserError: no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"device {name} cannot be used: {why}; --device cpu always works") from error
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return device
-
-
 def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False) -> Cache:
     """The cache at `path`, or the one that `run` was trained on."""
-    return Cache(path or Path(os.path.normpath(run / checkpoint.load_config(run).cache)), allow_partial=allow_partial)
+    return Cache(
+        path or Path(os.path.normpath(run / checkpoint.load_config(run).inputs.cache)), allow_partial=allow_partial
+    )
 
 
 def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -58,9 +44,9 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
         UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder; a
             modality that the run was not trained with.
     """
-    choose([config.encoder] if config.encoder else [], cache.encoders, "encoder")
-    choose(config.texts_read, cache.variants, "variant")
-    wanted = choose(modalities, config.modalities, "modality of the run")
+    choose([config.inputs.encoder] if config.inputs.encoder else [], cache.encoders, "encoder")
+    choose(config.inputs.texts_read, cache.variants, "variant")
+    wanted = choose(modalities, config.inputs.modalities, "modality of the run")
     missing = [name for name in wanted if name not in cache.modalities]
     if missing:
         raise UserError(
@@ -70,7 +56,10 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     # The slices themselves may be others, and so may the store: the run is not bound to its own patients.
     of_run, of_cache = (
         {key: value for key, value in recipe.items() if key not in ("slices", "store")}
-        for recipe in (config.embedding_recipe, cache.recipe(config.embedding_layer) if config.encoder else {})
+        for recipe in (
+            config.inputs.embedding_recipe,
+            cache.recipe(config.inputs.embedding_layer) if config.inputs.encoder else {},
+        )
     )
     changed = differences(of_run, of_cache)
     if changed:
@@ -78,30 +67,62 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
             f"{cache.path} was made by another image encoder than the run's cache ({describe(changed)}); "
             "build it with the run's"
         )
-    for name in config.texts_read:
-        width = text_width(cache, [name], config.form)
-        if width != config.text_width:
+    for name in config.inputs.texts_read:
+        width = text_width(cache, [name], config.architecture.form)
+        if width != config.architecture.text_width:
             raise UserError(
-                f"{cache.path} has text embeddings of {width} values, the run was trained on {config.text_width}; "
+                f"{cache.path} has text embeddings of {width} values, the run was trained on {config.architecture.text_width}; "
                 "build the cache with the run's text encoder"
             )
     return wanted
 
 
-def load_model(run: Path, config: RunConfig, which: str, device: torch.device) -> nn.Module:
-    """The run's model with its 'last' or 'best' weights, ready to predict.
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run folder, opened to predict.
+
+    Attributes:
+        folder: where it lies.
+        config: what it is.
+        model: with its weights, on `device`, in evaluation mode.
+    """
+
+    folder: Path
+    config: RunConfig
+    model: nn.Module
+    device: torch.device
+
+    def predict(self, cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Label maps uint8 (len(rows), 256, 256) of rows of a cache: 0 background, k the run's k-th class.
+
+        Raises:
+            UserError: as `check_cache`.
+        """
+        modalities = check_cache(self.config, cache)
+        data = SliceData(cache, self.config.inputs.encoder, modalities, rows, self.device, labelled=False)
+        return predict_slices(self.model, self.config, data)
+
+
+def load_run(run: Path, which: str = "last", device: str | None = None) -> TrainedRun:
+    """A trained run, ready to predict.
+
+    Args:
+        run: the folder that `train_run` wrote.
+        which: 'last' weights, or 'best': those of the epoch with the best DSC on the held-out subjects.
+        device: 'cpu', 'cuda', ...; the best there is for None.
 
     Raises:
-        UserError: weights that are missing, damaged, or of another model.
+        UserError: no run there; weights that are missing, damaged, or of another model; no such device.
     """
-    model = build_model(config)
+    config, on = checkpoint.load_config(run), pick_device(device)
+    model = build_model(config.architecture)
     try:
         model.load_state_dict(checkpoint.load_weights(run, which))
     except RuntimeError as error:
         raise UserError(
             f"{checkpoint.weights_path(run, which)} does not fit the run's {checkpoint.CONFIG}; train again"
         ) from error
-    return model.to(device).eval()
+    return TrainedRun(run, config, model.to(on).eval(), on)
 
 
 def predict_slices(
@@ -142,16 +163,6 @@ def to_native_volume(labels: NDArray[np.uint8], numbers: NDArray[np.int32], grid
     return grid.from_slices(slices)
 
 
-def predict_rows(
-    run: Path, cache: Cache, rows: NDArray[np.intp], *, which: str = "last", device: str | None = None
-) -> NDArray[np.uint8]:
-    """Label maps uint8 (len(rows), 256, 256) of rows of a cache."""
-    config, chosen = checkpoint.load_config(run), pick_device(device)
-    modalities = check_cache(config, cache)
-    model = load_model(run, config, which, chosen)
-    return predict_slices(model, config, SliceData(cache, config.encoder, modalities, rows, chosen, labelled=False))
-
-
 def predict_run(
     run: Path,
     cache: Cache,
@@ -169,15 +180,14 @@ def predict_run(
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights.
     """
-    config, on = checkpoint.load_config(run), pick_device(device)
-    wanted = check_cache(config, cache, modalities)
+    opened = load_run(run, which, device)
+    wanted = check_cache(opened.config, cache, modalities)
     chosen = choose(subjects, cache.subjects, "subject")
-    model = load_model(run, config, which, on)
     written = []
     for subject in progress(chosen, "predicting"):
         rows, grid = cache.rows_of([subject]), cache.grid(subject)
-        data = SliceData(cache, config.encoder, wanted, rows, on, labelled=False)
-        labels = predict_slices(model, config, data, wanted)
+        data = SliceData(cache, opened.config.inputs.encoder, wanted, rows, opened.device, labelled=False)
+        labels = predict_slices(opened.model, opened.config, data, wanted)
         volume = to_native_volume(labels, cache.rows["number"][rows], grid)
         written.append(write_labels(out / f"{subject}.nii.gz", volume, grid))
         missing = grid.slice_shape[0] - len(rows)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
-
-from zeus_union.cache.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Recipe:
         min_steps: more epochs where that many optimiser steps would not be reached (tiny data); not with --epochs.
         batch_size: slices, each with all modalities.
         optimizer: 'adamw' or 'adam' (weight decay as an L2 term, as the paper's).
-        lr: highest learning rate of the pretrained decoder.
-        aligner_lr: highest learning rate of the rest, which starts from nothing.
+        lr_pretrained, lr_new: highest learning rates, by where the weights come from: Zeus's decoder is pretrained, its
+            aligner starts from nothing. A baseline has one rate for all its weights, and both are that.
         warmup: share of all steps over which the learning rate rises from 0; at least `min_warmup_steps`, unless 0.
         decay_per: 'step' or 'epoch', the unit of lr x (1 - t / T)^0.9.
         clip: largest gradient norm; 0 = no clipping.
@@ -37,8 +37,8 @@ class Recipe:
     min_steps: int
     batch_size: int
     optimizer: str
-    lr: float
-    aligner_lr: float
+    lr_pretrained: float
+    lr_new: float
     weight_decay: float
     warmup: float
     min_warmup_steps: int
@@ -63,8 +63,8 @@ RECIPES = {
         min_steps=300,
         batch_size=4,
         optimizer="adamw",
-        lr=2e-4,
-        aligner_lr=1e-3,
+        lr_pretrained=2e-4,
+        lr_new=1e-3,
         weight_decay=1e-2,
         warmup=0.05,
         min_warmup_steps=10,
@@ -81,8 +81,8 @@ RECIPES = {
         min_steps=0,
         batch_size=10,
         optimizer="adam",
-        lr=1e-3,
-        aligner_lr=1e-3,
+        lr_pretrained=1e-3,
+        lr_new=1e-3,
         weight_decay=5e-4,
         warmup=0.0,
         min_warmup_steps=0,
@@ -95,14 +95,23 @@ RECIPES = {
 }
 
 
-def chosen_recipe(name: str, lr: float | None, aligner_lr: float | None, others: dict[str, Any]) -> Recipe:
-    """A recipe with the given fields in place of its own."""
-    chosen = RECIPES[name]
-    unknown = sorted(set(others) - {field.name for field in fields(Recipe)})
-    if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}")
-    if lr is not None:
-        chosen = replace(chosen, lr=lr, aligner_lr=chosen.aligner_lr * lr / chosen.lr)
-    if aligner_lr is not None:
-        chosen = replace(chosen, aligner_lr=aligner_lr)
-    return replace(chosen, **{field: value for field, value in others.items() if value is not None})
+def chosen_recipe(name: str, fields: Mapping[str, Any], *, one_rate: bool, slices: int) -> Recipe:
+    """The recipe of that name with the given fields in place of its own.
+
+    Args:
+        fields: lr_pretrained is the rate of all weights where there is one; alone, it takes lr_new along.
+        one_rate: of a model that trains all its weights at one rate; the recipe's for new weights if none is given.
+        slices: to train on; without epochs there are as many as make the recipe's least number of steps.
+    """
+    recipe = RECIPES[name]
+    chosen = dict(fields)
+    lr = chosen.get("lr_pretrained")
+    if one_rate:
+        chosen["lr_pretrained"] = chosen["lr_new"] = recipe.lr_new if lr is None else lr
+    elif lr is not None:
+        chosen.setdefault("lr_new", recipe.lr_new * lr / recipe.lr_pretrained)
+    recipe = replace(recipe, **chosen)
+    if "epochs" in chosen:
+        return recipe
+    steps = math.ceil(slices / (recipe.batch_size * recipe.accumulate))
+    return replace(recipe, epochs=max(recipe.epochs, math.ceil(recipe.min_steps / steps)))

@@ -12,8 +12,8 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in, read_named_yaml
-from zeus_union.stage2_segment.choices import OF_BASELINES, OF_ZEUS, TEXTS, ZEUS
-from zeus_union.stage2_segment.cli import parse_train_options
+from zeus_union.stage2_segment.choices import TEXTS, ZEUS
+from zeus_union.stage2_segment.options import foreign_options, read_row
 
 FOLDER = Path(__file__).parents[1] / "grids"
 KEYS = ("title", "options", "rows", "lists", "controls", "seeds", "folds", "minutes", "reference")
@@ -24,7 +24,7 @@ PAPER_DATASETS = {"chaos": "CHAOS", "msd-prostate": "MSD-Prostate", "msd-brain":
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """One row of the table.
 
     Attributes:
@@ -40,7 +40,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Grid:
+class AblationGrid:
     """A table to be made.
 
     Attributes:
@@ -51,7 +51,7 @@ class Grid:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[GridRow, ...]
     seeds: tuple[int, ...]
     folds: tuple[int, ...] | None
     reference: str
@@ -70,7 +70,7 @@ def grid_names() -> tuple[str, ...]:
     return names_in(FOLDER)
 
 
-def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequence[str] | None = None) -> Grid:
+def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequence[str] | None = None) -> AblationGrid:
     """The grid of that name, or in that YAML file.
 
     Args:
@@ -103,7 +103,7 @@ def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequenc
     reference = str(values.get("reference", names[0]))
     choose([reference], names, "reference row")
     folds = values.get("folds", [0])
-    return Grid(
+    return AblationGrid(
         title=str(values.get("title", path.stem)),
         rows=tuple(rows),
         seeds=_numbers(values.get("seeds", [0]), f"{path}, seeds"),
@@ -113,7 +113,7 @@ def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequenc
     )
 
 
-def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Row:
+def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> GridRow:
     if not isinstance(value, dict) or set(value) - set(ROW_KEYS) or not isinstance(value.get("set", {}), dict):
         raise UserError(f"{where} is {value!r}, expected {', '.join(ROW_KEYS)} (set: option: value)")
     if not value.get("name"):
@@ -122,14 +122,13 @@ def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], wh
     for numbers in paper.values() if isinstance(paper, dict) else [None]:
         if not isinstance(numbers, list) or len(numbers) != 2:
             raise UserError(f"{where}, paper: expected DATASET: [DSC, mIoU], found {paper!r}")
-    for_all, own, above = (parse_train_options(part, where) for part in (common, value.get("set", {}), overrides))
+    for_all, own, above = (read_row(part, where) for part in (common, value.get("set", {}), overrides))
     options = {**for_all, **own, **above}
-    of_others = OF_BASELINES if options.get("model", ZEUS) == ZEUS else OF_ZEUS
-    foreign = {name for name in (*for_all, *above) if name in of_others and name not in own}
-    return Row(str(value["name"]), {name: options[name] for name in options if name not in foreign}, paper)
+    foreign = set(foreign_options(options.get("model", ZEUS), (*for_all, *above))) - set(own)
+    return GridRow(str(value["name"]), {name: options[name] for name in options if name not in foreign}, paper)
 
 
-def _times_lists(rows: list[Row], lists: Mapping[str, Any], where: str) -> list[Row]:
+def _times_lists(rows: list[GridRow], lists: Mapping[str, Any], where: str) -> list[GridRow]:
     """Every row with every combination of the lists' values."""
     for option, values in lists.items():
         if not isinstance(values, list) or not values:
@@ -139,14 +138,14 @@ def _times_lists(rows: list[Row], lists: Mapping[str, Any], where: str) -> list[
         for values in itertools.product(*lists.values()):
             chosen = dict(zip(lists, values))
             named = [f"{option}={'+'.join(map(str, v)) if isinstance(v, list) else v}" for option, v in chosen.items()]
-            options = {**row.options, **parse_train_options(chosen, f"{where}, lists")}
+            options = {**row.options, **read_row(chosen, f"{where}, lists")}
             alone = len(rows) == 1 and named
             name = ", ".join(named) if alone else ", ".join([row.name, *named])
-            combined.append(Row(name, options, row.paper))
+            combined.append(GridRow(name, options, row.paper))
     return combined
 
 
-def _controls(base: Row, wanted: Sequence[str]) -> list[Row]:
+def _controls(base: GridRow, wanted: Sequence[str]) -> list[GridRow]:
     rows = []
     for control in choose(wanted, CONTROLS, "control"):
         options = {key: value for key, value in base.options.items() if key != "text"}
@@ -156,7 +155,7 @@ def _controls(base: Row, wanted: Sequence[str]) -> list[Row]:
             options["variant"] = (PROMPT,)
         else:
             options["text"] = control
-        rows.append(Row(f"{base.name}, text: {control}", options, control=control))
+        rows.append(GridRow(f"{base.name}, text: {control}", options, control=control))
     return rows
 
 
@@ -168,7 +167,7 @@ def _numbers(values: Any, where: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def paper_figures(grid_rows: Sequence[Row], cache: Cache) -> dict[str, dict[str, float]]:
+def paper_figures(grid_rows: Sequence[GridRow], cache: Cache) -> dict[str, dict[str, float]]:
     """Row -> the paper's 'dsc' and 'miou' on the data set the cache was made from; on the only one it has otherwise."""
     dataset = PAPER_DATASETS.get(cache.card.name)
     figures = {}

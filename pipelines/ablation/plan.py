@@ -1,11 +1,9 @@
-"""What a grid would train on a cache: its runs, each checked before the first begins, and how long they take."""
+"""What a grid would train on a cache: its runs, each checked before the first begins, and as many epochs as fit into a time."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +14,13 @@ import torch
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
-from zeus_union.pipelines.ablation.grid import PROMPT, Grid, Row
-from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.pipelines.ablation.files import PLAN, run_folder
+from zeus_union.pipelines.ablation.grid import PROMPT, AblationGrid, GridRow
+from zeus_union.pipelines.ablation.timing import StepTimes, batches_an_epoch
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.device import pick_device
 from zeus_union.stage2_segment.model import build_model, parameter_table
-from zeus_union.stage2_segment.predict import pick_device
-from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
-from zeus_union.stage2_segment.training.train import architecture
-
-PLAN = "ablation.json"
+from zeus_union.stage2_segment.plan import plan_run
 
 
 @dataclass(frozen=True)
@@ -38,26 +35,11 @@ class PlannedRun:
     @property
     def parameters(self) -> int:
         with torch.device("meta"):
-            return sum(parameter_table(build_model(self.config)).values())
-
-
-class StepTimes:
-    """Seconds of a training step of each architecture on one device, the second of two on noise; each measured once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._known: dict[tuple[Any, ...], float] = {}
-
-    def of(self, config: RunConfig) -> float:
-        """A forward and backward pass of one batch and a step of the optimiser."""
-        key = (*architecture(config), config.recipe.batch_size)
-        if key not in self._known:
-            self._known[key] = _seconds_a_step(config, self._device)
-        return self._known[key]
+            return sum(parameter_table(build_model(self.config.architecture)).values())
 
 
 def plan_ablation(
-    cache: Cache, grid: Grid, out: Path, skip_missing: bool = False, times: StepTimes | None = None
+    cache: Cache, grid: AblationGrid, out: Path, skip_missing: bool = False, times: StepTimes | None = None
 ) -> list[PlannedRun]:
     """All runs of a grid, each checked against the cache before the first begins.
 
@@ -106,7 +88,7 @@ def _equal_time(
         if run.name in begun:
             epochs = begun[run.name]["epochs"]
         else:
-            epoch = _batches(cache, run.config) * times.of(run.config) / 60  # minutes
+            epoch = batches_an_epoch(cache, run.config) * times.of(run.config) / 60  # minutes
             epochs = max(1, int(minutes / epoch))
             if epoch > minutes:
                 longer[run.row] = f"{run.row} ({epoch:.1f})"
@@ -119,64 +101,8 @@ def _equal_time(
     return planned
 
 
-def _batches(cache: Cache, config: RunConfig) -> int:
-    """Of an epoch."""
-    return math.ceil(len(cache.rows_of(config.train_subjects)) / config.recipe.batch_size)
-
-
-def _planned(cache: Cache, row: Row, seed: int, fold: int | None, out: Path) -> PlannedRun:
+def _planned(cache: Cache, row: GridRow, seed: int, fold: int | None, out: Path) -> PlannedRun:
     split = "named" if fold is None else f"fold{fold}"
     name = f"{re.sub(r'[^A-Za-z0-9.+=-]+', '-', row.name).strip('-')}-{split}-seed{seed}"
-    config = plan_run(cache, run=out / "runs" / name, fold=fold, seed=seed, **row.options)
+    config = plan_run(cache, run=run_folder(out, name), fold=fold, seed=seed, **row.options)
     return PlannedRun(row.name, name, config, row.options.get("pretrained"))
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Of one row: its runs, parameters of each, optimiser steps of each, and expected seconds for all of them."""
-
-    row: str
-    runs: int
-    modalities: tuple[str, ...]
-    parameters: int
-    steps: int
-    seconds: float
-
-
-def forecast(cache: Cache, runs: Sequence[PlannedRun], times: StepTimes) -> list[Forecast]:
-    """What the runs will take, in turn."""
-    found = []
-    for row in dict.fromkeys(run.row for run in runs):
-        own = [run for run in runs if run.row == row]
-        seconds, steps = 0.0, 0
-        for run in own:
-            config = run.config
-            steps = _batches(cache, config) * config.recipe.epochs
-            tested = len(cache.rows_of(config.test_subjects)) / config.recipe.batch_size
-            seconds += times.of(config) * (steps + tested / 3)  # a forward pass alone is about a third
-        first = own[0]
-        found.append(Forecast(row, len(own), first.config.modalities, first.parameters, steps, seconds))
-    return found
-
-
-def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
-    torch.manual_seed(0)
-    model = build_model(config).to(device)
-    size, count = config.recipe.batch_size, len(config.modalities)
-    shape = (256, 64, 64) if config.is_zeus else (256, 256)
-    images = torch.randn(size, count, *shape, device=device)
-    per_class = (len(config.classes),) if config.instructions == "class" else ()
-    tokens = (64,) if config.form == "tokens" else ()
-    text = torch.randn(size, count, *per_class, *tokens, config.text_width, device=device)
-    masks = torch.zeros(size, 256, 256, dtype=torch.uint8, device=device)
-    optimizer = torch.optim.AdamW(model.parameters())
-    seconds = 0.0
-    for _ in range(2):
-        start = time.monotonic()
-        logits = model(images, text) if config.is_zeus else model(images)
-        segmentation_losses(logits, one_hot(masks, logits.shape[1])).total.backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.monotonic() - start
-    return seconds

@@ -16,22 +16,23 @@ from accelerate import Accelerator
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, say
-from zeus_union.pipelines.ablation.grid import Grid, paper_figures
-from zeus_union.pipelines.ablation.plan import PLAN, PlannedRun
+from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_folder
+from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
+from zeus_union.pipelines.ablation.plan import PlannedRun
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
+from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import predict_slices
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
-from zeus_union.stage2_segment.training.train import make_accelerator, shared_plan, train_together
+from zeus_union.stage2_segment.training.train import shared_plan, train_together
 
-RESULTS, STOPPED = "results.parquet", "stopped.json"
 BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a state costs while it is written
 
 
 def run_ablation(
     cache: Cache,
-    grid: Grid,
+    grid: AblationGrid,
     runs: Sequence[PlannedRun],
     out: Path,
     *,
@@ -63,10 +64,10 @@ def run_ablation(
     for number, group in enumerate(passes, 1):
         start = time.monotonic()
         first = group[0].config
-        split = f"fold {first.fold}" if first.fold is not None else "named subjects"
+        split = f"fold {first.split.fold}" if first.split.fold is not None else "named subjects"
         say(f"pass {number} of {len(passes)}: {len(group)} runs side by side, {split}, seed {first.seed}")
         learners = [
-            Learner(cache, run.config, out / "runs" / run.name, accelerator, _begun(out, run), run.pretrained)
+            Learner(cache, run.config, run_folder(out, run.name), accelerator, _begun(out, run), run.pretrained)
             for run in group
         ]
         on_gpu = accelerator.device.type == "cuda"
@@ -91,10 +92,10 @@ def run_ablation(
 
 
 def _begun(out: Path, run: PlannedRun) -> bool:
-    return (out / "runs" / run.name / CONFIG).exists()
+    return (run_folder(out, run.name) / CONFIG).exists()
 
 
-def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> None:
+def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Path) -> None:
     """Makes the folder, or checks that it holds this ablation; rows, seeds and folds may be added, no run may change."""
     now: dict[str, Any] = {
         "title": grid.title,
@@ -120,7 +121,7 @@ def _enter(cache: Cache, grid: Grid, runs: Sequence[PlannedRun], out: Path) -> N
         now["controls"] = {**before["controls"], **now["controls"]}
         for run in runs:
             if _begun(out, run):
-                check_same_plan(out / "runs" / run.name, run.config)
+                check_same_plan(run_folder(out, run.name), run.config)
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and holds no ablation; choose another --out")
     write_json(path, now)
@@ -150,15 +151,17 @@ def _score(
     if not trained:
         return []
     first = trained[0][0].config
-    wanted = {name for run, _ in trained for name in run.config.modalities}
+    wanted = {name for run, _ in trained for name in run.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     lines: list[list[dict[str, Any]]] = [[] for _ in trained]
-    for subject in progress(first.test_subjects, "scoring"):
+    for subject in progress(first.split.test, "scoring"):
         rows = cache.rows_of([subject])
-        data = SliceData(cache, first.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident)
+        data = SliceData(
+            cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
+        )
         for (run, learner), own in zip(trained, lines):
             predicted = predict_slices(learner.predictor, run.config, data)
             scores, miou = score_subject(cache, subject, predicted)
-            head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.fold}
+            head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
             own += [{**head, **score, "miou_256": miou} for score in scores]
     return lines

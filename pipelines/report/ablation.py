@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose
+from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED
 from zeus_union.pipelines.report.forest import draw_forest
 from zeus_union.pipelines.report.statistics import subject_scores, summarise
 from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
 from zeus_union.pipelines.report.verdict import verdict
-
-if TYPE_CHECKING:
-    from zeus_union.pipelines.ablation.plan import Forecast
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:
@@ -32,14 +27,14 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     Raises:
         UserError: no row has results yet; an unknown reference row.
     """
-    plan = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
-    stopped_file = folder / "stopped.json"
+    plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    stopped_file = folder / STOPPED
     stopped_runs = json.loads(stopped_file.read_text()) if stopped_file.exists() else {}
     stopped = {plan["runs"][run]["row"]: why for run, why in stopped_runs.items()}
-    if not (folder / "results.parquet").exists():
+    if not (folder / RESULTS).exists():
         why = "; ".join(stopped_runs.values()) or "the same zeus ablate command goes on"
         raise UserError(f"{folder} has no results: {why}")
-    results = pq.read_table(folder / "results.parquet").to_pylist()
+    results = pq.read_table(folder / RESULTS).to_pylist()
     order = {row: place for place, row in enumerate(plan["rows"])}
     results.sort(key=lambda line: (order[line["row"]], line["seed"], str(line["fold"]), line["subject"]))
     there = list(dict.fromkeys(line["row"] for line in results))
@@ -61,20 +56,3 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     summaries = summarise(results, reference=reference)
     draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
     return folder
-
-
-def forecast_table(forecasts: Sequence[Forecast]) -> Table:
-    """What `zeus ablate --dry-run` prints."""
-    table = Table(title="what would be trained")
-    for name in ("row", "modalities"):
-        table.add_column(name)
-    for name in ("runs", "parameters", "steps each", "minutes"):
-        table.add_column(name, justify="right")
-    for one in forecasts:
-        minutes = f"{one.seconds / 60:.1f}"
-        cells = (str(one.runs), f"{one.parameters:,}", str(one.steps), minutes)
-        table.add_row(one.row, ", ".join(one.modalities), *cells)
-    table.add_section()
-    total = sum(one.seconds for one in forecasts) / 60
-    table.add_row("all, in turn", "", str(sum(one.runs for one in forecasts)), "", "", f"{total:.1f}")
-    return table

@@ -7,22 +7,22 @@ from pathlib import Path
 from zeus_union.cache.terminal import choose, split_names
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
 from zeus_union.stage2_segment.checkpoint import load_config
-from zeus_union.stage2_segment.predict import open_cache, predict_rows
+from zeus_union.stage2_segment.predict import load_run, open_cache
 
 
 def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:
     """Draws `slices` telling slices of the run's held-out subjects (or of `subjects`); returns the PNG's path."""
     config = load_config(run)
     with open_cache(run, cache_path) as cache:
-        wanted = choose(split_names(subjects), cache.subjects, "subject") if subjects else config.test_subjects
+        wanted = choose(split_names(subjects), cache.subjects, "subject") if subjects else config.split.test
         rows = telling_rows(cache, wanted, slices)
         picture = out or run / "picture.png"
         draw_run(
             cache,
             rows,
-            predict_rows(run, cache, rows),
-            config.texts_read[0] if config.texts_read else None,
+            load_run(run).predict(cache, rows),
+            config.inputs.texts_read[0] if config.inputs.texts_read else None,
             picture,
-            f"{run.name}: {config.fusion} fusion",
+            f"{run.name}: {config.architecture.fusion} fusion",
         )
     return picture

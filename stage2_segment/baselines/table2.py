@@ -65,7 +65,7 @@ OFFICIAL: dict[str, Official] = {
 }
 
 
-class Row(NamedTuple):
+class ParameterRow(NamedTuple):
     """Millions of parameters of one network with one fusion.
 
     Attributes:
@@ -88,14 +88,16 @@ def parameters(
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def rows(modalities: int, classes: int = CLASSES, preset: str = "published", merge: str = "concat") -> Iterator[Row]:
+def rows(
+    modalities: int, classes: int = CLASSES, preset: str = "published", merge: str = "concat"
+) -> Iterator[ParameterRow]:
     """Table 2's 21 rows of baselines, in its order of fusions."""
     for network in NETWORKS:
         for fusion in FUSIONS:
             ours = parameters(network, fusion, modalities, classes, preset, merge) / MILLION
             copies = {"early": 1, "late": modalities}.get(fusion)
             official = OFFICIAL[network].parameters * copies / MILLION if copies and network in OFFICIAL else None
-            yield Row(network, fusion, ours, PAPER[network, fusion], official)
+            yield ParameterRow(network, fusion, ours, PAPER[network, fusion], official)
 
 
 def suggested_modalities(network: str, fusion: str, preset: str = "table2") -> int:

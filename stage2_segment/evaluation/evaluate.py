@@ -30,14 +30,7 @@ from zeus_union.stage2_segment.evaluation.metrics import (
     surface_scores,
 )
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import (
-    check_cache,
-    load_model,
-    open_cache,
-    pick_device,
-    predict_slices,
-    to_native_slices,
-)
+from zeus_union.stage2_segment.predict import check_cache, load_run, open_cache, predict_slices, to_native_slices
 
 NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
 
@@ -112,20 +105,20 @@ def measure_run(
     Raises:
         UserError: subjects that are unknown or have no labels; other classes than the run's.
     """
-    config, on = checkpoint.load_config(run), pick_device(device)
+    trained = load_run(run, which, device)
+    config = trained.config
     with open_cache(run) if cache is None else nullcontext(cache) as opened:
         wanted = check_cache(config, opened, modalities)
-        if tuple(opened.classes) != config.classes:
+        if tuple(opened.classes) != config.inputs.classes:
             raise UserError(
-                f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.classes)}"
+                f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.inputs.classes)}"
             )
         chosen = subjects_to_measure(config, opened, subjects)
-        model = load_model(run, config, which, on)
         rows, miou = [], {}
         for subject in progress(chosen, "evaluating"):
             positions = opened.rows_of([subject])
-            data = SliceData(opened, config.encoder, wanted, positions, on, labelled=False)
-            predicted = predict_slices(model, config, data, wanted)
+            data = SliceData(opened, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
+            predicted = predict_slices(trained.model, config, data, wanted)
             scores, miou[subject] = score_subject(opened, subject, predicted)
             rows += scores
     return Evaluation(rows, miou, which)
@@ -139,9 +132,9 @@ def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] |
     """
     labelled = tuple(name for name in cache.subjects if cache.rows["labelled"][cache.rows_of([name])].all())
     if wanted is None:
-        same = cache.fingerprint("slices") == config.fingerprints["slices"]
-        held_out = same and set(config.test_subjects) <= set(cache.subjects)
-        wanted = config.test_subjects if held_out else labelled
+        same = cache.fingerprint("slices") == config.inputs.fingerprints["slices"]
+        held_out = same and set(config.split.test) <= set(cache.subjects)
+        wanted = config.split.test if held_out else labelled
     chosen = choose(wanted, cache.subjects, "subject")
     without = [name for name in chosen if name not in labelled]
     if without or not chosen:

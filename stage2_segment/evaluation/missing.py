@@ -37,7 +37,7 @@ def evaluate_missing(
     Raises:
         UserError: a run of one modality; else as `measure_run`.
     """
-    modalities = checkpoint.load_config(run).modalities
+    modalities = checkpoint.load_config(run).inputs.modalities
     if len(modalities) == 1:
         raise UserError(f"{run} was trained with {modalities[0]} alone; none can be missing")
     found = {

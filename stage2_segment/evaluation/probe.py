@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
-from torch import nn
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
@@ -28,7 +27,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model.zeus import class_map
-from zeus_union.stage2_segment.predict import BATCH, check_cache, load_model, pick_device, predict_inputs
+from zeus_union.stage2_segment.predict import BATCH, TrainedRun, check_cache, load_run, predict_inputs
 
 PROBES = [name for name in TEXTS if name != "none"]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")
@@ -52,22 +51,23 @@ def probe_texts(
     Raises:
         UserError: a run that reads no instruction.
     """
-    config, model, chosen, on = _open(run, cache, subjects, which, device)
+    trained, chosen = _open(run, cache, subjects, which, device)
+    config = trained.config
     possible = [name for name in PROBES if name != "shuffled-modalities" or len(cache.modalities) > 1]
-    if config.form == "tokens":
+    if config.architecture.form == "tokens":
         possible = [name for name in possible if name not in ("constant", "random")]
     lines = []
     for subject in progress(chosen, "probing"):
         rows = cache.rows_of([subject])
-        data = SliceData(cache, config.encoder, config.modalities, rows, on)
+        data = SliceData(cache, config.inputs.encoder, config.inputs.modalities, rows, trained.device)
         truth = cache.masks(rows)
         own: NDArray[np.uint8] | None = None
         for name in possible:
             inputs = RunInputs(config, data, text=_other_text(cache, config, rows, name))
-            predicted = predict_inputs(model, inputs, data)
+            predicted = predict_inputs(trained.model, inputs, data)
             own = predicted if own is None else own
-            score = dsc(overlap_counts(predicted, truth, len(config.classes)))
-            kept = dsc(overlap_counts(predicted, own, len(config.classes)))
+            score = dsc(overlap_counts(predicted, truth, len(config.inputs.classes)))
+            kept = dsc(overlap_counts(predicted, own, len(config.inputs.classes)))
             lines += [
                 {
                     "text": name,
@@ -76,7 +76,7 @@ def probe_texts(
                     "dsc_256": float(score[k]),
                     "changed": 1 - float(kept[k]),
                 }
-                for k, label in enumerate(config.classes, 1)
+                for k, label in enumerate(config.inputs.classes, 1)
             ]
     checkpoint.write_table(run / "probe.parquet", lines)
     return lines
@@ -104,19 +104,20 @@ def probe_sentences(
     Raises:
         UserError: a run that reads no instruction or one a class; a file of another variant, or none.
     """
-    config, model, chosen, on = _open(run, cache, subjects, which, device)
-    if config.instructions == "class" or config.form == "tokens":
+    trained, chosen = _open(run, cache, subjects, which, device)
+    config = trained.config
+    if config.architecture.instructions == "class" or config.architecture.form == "tokens":
         raise UserError(f"sentences are probed in runs with --instructions modality and --form sentence; {run} is none")
     shortened = _read_sentences(sentences, config, cache)
     lines = []
     for subject in progress(chosen, "probing sentences"):
         rows = cache.rows_of([subject])
-        data = SliceData(cache, config.encoder, config.modalities, rows, on)
+        data = SliceData(cache, config.inputs.encoder, config.inputs.modalities, rows, trained.device)
         inputs = RunInputs(config, data)
         truth = cache.masks(rows)
         for place, row in enumerate(rows):
             own = shortened.get((subject, int(cache.rows["number"][row])), [])
-            own = [one for one in own if one["modality"] in config.modalities]
+            own = [one for one in own if one["modality"] in config.inputs.modalities]
             if not own:
                 continue
             batch, position = data.batch(np.array([place])), np.array([place])
@@ -124,21 +125,21 @@ def probe_sentences(
             texts = text.repeat(len(own) + 1, *[1] * (text.dim() - 1))
             for index, one in enumerate(own, 1):
                 vector = torch.tensor(one["embedding"], dtype=text.dtype, device=text.device)
-                texts[index, config.modalities.index(one["modality"])] = vector
+                texts[index, config.inputs.modalities.index(one["modality"])] = vector
             masks = np.concatenate(
                 [
-                    class_map(model(images.expand(len(part), *[-1] * 4), part, present)).cpu().numpy()
+                    class_map(trained.model(images.expand(len(part), *[-1] * 4), part, present)).cpu().numpy()
                     for part in texts.split(BATCH)
                 ]
             )
-            with_all = _dsc(masks[0], truth[place], len(config.classes))
+            with_all = _dsc(masks[0], truth[place], len(config.inputs.classes))
             for one, mask in zip(own, masks[1:]):
                 lines.append(
                     {
                         **{name: one[name] for name in ("subject", "slice", "modality", "text")},
-                        "changed": 1 - _dsc(mask, masks[0], len(config.classes)),
+                        "changed": 1 - _dsc(mask, masks[0], len(config.inputs.classes)),
                         "dsc_256": with_all,
-                        "dsc_256_without": _dsc(mask, truth[place], len(config.classes)),
+                        "dsc_256_without": _dsc(mask, truth[place], len(config.inputs.classes)),
                     }
                 )
     lines.sort(key=lambda line: -np.nan_to_num(line["changed"], nan=-1.0))
@@ -150,20 +151,22 @@ def probe_sentences(
 
 def _open(
     run: Path, cache: Cache, subjects: Sequence[str] | None, which: str, device: str | None
-) -> tuple[RunConfig, nn.Module, tuple[str, ...], torch.device]:
-    config, on = checkpoint.load_config(run), pick_device(device)
-    if config.text != "instruction":
-        raise UserError(f"{run} was trained with --text {config.text}: it reads no instruction of its own to be probed")
-    check_cache(config, cache)
-    return config, load_model(run, config, which, on), subjects_to_measure(config, cache, subjects), on
+) -> tuple[TrainedRun, tuple[str, ...]]:
+    """The run, and the subjects to probe it on."""
+    trained = load_run(run, which, device)
+    text = trained.config.inputs.text
+    if text != "instruction":
+        raise UserError(f"{run} was trained with --text {text}: it reads no instruction of its own to be probed")
+    check_cache(trained.config, cache)
+    return trained, subjects_to_measure(trained.config, cache, subjects)
 
 
 def _other_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp], name: str) -> NDArray[np.floating]:
     """The text of rows that a run with `--text name` would read."""
-    other = replace(config, text=name)
+    other = replace(config, inputs=replace(config.inputs, text=name))
     if name != "constant":
-        return read_text(cache, other, rows, config.modalities)
-    known = [subject for subject in config.train_subjects if subject in cache.subjects]
+        return read_text(cache, other, rows, config.inputs.modalities)
+    known = [subject for subject in config.split.train if subject in cache.subjects]
     source = cache.rows_of(known) if known else rows
     typical = typical_text(cache, other, source)
     return np.broadcast_to(typical, (len(rows), *typical.shape)).copy()
@@ -183,11 +186,11 @@ def _read_sentences(path: Path, config: RunConfig, cache: Cache) -> dict[tuple[s
     facts = {
         key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key != b"ARROW:schema"
     }
-    layer = f"instructions/{config.variants[0]}"
-    if facts.get("variant") != config.variants[0] or facts.get("fingerprint") != cache.fingerprint(layer):
+    layer = f"instructions/{config.inputs.variants[0]}"
+    if facts.get("variant") != config.inputs.variants[0] or facts.get("fingerprint") != cache.fingerprint(layer):
         raise UserError(
             f"{path} was written for {json.dumps(facts.get('variant'))} of another cache or layer; write it again: "
-            f"zeus-instruct sentences {cache.path} --variant {config.variants[0]}"
+            f"zeus-instruct sentences {cache.path} --variant {config.inputs.variants[0]}"
         )
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in table.to_pylist():

@@ -34,9 +34,9 @@ class RunInputs:
         available: Sequence[str] | None = None,
         text: NDArray[np.floating] | None = None,
     ) -> None:
-        names = config.modalities if available is None else tuple(available)
+        names = config.inputs.modalities if available is None else tuple(available)
         cache = data.cache
-        self.present = [config.modalities.index(name) for name in names]
+        self.present = [config.inputs.modalities.index(name) for name in names]
         columns = [data.modalities.index(cache.modalities.index(name)) for name in names]
         self._columns = None if columns == list(range(len(data.modalities))) else columns
         if text is None:

@@ -29,21 +29,21 @@ def read_text(
         UserError: shuffled between slices, and a subject has one slice.
     """
     columns = [cache.modalities.index(name) for name in modalities]
-    per_class = config.instructions == "class"
-    if config.text in ("none", "constant"):  # no text, or one that is kept with the weights
-        shape = (len(rows), len(columns), len(config.classes), 0) if per_class else (len(rows), len(columns), 0)
+    per_class = config.architecture.instructions == "class"
+    if config.inputs.text in ("none", "constant"):  # no text, or one that is kept with the weights
+        shape = (len(rows), len(columns), len(config.inputs.classes), 0) if per_class else (len(rows), len(columns), 0)
         return np.empty(shape, np.float32)
-    if config.text == "random":
+    if config.inputs.text == "random":
         return _random(cache, config, rows, modalities)
-    text = _instructions(cache, config, _other_slices(cache, rows) if config.text == "shuffled-slices" else rows)
-    if config.text == "shuffled-modalities":
+    text = _instructions(cache, config, _other_slices(cache, rows) if config.inputs.text == "shuffled-slices" else rows)
+    if config.inputs.text == "shuffled-modalities":
         return text[np.arange(len(rows))[:, None], _other_modalities(cache, rows)[:, columns]]
     return text[:, columns]
 
 
 def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """Per modality the instruction of `rows` that is nearest to their mean: float32 (M, D) or (M, K, D)."""
-    columns = [cache.modalities.index(name) for name in config.modalities]
+    columns = [cache.modalities.index(name) for name in config.inputs.modalities]
     text = _instructions(cache, config, rows)[:, columns]
     distance = ((text - text.mean(axis=0)) ** 2).sum(-1)  # (n, M) or (n, M, K)
     return np.take_along_axis(text, distance.argmin(axis=0)[None, ..., None], axis=0)[0]
@@ -51,10 +51,10 @@ def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDA
 
 def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.floating]:
     """All the cache's modalities: (n, M, D), (n, M, K, D) or (n, M, L, D)."""
-    if config.form == "tokens":
-        return cache.states(config.variants[0], rows)
-    texts = [cache.text_embeddings(name, rows) for name in config.variants]
-    return np.stack(texts, axis=2) if config.instructions == "class" else texts[0]
+    if config.architecture.form == "tokens":
+        return cache.states(config.inputs.variants[0], rows)
+    texts = [cache.text_embeddings(name, rows) for name in config.inputs.variants]
+    return np.stack(texts, axis=2) if config.architecture.instructions == "class" else texts[0]
 
 
 def _other_slices(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -83,8 +83,10 @@ def _other_modalities(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
 
 def _random(cache: Cache, config: RunConfig, rows: NDArray[np.intp], modalities: Sequence[str]) -> NDArray[np.float32]:
     """Unit vectors."""
-    per_class = config.instructions == "class"
-    shape = (len(config.classes), config.text_width) if per_class else (config.text_width,)
+    per_class = config.architecture.instructions == "class"
+    shape = (
+        (len(config.inputs.classes), config.architecture.text_width) if per_class else (config.architecture.text_width,)
+    )
     vectors = np.empty((len(rows), len(modalities), *shape), np.float32)
     for place, row in enumerate(rows):
         for column, modality in enumerate(modalities):

@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.choices import ZEUS
 from zeus_union.stage2_segment.model.zeus import Zeus
 
 if TYPE_CHECKING:
-    from zeus_union.stage2_segment.config import RunConfig
+    from zeus_union.stage2_segment.config import Architecture
 
 
-def build_model(config: RunConfig) -> Zeus | FusedNetwork:
-    """The model that a run trains, with fresh weights."""
-    if not config.is_zeus:
-        sizes = (len(config.modalities), len(config.classes))
-        return FusedNetwork(config.model, *sizes, config.fusion, config.merge, config.preset)
+def build_model(architecture: Architecture) -> Zeus | FusedNetwork:
+    """A model of that architecture, with fresh weights."""
+    shape = architecture
+    if shape.model != ZEUS:
+        return FusedNetwork(shape.model, shape.modalities, shape.classes, shape.fusion, shape.merge, shape.preset)
     return Zeus(
-        modalities=len(config.modalities),
-        classes=len(config.classes),
-        text_width=config.text_width,
-        fusion=config.fusion,
-        combine=config.combine,
-        keep_iou_token=config.keep_iou_token,
-        aligner_hidden=config.aligner_hidden,
-        aligner_depth=config.aligner_depth,
-        per_class=config.instructions == "class",
-        constant_text=config.text == "constant",
-        token_states=config.form == "tokens",
+        modalities=shape.modalities,
+        classes=shape.classes,
+        text_width=shape.text_width,
+        fusion=shape.fusion,
+        combine=shape.combine,
+        keep_iou_token=shape.iou_token,
+        aligner_depth=shape.aligner_depth,
+        per_class=shape.instructions == "class",
+        constant_text=shape.constant_text,
+        token_states=shape.form == "tokens",
     )
 
 

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import say
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
@@ -64,11 +65,11 @@ class Learner:
         state = _enter(run, config, resume, accelerator)
         recipe = config.recipe
         torch.manual_seed(config.seed)
-        model = build_model(config)
+        model = build_model(config.architecture)
         if isinstance(model, Zeus):
-            model.load_pretrained(cache.constants(config.embedding_layer))
-            if config.text == "constant":
-                rows = cache.rows_of(config.train_subjects)
+            model.load_pretrained(cache.constants(config.inputs.embedding_layer))
+            if config.architecture.constant_text:
+                rows = cache.rows_of(config.split.train)
                 model.set_constant_text(torch.from_numpy(typical_text(cache, config, rows)))
         elif pretrained is not None:
             taken, there = load_pretrained(model, pretrained)
@@ -235,8 +236,8 @@ class Learner:
 
 def inverse_weights(cache: Cache, config: RunConfig) -> Tensor:
     """Per class 1 / sqrt(its pixels in the training slices), mean 1; a class that none shows weighs as the rarest."""
-    counts = np.zeros(len(config.classes) + 1, np.int64)
-    for subject in config.train_subjects:
+    counts = np.zeros(len(config.inputs.classes) + 1, np.int64)
+    for subject in config.split.train:
         counts += np.bincount(cache.masks(cache.rows_of([subject])).ravel(), minlength=len(counts))
     pixels = counts[1:].astype(np.float64)
     pixels[pixels == 0] = pixels[pixels > 0].min()
@@ -263,12 +264,12 @@ def _enter(run: Path, config: RunConfig, resume: bool, accelerator: Accelerator)
 
 def check_same_plan(run: Path, config: RunConfig) -> None:
     """Raises UserError: the run in that folder was begun with other options, naming what differs."""
-    before, now = checkpoint.load_config(run).to_json(), config.to_json()
-    before, now = ({**values, **values["recipe"]} for values in (before, now))
-    changed = [name for name in now if name not in ("recipe", "versions", "cache") and before.get(name) != now[name]]
+    changed = differences(checkpoint.load_config(run).to_json(), config.to_json())
+    changed = {name: pair for name, pair in changed.items() if not name.startswith(("versions", "inputs.cache"))}
     if changed:
-        what = "; ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in changed)
-        raise UserError(f"{run} was begun with other options ({what}); repeat them, or choose another --out")
+        raise UserError(
+            f"{run} was begun with other options ({describe(changed)}); repeat them, or choose another --out"
+        )
 
 
 def _read_history(run: Path, epoch: int) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     known = {id(parameter) for parameter in decoder}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups: list[dict[str, Any]] = [
-        {"params": decoder, "lr": recipe.lr, "highest_lr": recipe.lr},
-        {"params": rest, "lr": recipe.aligner_lr, "highest_lr": recipe.aligner_lr},
+        {"params": decoder, "lr": recipe.lr_pretrained, "highest_lr": recipe.lr_pretrained},
+        {"params": rest, "lr": recipe.lr_new, "highest_lr": recipe.lr_new},
     ]
     groups = [group for group in groups if group["params"]]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

@@ -28,10 +28,11 @@ from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
-from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
+from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner
-from zeus_union.stage2_segment.training.train import make_accelerator, train_together
+from zeus_union.stage2_segment.training.train import train_together
 
 ROOT = Path(__file__).parents[2]
 MODALITIES = ("A", "B", "C", "D")
@@ -143,9 +144,10 @@ PEAK = """
 import sys
 from pathlib import Path
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner
-from zeus_union.stage2_segment.training.train import make_accelerator, train_together
+from zeus_union.stage2_segment.training.train import train_together
+from zeus_union.stage2_segment.device import make_accelerator
 sys.path.insert(0, str(Path.cwd()))
 from tests.benchmarks.bench_ablate import options, rates
 import torch

@@ -25,10 +25,10 @@ from zeus_union.stage1_instruct.models.assembly import Models, best_device, load
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.phantom.write import write_demo
 from zeus_union.stage1_instruct.profiles.profile import load_profile
-from zeus_union.stage2_segment.config import plan_run
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
 from zeus_union.stage2_segment.training.schedule import build_optimizer
 
@@ -36,11 +36,11 @@ from zeus_union.stage2_segment.training.schedule import build_optimizer
 def epoch(cache: Cache, run: Path, device: str, batch_size: int, embed: Callable, instruct: Callable) -> float:
     """Seconds of one training epoch over all slices; `embed` and `instruct` give each batch its inputs."""
     config = plan_run(cache, run=run, fold=0, epochs=1, batch_size=batch_size)
-    model = build_model(config).to(device)
-    model.load_pretrained(cache.constants(config.embedding_layer))
+    model = build_model(config.architecture).to(device)
+    model.load_pretrained(cache.constants(config.inputs.embedding_layer))
     optimizer = build_optimizer(model, config.recipe)
     rows = cache.rows_of(cache.subjects)
-    data = SliceData(cache, config.encoder, config.modalities, rows, torch.device(device))
+    data = SliceData(cache, config.inputs.encoder, config.inputs.modalities, rows, torch.device(device))
     inputs = RunInputs(config, data)
     data.batch(np.arange(1))  # the first read of a file is slower
     start = time.perf_counter()

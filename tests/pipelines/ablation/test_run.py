@@ -18,16 +18,18 @@ from tests.stage2_segment.conftest import make_cache
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.ablation import run as ablate
-from zeus_union.pipelines.ablation.grid import Grid, Row, grid_names, paper_figures, read_grid
-from zeus_union.pipelines.ablation.plan import StepTimes, plan_ablation
+from zeus_union.pipelines.ablation.grid import AblationGrid, GridRow, grid_names, paper_figures, read_grid
+from zeus_union.pipelines.ablation.plan import plan_ablation
 from zeus_union.pipelines.ablation.run import run_ablation
+from zeus_union.pipelines.ablation.timing import StepTimes
 from zeus_union.pipelines.cli import main
-from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
-from zeus_union.stage2_segment.training.train import architecture, train_run
+from zeus_union.stage2_segment.training.train import train_run
 
 BASELINES = """
 title: baselines
@@ -330,15 +332,15 @@ class FixedTimes(StepTimes):
         self.seconds = {"late": late, "hybrid": hybrid}
 
     def of(self, config: RunConfig) -> float:
-        return self.seconds[config.fusion]
+        return self.seconds[config.architecture.fusion]
 
 
 def test_equal_time_gives_a_slower_model_fewer_epochs(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
-    rows = tuple(Row(fusion, {"fusion": fusion, "batch_size": 2, **split}) for fusion in ("late", "hybrid"))
-    grid = Grid("t", rows, (0,), (0,), "late", minutes=1)
+    rows = tuple(GridRow(fusion, {"fusion": fusion, "batch_size": 2, **split}) for fusion in ("late", "hybrid"))
+    grid = AblationGrid("t", rows, (0,), (0,), "late", minutes=1)
     with Cache(toy) as cache:
         batches = -(-len(cache.rows_of(["ada"])) // 2)
         late, hybrid = plan_ablation(cache, grid, tmp_path, times=FixedTimes(6.0, 2.0))
@@ -379,4 +381,4 @@ def test_a_steps_time_is_measured_anew_where_a_baseline_is_built_otherwise(toy: 
             plan_run(cache, run=Path("run"), model="unext", fusion="hybrid", **{option: value})  # type: ignore[arg-type]
             for value in values
         ]
-    assert architecture(plans[0]) != architecture(plans[1])
+    assert plans[0].architecture != plans[1].architecture

@@ -13,12 +13,12 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.choices import BASELINES
-from zeus_union.stage2_segment.config import plan_run
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.evaluation.missing import evaluate_missing
 from zeus_union.stage2_segment.evaluation.probe import probe_texts
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model, parameter_table
+from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.training.train import train_run
 
@@ -41,10 +41,10 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
     """The toy's pictures are its masks, so a network that learns at all finds them."""
     run = tmp_path / "run"
     options: dict[str, Any] = {"model": "unext", "fusion": fusion, "epochs": 40, "batch_size": 3, **SPLIT}
-    train_run(toy_cache, run, device="cpu", validate_every=0, aligner_lr=3e-3, **options)
+    train_run(toy_cache, run, device="cpu", validate_every=0, lr_new=3e-3, **options)
     config = load_config(run)
-    assert (config.encoder, config.variants, config.text) == (None, (), "none")
-    assert set(config.fingerprints) == {"slices"}
+    assert (config.inputs.encoder, config.inputs.variants, config.inputs.text) == (None, (), "none")
+    assert set(config.inputs.fingerprints) == {"slices"}
     with Cache(toy_cache) as cache:
         assert evaluate_run(run, cache, device="cpu").summary()["mean_over_classes"]["dsc_256"] > 0.6
         assert len(evaluate_missing(run, cache, device="cpu")) == 3
@@ -58,7 +58,7 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
     [
         ({"model": "unet", "text": "instruction"}, "unet sees the pictures alone; leave out --text"),
         ({"model": "unet", "form": "tokens", "aligner_depth": 1}, "leave out --form, --aligner-depth"),
-        ({"model": "unet", "keep_iou_token": True}, "leave out --iou-token"),
+        ({"model": "unet", "iou_token": True}, "leave out --iou-token"),
         ({"preset": "quarter", "merge": "mean"}, "zeus starts from the cache's decoder; leave out --merge, --preset"),
         ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --variant, --combine"),
         ({"fusion": "early"}, "zeus has no early fusion"),
@@ -77,7 +77,7 @@ def test_parameters_are_counted_by_part(toy_cache: Path, model: str) -> None:
     with Cache(toy_cache) as cache:
         config = plan_run(cache, run=Path("run"), model=model, fusion="hybrid")
     with torch.device("meta"):
-        built = build_model(config)
+        built = build_model(config.architecture)
     parts = parameter_table(built)
     assert list(parts) == ["encoder", "merging", "decoder"] and all(parts.values())
     assert sum(parts.values()) == sum(p.numel() for p in built.parameters())

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.config import plan_run
 from zeus_union.stage2_segment.inputs import slices as data_module
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, epoch_batches
+from zeus_union.stage2_segment.plan import plan_run
 
 cases = st.tuples(
     st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 12), st.integers(0, 3), st.integers(1, 5)

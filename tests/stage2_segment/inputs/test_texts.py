@@ -11,10 +11,11 @@ import torch
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.config import RunConfig, plan_run
+from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
-from zeus_union.stage2_segment.predict import predict_rows
+from zeus_union.stage2_segment.plan import plan_run
+from zeus_union.stage2_segment.predict import load_run
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -80,7 +81,7 @@ def test_a_constant_text_is_kept_with_the_weights_and_reads_no_instruction(toy_c
     train_run(toy_cache, run, text="constant", fusion="hybrid", epochs=1, batch_size=2, device="cpu", **split)
     with Cache(toy_cache) as cache:
         config = planned(cache, text="constant", fusion="hybrid", **split)
-        model = build_model(config)
+        model = build_model(config.architecture)
         text = typical_text(cache, config, cache.rows_of(["ada"]))
         model.set_constant_text(torch.from_numpy(text))
         embeddings = torch.randn(1, 2, 256, 64, 64)
@@ -88,7 +89,7 @@ def test_a_constant_text_is_kept_with_the_weights_and_reads_no_instruction(toy_c
         plain.load_state_dict({name: t for name, t in model.state_dict().items() if name != "constant_text"})
         nothing = torch.empty(1, 2, 0)
         torch.testing.assert_close(model(embeddings, nothing), plain(embeddings, torch.from_numpy(text)[None]))
-        assert predict_rows(run, cache, cache.rows_of(["ben"]), device="cpu").shape == (3, 256, 256)
+        assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
 
 
 def test_one_instruction_a_class_gives_each_class_a_mask_of_its_own(toy_cache: Path, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_one_instruction_a_class_gives_each_class_a_mask_of_its_own(toy_cache: P
         text = torch.from_numpy(read_text(cache, config, rows, ["T1"]))
         assert text.shape == (3, 1, 2, 24)
         torch.manual_seed(0)
-        model = build_model(config).eval()
+        model = build_model(config.architecture).eval()
         embeddings = torch.randn(3, 1, 256, 64, 64)
         with torch.no_grad():
             logits = model(embeddings, text)
@@ -163,7 +164,7 @@ def test_a_run_reads_the_language_models_states(
     train_run(toy_cache, run, form="tokens", fusion="late", epochs=1, train_subjects=["ada"], test_subjects=["ben"],
               batch_size=3, device="cpu")  # fmt: skip
     with Cache(toy_cache) as cache:
-        assert planned(cache, form="tokens").text_width == 12
+        assert planned(cache, form="tokens").architecture.text_width == 12
         shuffled = read_text(cache, planned(cache, form="tokens", text="shuffled-slices"), np.arange(3), ["T1"])
         assert shuffled.shape == (3, 1, 5, 12)
-        assert predict_rows(run, cache, cache.rows_of(["ben"]), device="cpu").shape == (3, 256, 256)
+        assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.config import plan_run
+from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner, inverse_weights
 from zeus_union.stage2_segment.training.schedule import build_optimizer
-from zeus_union.stage2_segment.training.train import make_accelerator, train_run, train_together
+from zeus_union.stage2_segment.training.train import train_run, train_together
 
 QUICK: dict[str, Any] = {
     "fusion": "hybrid",
@@ -112,8 +113,8 @@ def test_bf16_is_near_fp32_and_keeps_weights_in_fp32(toy_cache: Path, tmp_path: 
 def test_the_decoder_and_the_rest_have_rates_of_their_own(toy_cache: Path, fusion: str) -> None:
     with Cache(toy_cache) as cache:
         options = {**QUICK, "fusion": fusion, "modalities": None, "combine": "learned"}
-        config = plan_run(cache, run=Path("run"), lr=1e-4, aligner_lr=3e-3, **options)
-        model = build_model(config)
+        config = plan_run(cache, run=Path("run"), lr=1e-4, lr_new=3e-3, **options)
+        model = build_model(config.architecture)
         decoder, rest = build_optimizer(model, config.recipe).param_groups
         assert (decoder["lr"], rest["lr"]) == (1e-4, 3e-3)
         assert {id(p) for p in decoder["params"]} == {id(p) for p in model.decoders.parameters()}

@@ -16,10 +16,10 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.checkpoint import load_config, load_state
-from zeus_union.stage2_segment.config import plan_run
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.model import build_model
-from zeus_union.stage2_segment.predict import predict_rows
+from zeus_union.stage2_segment.plan import plan_run
+from zeus_union.stage2_segment.predict import load_run
 from zeus_union.stage2_segment.recipe import RECIPES, Recipe
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
@@ -55,8 +55,8 @@ def whole_run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_a_run_folder_holds_config_metrics_weights_and_events(whole_run: Path) -> None:
     config = load_config(whole_run)
-    assert (config.train_subjects, config.test_subjects, config.fold) == (("ada",), ("ben",), None)
-    assert set(config.fingerprints) == {"slices", "embeddings/toy", "instructions/toy"}
+    assert (config.split.train, config.split.test, config.split.fold) == (("ada",), ("ben",), None)
+    assert set(config.inputs.fingerprints) == {"slices", "embeddings/toy", "instructions/toy"}
     table = pq.read_table(whole_run / "metrics.parquet").to_pylist()
     assert [row["epoch"] for row in table] == [1, 2, 3]
     assert {"loss", "dice_loss", "cross_entropy", "lr", "validation_dsc", "validation_miou", "slices_per_s"} <= set(
@@ -203,12 +203,12 @@ def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_
     run = tmp_path / "run"
     train_run(toy_cache, run, text="none", epochs=2, **QUICK)
     config = load_config(run)
-    assert (config.variants, config.text_width) == ((), 0)
-    assert not any(layer.startswith("instructions") for layer in config.fingerprints)
+    assert (config.inputs.variants, config.architecture.text_width) == ((), 0)
+    assert not any(layer.startswith("instructions") for layer in config.inputs.fingerprints)
     torch.manual_seed(config.seed)
-    assert not torch.equal(weights(run)["aligners.0.token"], build_model(config).aligners[0].token)
+    assert not torch.equal(weights(run)["aligners.0.token"], build_model(config.architecture).aligners[0].token)
     with Cache(toy_cache) as cache:
-        assert predict_rows(run, cache, cache.rows_of(["ben"]), device="cpu").shape == (3, 256, 256)
+        assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
         with pytest.raises(UserError, match="text none reads no instructions"):
             plan_run(cache, run=run, text="none", variant=[cache.variants[0]])
 
@@ -216,10 +216,10 @@ def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_
 def test_rates_and_share_can_be_chosen_and_otherwise_keep_the_recipes_ratio(toy_cache: Path) -> None:
     with Cache(toy_cache) as cache:
         plain = RECIPES["stable"]
-        faster = plan_run(cache, run=Path("run"), lr=2 * plain.lr).recipe
-        assert faster.aligner_lr == pytest.approx(2 * plain.aligner_lr)
-        chosen = plan_run(cache, run=Path("run"), lr=1e-4, aligner_lr=3e-5, foreground_share=1.0).recipe
-        assert (chosen.lr, chosen.aligner_lr, chosen.foreground_share) == (1e-4, 3e-5, 1.0)
+        faster = plan_run(cache, run=Path("run"), lr=2 * plain.lr_pretrained).recipe
+        assert faster.lr_new == pytest.approx(2 * plain.lr_new)
+        chosen = plan_run(cache, run=Path("run"), lr=1e-4, lr_new=3e-5, foreground_share=1.0).recipe
+        assert (chosen.lr_pretrained, chosen.lr_new, chosen.foreground_share) == (1e-4, 3e-5, 1.0)
 
 
 def test_a_pickle_where_weights_or_state_should_be_is_never_run(

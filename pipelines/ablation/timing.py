@@ -1,0 +1,58 @@
+"""How long training takes, from one measured step of each architecture."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
+
+TOKENS = 64  # of an instruction in the form of tokens, for the measurement
+
+
+class StepTimes:
+    """Seconds of a training step of each architecture on one device, the second of two on noise; each measured once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[tuple[Any, ...], float] = {}
+
+    def of(self, config: RunConfig) -> float:
+        """A forward and backward pass of one batch and a step of the optimiser."""
+        key = (config.architecture, config.recipe.batch_size)
+        if key not in self._known:
+            self._known[key] = _seconds_a_step(config, self._device)
+        return self._known[key]
+
+
+def batches_an_epoch(cache: Cache, config: RunConfig) -> int:
+    return math.ceil(len(cache.rows_of(config.split.train)) / config.recipe.batch_size)
+
+
+def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
+    torch.manual_seed(0)
+    shape, size = config.architecture, config.recipe.batch_size
+    model = build_model(shape).to(device)
+    image = (256, 64, 64) if config.is_zeus else (256, 256)
+    images = torch.randn(size, shape.modalities, *image, device=device)
+    per_class = (shape.classes,) if shape.instructions == "class" else ()
+    tokens = (TOKENS,) if shape.form == "tokens" else ()
+    text = torch.randn(size, shape.modalities, *per_class, *tokens, shape.text_width, device=device)
+    masks = torch.zeros(size, 256, 256, dtype=torch.uint8, device=device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    seconds = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        logits = model(images, text) if config.is_zeus else model(images)
+        segmentation_losses(logits, one_hot(masks, logits.shape[1])).total.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.monotonic() - start
+    return seconds

@@ -1,0 +1,129 @@
+"""From options and a cache to a run's config: everything is checked here, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import sha256_file
+from zeus_union.cache.terminal import choose
+from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig
+from zeus_union.stage2_segment.options import check_model_has, complete, placed
+from zeus_union.stage2_segment.recipe import chosen_recipe
+from zeus_union.stage2_segment.split import choose_split
+
+TOKEN_TEXTS = ("instruction", "shuffled-slices", "shuffled-modalities")  # those that --form tokens goes with
+
+
+def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
+    """Checks the options against the cache and fills in what was not given.
+
+    Args:
+        run: the folder the run will be written to.
+        given: options by name, see `options.OPTIONS`; None counts as not given.
+
+    Raises:
+        UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
+            subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
+            test on, options that exclude one another.
+    """
+    options = complete(given)
+    check_model_has(options)
+    inputs = _inputs(cache, options, run)
+    architecture = Architecture(
+        **placed(options, "architecture"),
+        constant_text=inputs.text == "constant",
+        modalities=len(inputs.modalities),
+        classes=len(inputs.classes),
+        text_width=text_width(cache, inputs.variants, options["form"]),
+    )
+    split = choose_split(cache, options["fold"], options["train_subjects"], options["test_subjects"])
+    recipe = chosen_recipe(
+        options["recipe"],
+        placed(options, "recipe"),
+        one_rate=options["model"] != ZEUS,
+        slices=len(cache.rows_of(split.train)),
+    )
+    versions = {name: version(name) for name in ("zeus-union", "torch", "monai", "numpy")}
+    return RunConfig(architecture, inputs, split, recipe, options["seed"], versions)
+
+
+def _inputs(cache: Cache, options: Mapping[str, Any], run: Path) -> Inputs:
+    is_zeus = options["model"] == ZEUS
+    text = options["text"] or ("instruction" if is_zeus else "none")
+    if is_zeus and options["fusion"] == "early":
+        raise UserError(
+            "zeus has no early fusion, since its image encoder sees one modality at a time; --fusion hybrid"
+        )
+    if text == "shuffled-modalities" and len(cache.modalities) < 2:
+        raise UserError("text shuffled-modalities needs a cache of two or more modalities; this one has one")
+    if options["form"] == "tokens" and (options["instructions"] == "class" or text not in TOKEN_TEXTS):
+        raise UserError(f"form tokens goes with --instructions modality and --text {', '.join(TOKEN_TEXTS)}")
+    encoder = _only(options["encoder"], cache.encoders, "encoder", "embeddings") if is_zeus else None
+    variants = _variants(cache, text, options["instructions"], options["variant"])
+    embeddings = [f"embeddings/{encoder}"] if encoder else []
+    layers = ["slices", *embeddings, *(f"instructions/{name}" for name in variants)]
+    return Inputs(
+        encoder=encoder,
+        text=text,
+        variants=variants,
+        modalities=choose(options["modalities"], cache.modalities, "modality"),
+        classes=tuple(cache.classes),
+        pretrained=sha256_file(options["pretrained"]) if options["pretrained"] else None,
+        cache=os.path.relpath(cache.path, run),
+        fingerprints={layer: cache.fingerprint(layer) for layer in layers},
+        embedding_recipe=cache.recipe(embeddings[0]) if embeddings else {},
+    )
+
+
+def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
+    """D of the text embeddings, or of the language model's states; 0 without text."""
+    if not variants:
+        return 0
+    return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
+
+
+def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The instruction layers a run reads: none without text, one, or one a class."""
+    if text == "none":
+        if wanted:
+            raise UserError("text none reads no instructions; leave out --variant")
+        return ()
+    if instructions == "modality":
+        if wanted and len(wanted) > 1:
+            raise UserError(
+                f"--variant names {len(wanted)} layers, one is read; --instructions class reads one for each class"
+            )
+        return (_only(wanted[0] if wanted else None, cache.variants, "variant", "instructions"),)
+    if not wanted or len(wanted) != len(cache.classes):
+        raise UserError(
+            f"--instructions class needs one layer for each of {', '.join(cache.classes)}: --variant A,B,...; "
+            "zeus-instruct build-cache --per-class makes them"
+        )
+    for name in wanted:
+        _only(name, cache.variants, "variant", "instructions")
+    widths = {cache.text_width(name) for name in wanted}
+    if len(widths) > 1:
+        raise UserError(f"the layers {', '.join(wanted)} come from text encoders of different widths")
+    return tuple(wanted)
+
+
+def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) -> str:
+    """The one `wanted`, or the only one there is."""
+    if not available:
+        raise UserError(f"the cache has no {kind} layer; zeus-instruct build-cache --layers {kind} adds one")
+    if wanted is not None and wanted not in available:
+        how = f"--variant {wanted} --set ..." if what == "variant" else "--models ..."
+        raise UserError(
+            f"the cache has no layer {kind}/{wanted}; it has {', '.join(available)}; "
+            f"zeus-instruct build-cache {how} with the cache's --dataset and --out adds it"
+        )
+    if wanted is None and len(available) > 1:
+        raise UserError(f"the cache has several layers of {kind}: {', '.join(available)}; choose one with --{what}")
+    return choose(None if wanted is None else [wanted], available, what)[0]

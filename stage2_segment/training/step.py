@@ -1,0 +1,82 @@
+"""One batch trains some models: each for itself, or those of one architecture as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeus_union.stage2_segment.inputs.slices import Batch
+from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.stack import Stack
+
+
+class Alone:
+    """A learner that runs its own forward and backward pass."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def step(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
+        """`mine`: this process's positions of a batch of `slices`; `batches`: of the epoch."""
+        learner = self._learner
+        if learner.index != index:
+            return
+        learner.model.train()
+        assert batch.masks is not None
+        logits = learner.inputs.logits(learner.model, mine, batch, learner.keep())
+        losses = learner.losses(logits, batch.masks, slices)
+        (losses.total / learner.share(batches)).backward()
+        learner.take(losses, batches)
+
+
+class Stacked:
+    """Learners of one architecture; in turn while some of them are at another place than the rest (after a resume)."""
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        self._learners = list(learners)
+        self._stack = Stack([learner.bare for learner in learners])
+
+    def step(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
+        """As `Alone.step`."""
+        if any(learner.index != index for learner in self._learners):
+            for learner in self._learners:
+                Alone(learner).step(index, mine, slices, batch, batches)
+            return
+        assert batch.masks is not None
+        first = self._learners[0]
+        keep = first.keep()  # the same for all: it follows from the seed
+        parts = [learner.inputs.of(mine, batch, keep) for learner in self._learners]
+        alike = len({learner.config.inputs.modalities for learner in self._learners}) == 1
+        embeddings = parts[0][0] if alike else torch.stack([part[0] for part in parts])
+        for learner in self._learners:
+            learner.model.train()
+        with first.inputs.autocast():
+            logits = self._stack.logits(embeddings, torch.stack([part[1] for part in parts]), parts[0][2]).float()
+        found = [learner.losses(own, batch.masks, slices) for learner, own in zip(self._learners, logits)]
+        torch.stack([losses.total / own.share(batches) for own, losses in zip(self._learners, found)]).sum().backward()
+        self._stack.hand_out_gradients()
+        for learner, losses in zip(self._learners, found):
+            learner.take(losses, batches)
+
+
+def group_learners(learners: Sequence[Learner], stacked: bool) -> list[Alone | Stacked]:
+    """Each learner alone, or with `stacked` those together that can be computed as one."""
+    if not stacked:
+        return [Alone(learner) for learner in learners]
+    alike: dict[tuple[Any, ...], list[Learner]] = {}
+    for learner in learners:
+        recipe = learner.config.recipe
+        # Not the shape, but what a forward pass sees and how it is computed has to be the same too.
+        key: tuple[Any, ...] = (
+            learner.config.architecture,
+            recipe.modality_drop,
+            recipe.precision,
+            recipe.accumulate,
+        )
+        # A baseline's batch norm writes its running means within the forward pass, which vmap does not allow.
+        alike.setdefault(key if learner.config.is_zeus else (id(learner),), []).append(learner)
+    return [Stacked(group) if len(group) > 1 else Alone(group[0]) for group in alike.values()]

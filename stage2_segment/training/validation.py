@@ -1,0 +1,63 @@
+"""The held-out subjects while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.evaluation.metrics import dsc, iou, mean_defined, overlap_counts
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.model.zeus import class_map
+from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.processes import sum_plain
+
+
+class Validation:
+    """The held-out subjects, read once for all learners; each process predicts its share of the slices."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        learners: Sequence[Learner],
+        modalities: Sequence[str],
+        accelerator: Accelerator,
+        resident: str,
+    ) -> None:
+        plan = learners[0].config
+        self._classes = plan.inputs.classes
+        rows = cache.rows_of(plan.split.test)[accelerator.process_index :: accelerator.num_processes]
+        self._data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
+        place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.test)}
+        self._owner = np.array([place[int(subject)] for subject in cache.rows["subject"][rows]], np.intp)
+        self._subjects = len(place)
+        self._inputs = {id(learner): RunInputs(learner.config, self._data) for learner in learners}
+
+    @torch.inference_mode()
+    def __call__(self, learners: Sequence[Learner]) -> dict[int, dict[str, float]]:
+        """id of a learner -> mean over subjects of DSC (mean over the classes) and mIoU (with background), at 256."""
+        counts = {id(learner): np.zeros((self._subjects, len(self._classes) + 1, 3), np.int64) for learner in learners}
+        batch_size = max((learner.config.recipe.batch_size for learner in learners), default=1)
+        for positions, batch in self._data.in_order(batch_size):
+            assert batch.masks is not None
+            truth = batch.masks.cpu().numpy()
+            for learner in learners:
+                model = learner.predictor.eval()
+                predicted = class_map(self._inputs[id(learner)].logits(model, positions, batch)).cpu().numpy()
+                for owner in np.unique(self._owner[positions]):
+                    mine = self._owner[positions] == owner
+                    counts[id(learner)][owner] += overlap_counts(predicted[mine], truth[mine], len(self._classes))
+        return {key: self._scores(sum_plain(torch.from_numpy(own)).numpy()) for key, own in counts.items()}
+
+    def _scores(self, counts: NDArray[np.int64]) -> dict[str, float]:
+        per_class = dsc(counts)[:, 1:]
+        values = {"validation_dsc": mean_defined(np.array([mean_defined(row) for row in per_class]))}
+        values["validation_miou"] = mean_defined(np.array([mean_defined(row) for row in iou(counts)]))
+        for index, name in enumerate(self._classes):
+            values[f"validation_dsc_{name}"] = mean_defined(per_class[:, index])
+        return values
