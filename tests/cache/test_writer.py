@@ -124,10 +124,22 @@ def test_one_more_variant_recomputes_nothing_and_leaves_the_other_layers_alone(
     assert verify(path) == []
 
 
-def test_building_again_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(path)
-    monkeypatch.setattr(AtomicFile, "commit", lambda self: pytest.fail("a file was written"))
-    build(path)
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "sharded"])
+def test_building_again_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, pack: bool) -> None:
+    """Of a sharded cache no shard; its index is written anew, with the same bytes."""
+
+    def files() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
+
+    build(path, pack=pack)
+    before, written = files(), []
+    shards = [name for name in before if name.endswith(".h5") and name.split(".")[0] in CARD.subjects]
+    assert len(shards) == (0 if pack else 9)
+    commit = AtomicFile.commit
+    monkeypatch.setattr(AtomicFile, "commit", lambda self: written.append(self.final.name) or commit(self))
+    build(path, pack=pack)
+    assert written == ([] if pack else ["chaos.instructions.parquet", "chaos.h5"])
+    assert files() == before
 
 
 def test_a_variant_that_was_not_finished_stays_beside_a_packed_cache(path: Path, writer: CacheWriter) -> None:

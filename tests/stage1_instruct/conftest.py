@@ -134,9 +134,10 @@ def tiny_blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_litemedsam(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of LiteMedSAM's shape with random weights (of the mask decoder, one tensor)."""
+    """A checkpoint of LiteMedSAM, an eighth as wide, with random weights (of the mask decoder, one tensor)."""
     torch.manual_seed(0)
-    state = {f"image_encoder.{name}": tensor for name, tensor in TinyViT().state_dict().items()}
+    narrow = TinyViT((8, 16, 20, 40))
+    state = {f"image_encoder.{name}": tensor for name, tensor in narrow.state_dict().items()}
     state["mask_decoder.mask_tokens.weight"] = torch.randn(4, 256)
     state["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = torch.randn(2, 128)
     state["prompt_encoder.no_mask_embed.weight"] = torch.randn(1, 256)

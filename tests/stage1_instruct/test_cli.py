@@ -1,4 +1,4 @@
-"""zeus-instruct at the terminal: bad input is one line and exit code 2, and --help teaches."""
+"""zeus-instruct at the terminal: bad input is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -69,14 +69,6 @@ def test_a_file_that_is_no_cache_is_named(command: str, tmp_path: Path):
     fails(run(command, tmp_path / "nowhere.h5", *more), "nowhere.h5", "does not exist")
     if command != "verify":
         fails(run(command, tmp_path / "notes.h5", *more), "notes.h5", "not a Zeus cache")
-
-
-def test_help_of_every_command_names_its_defaults():
-    for command in main.commands:
-        text = run(command, "--help").output
-        assert text.startswith("Usage:")
-        assert main.commands[command].help.split("\n")[0][:40] in text
-    assert "[default: lite]" in run("build-cache", "--help").output
 
 
 def test_make_demo_writes_what_the_readers_read(tmp_path: Path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +73,32 @@ def test_perfect_masks_score_perfectly_in_the_native_grid(run: Path, perfect: No
     assert "DSC" in summary["definitions"]
 
 
-def test_held_out_subjects_are_measured_by_default(run: Path) -> None:
+def test_held_out_subjects_are_measured_by_default_as_their_written_masks_compare_with_the_truth(
+    run: Path, toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a model that is off by 16 of 256 rows, so that some of it is right and some is not."""
+
+    def moved(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
+        return np.roll(data.cache.images(data.rows)[:, 0] // 80, 16, axis=1)
+
+    monkeypatch.setattr(predict, "predict_slices", moved)
+    monkeypatch.setattr(evaluate, "predict_slices", moved)
     evaluation = evaluate_run(run, device="cpu")
-    assert set(evaluation.miou_256) == {"ben"}
-    assert all(0 <= row["dsc"] <= 1 or math.isnan(row["dsc"]) for row in evaluation.rows)
+    assert [(row["subject"], row["class"]) for row in evaluation.rows] == [("ben", "liver"), ("ben", "spleen")]
+    with Cache(toy_cache) as cache:
+        (written,) = predict_run(run, cache, tmp_path / "masks", subjects=["ben"], device="cpu")
+        mask, truth = np.asarray(nibabel.load(written).dataobj), native_labels("ben").transpose(1, 0, 2)
+        mask, truth = mask[:, ::2], truth[:, ::2]  # the slices that are cached
+        at_256 = np.stack([np.roll(part, 16, axis=0) for part in cache.masks(cache.rows_of(["ben"]))])
+        true_256 = cache.masks(cache.rows_of(["ben"]))
+    for label, row in enumerate(evaluation.rows, start=1):
+        found, true = mask == label, truth == label
+        both, either = (found & true).sum(), (found | true).sum()
+        assert 0.2 < row["dsc"] < 0.9
+        assert row["dsc"] == pytest.approx(2 * both / (found.sum() + true.sum()))
+        assert row["iou"] == pytest.approx(both / either)
+        found, true = at_256 == label, true_256 == label
+        assert row["dsc_256"] == pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))
 
 
 def test_predicting_some_rows_gives_their_label_maps(run: Path, toy_cache: Path) -> None:

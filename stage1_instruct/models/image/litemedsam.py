@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zeus_union.stage1_instruct.models.image.encoder import check_images, prompt_constants
-from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT
+from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT, widths_of
 from zeus_union.stage1_instruct.weights.files import load_strictly, read_weights
 from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
@@ -32,10 +32,9 @@ class LiteMedSAM:
         self._constants = prompt_constants(state)
         self._digest = digest_of(weights)
         self._device = torch.device(device)
-        self._model = TinyViT().eval().requires_grad_(False)
-        load_strictly(
-            self._model, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, "LiteMedSAM"
-        )
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        self._model = TinyViT(widths_of(own)).eval().requires_grad_(False)
+        load_strictly(self._model, own, "LiteMedSAM")
         self._model.fuse()
         self._model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from tests.stage2_segment.conftest import native_labels, oblique_grid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.cli import main
 from zeus_union.stage2_segment.evaluation.evaluate import measure_run
 from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, subsets
@@ -120,8 +121,22 @@ def test_every_subset_of_the_modalities_is_measured(run: Path, toy_cache: Path) 
 
 
 def test_masks_are_written_from_the_modalities_there_are(run: Path, toy_cache: Path, tmp_path: Path) -> None:
+    """In the study's grid, near the truth, and other ones than from the other modality or from both."""
+    volumes = {}
     with Cache(toy_cache) as cache:
-        (written,) = predict_run(run, cache, tmp_path, subjects=["eve"], modalities=["T1"], device="cpu")
-    assert written.name == "eve.nii.gz"
-    assert load_config(run).modalities == ("T1", "T2")
-    assert np.isfinite(written.stat().st_size)
+        for names in (["T1"], ["T2"], ["T1", "T2"]):
+            out = tmp_path / "-".join(names)
+            (written,) = predict_run(run, cache, out, subjects=["ben"], modalities=names, device="cpu")
+            assert written == out / "ben.nii.gz"
+            image = nibabel.load(written)
+            assert image.shape == oblique_grid().shape
+            np.testing.assert_allclose(image.affine, oblique_grid().affine, atol=1e-6)
+            volumes["-".join(names)] = np.asarray(image.dataobj)[:, ::2]  # the slices that are cached
+        alone = {row["class"]: row for row in measure_run(run, cache, modalities=["T1"], device="cpu").rows}
+    truth = native_labels("ben").transpose(1, 0, 2)[:, ::2]
+    found = volumes["T1"]
+    for label, name in enumerate(("liver", "spleen"), start=1):
+        both = ((found == label) & (truth == label)).sum()
+        assert alone[name]["both"] == both and alone[name]["predicted"] == (found == label).sum()
+    assert ((found > 0) & (truth > 0)).sum() > 0.5 * (truth > 0).sum()
+    assert not np.array_equal(found, volumes["T2"]) and not np.array_equal(found, volumes["T1-T2"])

@@ -149,6 +149,41 @@ def test_checkpoint_of_another_model_names_the_first_keys(random_litemedsam: Pat
         LiteMedSAM(str(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "says"),
+    [
+        ("layers.2.blocks.1.attn.qkv.weight", (60, 24), r"1 of another shape, first layers\.2\.blocks\.1\.attn\.qkv"),
+        ("neck.2.weight", (128, 256, 3, 3), r"1 of another shape, first neck\.2\.weight"),
+        ("layers.1.downsample.conv3.c.weight", (22, 20, 1, 1), r"of another shape, first patch_embed\."),
+        ("patch_embed.seq.2.c.weight", (8,), r"of another shape, first patch_embed\."),
+    ],
+    ids=["one layer of another width", "another neck", "a width the heads do not divide", "no convolution"],
+)
+def test_checkpoint_of_other_shapes_is_refused(
+    random_litemedsam: Path, tmp_path: Path, key: str, shape: tuple[int, ...], says: str
+) -> None:
+    state = load_file(random_litemedsam)
+    state[f"image_encoder.{key}"] = torch.zeros(shape)
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=rf"not that of LiteMedSAM: .*{says}"):
+        LiteMedSAM(str(tmp_path / "other.safetensors"))
+
+
+def test_a_narrow_checkpoint_gives_the_embedding_of_its_own_model(random_litemedsam: Path) -> None:
+    prefix = "image_encoder."
+    state = {key.removeprefix(prefix): value for key, value in load_file(random_litemedsam).items() if prefix in key}
+    model = TinyViT((8, 16, 20, 40)).eval()
+    model.load_state_dict(state)
+    image = pictures(1)
+    x = torch.from_numpy(image).float()
+    x = (x - x.min()) / (x.max() - x.min())
+    with torch.no_grad():
+        expected = model(x[:, None].expand(-1, 3, -1, -1))
+    found = LiteMedSAM(str(random_litemedsam)).encode(image)
+    assert found.shape == (1, 256, 64, 64)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_encoder_without_decoder_is_refused(random_litemedsam: Path, tmp_path: Path) -> None:
     state = {key: value for key, value in load_file(random_litemedsam).items() if key.startswith("image_encoder.")}
     save_file(state, tmp_path / "encoder.safetensors")

@@ -1,0 +1,82 @@
+"""What --help prints to a person, for every command of the three groups."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from zeus_union.pipelines.cli import main as zeus
+from zeus_union.stage1_instruct.cli import main as zeus_instruct
+from zeus_union.stage2_segment.cli import main as zeus_segment
+
+GROUPS = {"zeus": zeus, "zeus-instruct": zeus_instruct, "zeus-segment": zeus_segment}
+COMMANDS = [(group, name) for group in GROUPS for name in GROUPS[group].commands]
+SAID_BY_THEIR_NAME = {"--seed", "--weight-decay"}  # with their default they need no sentence
+
+
+def shown(group: str, *arguments: str) -> str:
+    result = CliRunner().invoke(GROUPS[group], [*arguments, "--help"], prog_name=group)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def entries(text: str, heading: str) -> dict[str, str]:
+    """What a section of a help text lists: first word -> all that is said of it, in one line."""
+    section = text.split(f"\n{heading}:\n")[1].split("\n\n")[0]
+    found: dict[str, str] = {}
+    for line in section.splitlines():
+        if re.match(r"  \S", line):
+            word = line.split()[0].rstrip(",")
+            found[word] = line
+        else:
+            found[word] += f" {line}"
+    return {word: " ".join(said.split()) for word, said in found.items()}
+
+
+def sentence_of(entry: str) -> str:
+    """An option's text without its names, the values it takes and its default."""
+    bare = re.sub(r"\[[^\]]*\]|^(-[-\w]+(, | / |/)?)+", "", entry).strip()
+    return re.sub(r"^[A-Z_]+( [A-Z_]+)*(?= |$)", "", bare).strip()
+
+
+@pytest.mark.parametrize(("group", "command"), COMMANDS)
+def test_every_option_is_listed_and_explained(group: str, command: str) -> None:
+    listed = entries(shown(group, command), "Options")
+    options = [p for p in GROUPS[group].commands[command].params if isinstance(p, click.Option) and not p.hidden]
+    assert [option.opts[0] for option in options] == [name for name in listed if name != "-h"]
+    for option in options:
+        name, said = option.opts[0], listed[option.opts[0]]
+        if name in SAID_BY_THEIR_NAME:
+            assert "[default: " in said, said
+        else:
+            assert len(sentence_of(said).split()) >= 2, said
+
+
+def test_a_default_is_shown() -> None:
+    assert "[default: lite]" in entries(shown("zeus-instruct", "build-cache"), "Options")["--models"]
+    assert "[default: stable]" in entries(shown("zeus-segment", "train"), "Options")["--recipe"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_group_says_of_every_command_what_it_does(group: str) -> None:
+    """A summary that a narrow terminal cuts is the beginning of what the command itself says."""
+    listed = entries(shown(group), "Commands")
+    assert sorted(listed) == sorted(GROUPS[group].commands)
+    for command, entry in listed.items():
+        summary = entry.removeprefix(command).strip()
+        assert len(summary.split()) >= 3, entry
+        if summary.endswith("..."):
+            assert summary[:-3] in " ".join(shown(group, command).split())
+
+
+@pytest.mark.parametrize(("group", "command"), COMMANDS)
+def test_usage_names_the_command_and_what_it_cannot_do_without(group: str, command: str) -> None:
+    text = shown(group, command)
+    assert text.startswith(f"Usage: {group} {command} ")
+    listed = entries(text, "Options")
+    for param in GROUPS[group].commands[command].params:
+        if isinstance(param, click.Option) and not param.multiple:
+            assert ("[required]" in listed[param.opts[0]]) == param.required, param.name
