@@ -24,7 +24,8 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from zeus_union.stage1_instruct.models.medclip import MedCLIPText, MedCLIPVision, preprocess
+from zeus_union.stage1_instruct.models.text.medclip import MedCLIPText
+from zeus_union.stage1_instruct.models.vision.medclip import MedCLIPVision, preprocess
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "liver", "spleen", "is", "dark", "large", "."]
 TEXTS = ["The liver is dark.", "spleen", "liver " * 60, "Large large spleen is dark, liver is large", ""]

@@ -126,7 +126,7 @@ def test_the_test_set_beside_the_training_set_is_read_without_labels(chaos: Path
     for ground in (chaos / "Test_Sets").rglob("Ground"):
         shutil.rmtree(ground)
     dataset = open_dataset("chaos", chaos)
-    assert dataset.subjects == ("chaos01", "chaos04")
+    assert dataset.card.subjects == ("chaos01", "chaos04")
     test = dataset.load("chaos04")
     assert test.labels is None and test.modality_labels == {}
     assert dataset.load("chaos01").labels is not None

@@ -29,8 +29,8 @@ def test_three_layouts_give_the_same_labels_and_t1_images(phantoms: Path):
         open_dataset(name, phantoms / layout, labels="native")
         for name, layout in (("chaos", "chaos"), ("msd-prostate", "msd"), ("nnunet", "nnunet"))
     ]
-    assert all(len(dataset.subjects) == 2 and len(dataset.classes) == 4 for dataset in studies)
-    chaos, msd, nnunet = (dataset.load(dataset.subjects[1]) for dataset in studies)
+    assert all(len(dataset.card.subjects) == 2 and len(dataset.card.classes) == 4 for dataset in studies)
+    chaos, msd, nnunet = (dataset.load(dataset.card.subjects[1]) for dataset in studies)
     for other in (msd, nnunet):
         assert chaos.grid.same_as(other.grid)
         np.testing.assert_array_equal(chaos.labels, other.labels)
@@ -40,8 +40,8 @@ def test_three_layouts_give_the_same_labels_and_t1_images(phantoms: Path):
 
 def test_msd_is_binary_unless_native_labels_are_asked_for(phantoms: Path):
     binary, native = (open_dataset("msd-brain", phantoms / "msd", labels=labels) for labels in ("default", "native"))
-    assert binary.classes == ("brain tumour",) and binary.instance == "brain tumour"
-    assert native.instance == "liver, right kidney, left kidney and spleen"
+    assert binary.card.classes == ("brain tumour",) and binary.card.instance == "brain tumour"
+    assert native.card.instance == "liver, right kidney, left kidney and spleen"
     one, four = (dataset.load("phantom_001").labels for dataset in (binary, native))
     np.testing.assert_array_equal(one, four > 0)
 
@@ -76,7 +76,7 @@ def test_studies_without_labels_are_read_for_prediction(chaos: Path, nnunet: Pat
     for file in (nnunet / "imagesTr").glob("phantom_002*"):
         file.rename(nnunet / "imagesTs" / file.name)
     dataset = open_dataset("nnunet", nnunet)
-    assert dataset.subjects == ("phantom_001", "phantom_002")
+    assert dataset.card.subjects == ("phantom_001", "phantom_002")
     assert dataset.load("phantom_002").labels is None
 
 
