@@ -221,6 +221,6 @@ def test_real_prostate_studies_are_taken_apart_into_three_series(shared_data: Pa
     for patient in ("ProstateX-0000", "ProstateX-0001"):
         groups = group_series(dicom_files(shared_data / "prostatex_dicom" / patient))
         series = [read_series(files) for files in groups.values()]
-        assert sorted(one.grid.shape for one in series) == [(84, 128, 19), (84, 128, 19), (384, 384, 19)]
-        frames = {one.header.FrameOfReferenceUID for one in series}
+        assert sorted(volume.grid.shape for volume in series) == [(84, 128, 19), (84, 128, 19), (384, 384, 19)]
+        frames = {volume.header.FrameOfReferenceUID for volume in series}
         assert len(frames) == 1
