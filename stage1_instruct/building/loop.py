@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class _Build:
     dataset: Dataset
     models: Models
     options: BuildOptions
-    report: BuildReport = field(default_factory=BuildReport)
+    report: BuildReport
 
     def finished(self, subject: str) -> bool:
         return all(self.writer.finished(layer, subject) for layer in self.layers.names)
@@ -98,7 +98,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
             from another recipe.
     """
     writer = CacheWriter(options.out, replace(dataset.card, slice_step=options.slice_step))
-    build = _Build(writer, _begin_layers(writer, dataset, models, options), dataset, models, options)
+    report = BuildReport()
+    build = _Build(writer, _begin_layers(writer, dataset, models, options), dataset, models, options, report)
     subjects = dataset.card.subjects
     waiting = [subject for subject in subjects if not build.finished(subject)]
     if len(waiting) < len(subjects):
@@ -120,16 +121,14 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
                         start = time.perf_counter()
                         count = _build_subject(build, dataset.load(subject))
                         seconds = time.perf_counter() - start
-                        build.report.subjects += 1
-                        say(
-                            f"{subject}: {count} slice-modalities in {seconds:.0f} s ({build.report.subjects} of {begun})"
-                        )
+                        report.subjects += 1
+                        say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({report.subjects} of {begun})")
                     bar.advance(task)
             # What is left is being built by others: wait for the first of them, and take it over if it was lost.
             waiting, wait = left, True
     with writer.claim("finish", wait=True):
         writer.finalize(options.pack)
-    return build.report
+    return report
 
 
 def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions) -> _Layers:
@@ -216,14 +215,14 @@ def _build_subject(build: _Build, study: Study) -> int:
             writer.write_embeddings(embeddings_layer, subject, embeddings, store=build.options.store)
         del embeddings
     missing = [layer for layer in build.layers.instructions if not writer.finished(layer, subject)]
-    seen = stored_images(writer, subject, embeddings_layer, models.instructor.sees) if missing else None
-    for layer in missing:
-        assert seen is not None
-        card = replace(build.dataset.card, instance=build.layers.instructions[layer])
-        instructions = answer(seen, card, models, build.options.seed, report.timing)
-        report.count(instructions.rows)
-        with report.timing("writing instructions", count):
-            writer.write_instructions(layer, subject, instructions.embeddings, instructions.rows, instructions.states)
+    if missing:
+        seen = stored_images(writer, subject, embeddings_layer, models.instructor.sees)
+        for layer in missing:
+            card = replace(build.dataset.card, instance=build.layers.instructions[layer])
+            written = answer(seen, card, models, build.options.seed, report.timing)
+            report.count(written.rows)
+            with report.timing("writing instructions", count):
+                writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
     return count
 
 
