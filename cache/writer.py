@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,31 +101,32 @@ class CacheWriter:
             raise UserError(f"{self.path} holds another dataset ({describe(changed)}); give another --out")
 
     def begin_layer(
-        self, layer: str, recipe: Mapping[str, Any], constants: Mapping[str, NDArray[Any]] | None = None
+        self, layer: str, recipe: Mapping[str, Any], constants: Callable[[], Mapping[str, NDArray[Any]]] | None = None
     ) -> None:
         """Says what a layer is made from; before anything else about the layer.
 
         Args:
             recipe: JSON-able, without paths or times.
-            constants: what stage 2 needs of the layer's model, e.g. the pretrained decoder.
+            constants: gives what stage 2 needs of the layer's model, e.g. the pretrained decoder; called only where
+                that is not in the cache yet, so that a finished layer needs no model.
 
         Raises:
             UserError: the layer exists and was made from something else, naming what differs.
         """
         kind_of(layer)  # refuses what is no layer's name
-        there = self._index.recipes.get(layer)
+        begun = self._index.recipes.get(layer)
         for shard in find_shards(self._files.folder, layer):
             if not shard.endswith(f".{fingerprint(recipe)[:12]}.h5"):
-                there = read_shard(self._files.folder, shard).recipes[layer]
-        if there is not None and fingerprint(there) != fingerprint(recipe):
+                begun = read_shard(self._files.folder, shard).recipes[layer]
+        if begun is not None and fingerprint(begun) != fingerprint(recipe):
             remedy = (
                 "give another --out" if layer == "slices" else "give --variant NAME for a new one, or another --out"
             )
-            changed = describe(differences(there, recipe))
+            changed = describe(differences(begun, recipe))
             raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
         self._recipes[layer] = dict(recipe)
-        if constants and self._part(layer, CONSTANTS) is None:
-            self._write(layer, CONSTANTS, constants, {})
+        if constants is not None and self._part(layer, CONSTANTS) is None:
+            self._write(layer, CONSTANTS, constants(), {})
 
     @contextmanager
     def claim(self, name: str, wait: bool = False) -> Iterator[bool]:

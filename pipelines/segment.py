@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,20 @@ def find_modalities(study: Path, known: tuple[str, ...], wanted: tuple[str, ...]
     """
     if not study.is_dir():
         raise UserError(f"{study} is no folder; give one with a NIfTI file for each of {', '.join(wanted)}")
-    found = {}
+    modalities = {}
     for name in wanted:
         pattern = re.compile(rf"(?:.*_)?{re.escape(name)}|.*_{known.index(name):04d}", re.IGNORECASE)
         files = [path for path in sorted(study.iterdir()) if path.name.endswith(ENDINGS)]
-        own = [path for path in files if pattern.fullmatch(path.name.removesuffix(".gz").removesuffix(".nii"))]
-        if len(own) > 1:
-            raise UserError(f"{study} has several files of {name}: {', '.join(path.name for path in own)}; keep one")
-        if own:
-            found[name] = own[0]
-    if not found:
+        matching = [path for path in files if pattern.fullmatch(path.name.removesuffix(".gz").removesuffix(".nii"))]
+        if len(matching) > 1:
+            raise UserError(
+                f"{study} has several files of {name}: {', '.join(path.name for path in matching)}; keep one"
+            )
+        if matching:
+            modalities[name] = matching[0]
+    if not modalities:
         raise UserError(f"{study} has no NIfTI file of {', '.join(wanted)}; call them {wanted[0]}.nii.gz and so on")
-    return found
+    return modalities
 
 
 def _dataset(study: Path, files: Mapping[str, Path], known: Cache) -> Dataset:
@@ -113,9 +116,9 @@ def _dataset(study: Path, files: Mapping[str, Path], known: Cache) -> Dataset:
         assert first is not None
         return Study(subject, first[0], images, None, sources={path.name: path for path in files.values()})
 
-    card = known.card
-    terms = {name: card.terms[name] for name in files}
-    return Dataset(card.name, tuple(files), terms, card.classes, card.instance, (subject,), load)
+    terms = {name: known.card.terms[name] for name in files}
+    card = replace(known.card, modalities=tuple(files), terms=terms, subjects=(subject,), slice_step=1)
+    return Dataset(card, load)
 
 
 def _variant(config: RunConfig) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def build_cache_command(
     from dataclasses import replace
 
     from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache, parse_layers
-    from zeus_union.stage1_instruct.building.variants import GridRow, class_variants, read_grid
+    from zeus_union.stage1_instruct.building.variants import VariantRow, class_variants, read_grid
     from zeus_union.stage1_instruct.datasets import open_dataset
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
 
@@ -149,14 +149,13 @@ def build_cache_command(
     if per_class and "instructions" not in wanted:
         raise UserError("--per-class makes layers of instructions and --layers leaves them out; give one of the two")
     dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
-    dataset = replace(dataset, subjects=choose(split_names(subjects), dataset.subjects, "subject"))
-    say(
-        f"{dataset.name}: {len(dataset.subjects)} subjects, {', '.join(dataset.modalities)}; to segment: {dataset.instance}"
-    )
+    card = replace(dataset.card, subjects=choose(split_names(subjects), dataset.card.subjects, "subject"))
+    dataset = replace(dataset, card=card)
+    say(f"{card.name}: {len(card.subjects)} subjects, {', '.join(card.modalities)}; to segment: {card.instance}")
     parts = parse_overrides(overrides)
     if text_window:
         parts["text_window"] = text_window
-    rows = read_grid(grid) if grid else (GridRow(variant or "", {}),)
+    rows = read_grid(grid) if grid else (VariantRow(variant or "", {}),)
     out = out or Path("cache") / f"{dataset_name}.h5"
     next_steps = []
     for row in rows:
@@ -176,10 +175,10 @@ def build_cache_command(
             say(f"variant {row.variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
         step = f"zeus-segment train --cache {out}"
         if per_class:
-            step += f" --variant {','.join(class_variants(options.variant, dataset.classes))} --instructions class"
+            step += f" --variant {','.join(class_variants(options.variant, card.classes))} --instructions class"
         _say_report(build_cache(dataset, models, options))
         next_steps.append(step)
-    click.echo(f"{out} is complete: {len(dataset.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}")
+    click.echo(f"{out} is complete: {len(card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}")
 
 
 def _say_report(report: BuildReport) -> None:
@@ -242,7 +241,7 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None
 
     sound = True
     for finding in examine(load_profile(profile, parse_overrides(overrides)), device or best_device()):
-        click.echo(f"{'ok   ' if finding.sound else 'WRONG'}  {finding.part}: {' '.join(finding.found.split())}")
+        click.echo(f"{'ok   ' if finding.sound else 'WRONG'}  {finding.part}: {' '.join(finding.report.split())}")
         sound = sound and finding.sound
     if not sound:
         raise click.exceptions.Exit(2)

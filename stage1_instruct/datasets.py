@@ -46,6 +46,6 @@ def open_dataset(
         from zeus_union.stage1_instruct.phantom.open import open_demo
 
         dataset = open_demo(root, labels, modalities)
-    if not dataset.subjects:
+    if not dataset.card.subjects:
         raise UserError(f"{root} holds no study that {name} can read")
     return dataset

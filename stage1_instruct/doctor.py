@@ -14,7 +14,8 @@ import torch
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.assembly import Models, load_models
 from zeus_union.stage1_instruct.models.language.prompts import question
-from zeus_union.stage1_instruct.profiles.profile import PROMPT, Profile
+from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
+from zeus_union.stage1_instruct.profiles.profile import Profile
 from zeus_union.stage1_instruct.weights.store import path_of
 
 TOKENS = 10
@@ -22,11 +23,17 @@ TOKENS = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what, whether it is as it should be, and what was found."""
+    """One thing looked at.
+
+    Attributes:
+        part: what.
+        sound: whether it is as it should be.
+        report: what was found.
+    """
 
     part: str
     sound: bool
-    found: str
+    report: str
 
 
 def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
@@ -44,8 +51,8 @@ def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
     if missing:
         return
     yield _memory(profile, torch.device(device))
-    said: list[str] = []
-    models = load_models(replace(profile, max_new_tokens=TOKENS), device, said.append, batch_size=1)
+    notes: list[str] = []
+    models = load_models(replace(profile, max_new_tokens=TOKENS), device, notes.append, batch_size=1)
     checks: dict[str, Callable[[Models], str]] = {
         "image encoder": _encoder,
         "vision features": _vision,
@@ -53,14 +60,14 @@ def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
         "instruction": _instruction,
         "text encoder": _text,
     }
-    if profile.instructor == PROMPT:
-        checks = {"image encoder": _encoder, "instruction": _bare_prompt, "text encoder": _text}
+    if not isinstance(models.instructor, ProjectedLLM):
+        del checks["vision features"], checks["projection"]
     for part, check in checks.items():
         try:
             yield Finding(part, True, check(models))
         except (UserError, torch.OutOfMemoryError) as error:
             yield Finding(part, False, str(error))
-    for message in said:
+    for message in notes:
         yield Finding("note", True, message)
 
 
@@ -85,11 +92,13 @@ def _picture(size: int) -> np.ndarray:
     return np.tile(np.linspace(0, 255, size).astype(np.uint8), (1, size, 1))
 
 
-def _shown(models: Models) -> torch.Tensor:
-    """The test picture as the profile's vision sees it."""
-    if models.profile.sees_pictures:
+def _seen(models: Models) -> torch.Tensor | None:
+    """The test picture as the instructor sees it."""
+    if models.instructor.sees == "pictures":
         return torch.from_numpy(_picture(256))
-    return models.encoder.encode(_picture(models.encoder.input_size))
+    if models.instructor.sees == "embeddings":
+        return models.encoder.encode(_picture(models.encoder.input_size))
+    return None
 
 
 def _encoder(models: Models) -> str:
@@ -103,25 +112,23 @@ def _encoder(models: Models) -> str:
 
 
 def _vision(models: Models) -> str:
-    features = models.features(_shown(models))
+    features = models.projected_llm.features(_seen(models))
     return f"{models.profile.vision}: {features.shape[1]} tokens, {features.shape[2]} wide"
 
 
 def _projection(models: Models) -> str:
-    tokens = models.image_tokens(_shown(models))
-    return f"{models.projection.kind}: {tokens.shape[1]} image tokens, {tokens.shape[2]} wide, as the language model's"
+    llm = models.projected_llm
+    tokens = llm.image_tokens(_seen(models))
+    return f"{llm.projection.kind}: {tokens.shape[1]} image tokens, {tokens.shape[2]} wide, as the language model's"
 
 
 def _instruction(models: Models) -> str:
-    asked = question("liver", "MRI-T2")
     start = time.perf_counter()
-    answer = models.instruct([asked], _shown(models), [0])[0]
+    instruction = models.instructor.answer([question("liver", "MRI-T2")], _seen(models), [0])[0]
     seconds = time.perf_counter() - start
-    return f"{answer.output_tokens} tokens in {seconds:.1f} s: {answer.text!r}"
-
-
-def _bare_prompt(models: Models) -> str:
-    return f"no language model, the text is the question: {question('liver', 'MRI-T2')!r}"
+    if models.instructor.sees == "nothing":
+        return f"no language model, the text is the question: {instruction.text!r}"
+    return f"{instruction.output_tokens} tokens in {seconds:.1f} s: {instruction.text!r}"
 
 
 def _text(models: Models) -> str:

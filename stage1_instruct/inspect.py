@@ -33,14 +33,13 @@ def describe(cache: Cache) -> None:
         )
     click.echo("subject            slices  with foreground  fold  native grid (mm, orientation)")
     for index, subject in enumerate(cache.subjects):
-        own = rows[rows["subject"] == index]
+        slices = rows[rows["subject"] == index]
         grid = cache.grid(subject)
         spacing = " x ".join(f"{s:.3g}" for s in grid.spacing)
         shape = " x ".join(str(n) for n in grid.shape)
-        fold = own["fold"][0] if len(own) else -1
-        click.echo(
-            f"{subject:18} {len(own):6}  {int((own['foreground'] > 0).sum()):15}  {fold:4}  {shape} ({spacing}, {grid.orientation})"
-        )
+        fold = slices["fold"][0] if len(slices) else -1
+        foreground = int((slices["foreground"] > 0).sum())
+        click.echo(f"{subject:18} {len(slices):6}  {foreground:15}  {fold:4}  {shape} ({spacing}, {grid.orientation})")
 
 
 def pick_slice(cache: Cache, subject: str | None, number: int | None) -> int:

@@ -89,7 +89,7 @@ def write_sentences(cache: Cache, variant: str, encoder: InstructionEncoder, out
     if out.resolve() in (cache.path.resolve(), parquet_path(cache.path).resolve()):
         raise UserError(f"{out} is a file of the cache; give another --out")
     lines = {subject: list[dict[str, Any]]() for subject in subjects}
-    encoded: dict[str, int] = {}  # text to encode -> its place
+    encoded: dict[str, int] = {}  # text to encode -> its row of the vectors
     for row in cache.instructions(variant).select(["subject", "slice", "modality", "text"]).to_pylist():
         if row["subject"] in lines and row["text"].strip():
             lines[row["subject"]] += _lines(row, encoded)
@@ -100,15 +100,15 @@ def write_sentences(cache: Cache, variant: str, encoder: InstructionEncoder, out
     file = AtomicFile(out, mode=0o644)
     try:
         with pq.ParquetWriter(file, SCHEMA.with_metadata(facts), compression="zstd") as writer:
-            for own in lines.values():
-                columns = {name: [line[name] for line in own] for name in SCHEMA.names if name != "embedding"}
-                columns["embedding"] = list(vectors[[line["encoded"] for line in own]])
+            for subject_lines in lines.values():
+                columns = {name: [line[name] for line in subject_lines] for name in SCHEMA.names if name != "embedding"}
+                columns["embedding"] = list(vectors[[line["encoded"] for line in subject_lines]])
                 writer.write_table(pa.table(columns, schema=SCHEMA.with_metadata(facts)))
                 file.check()
         file.commit()
     finally:
         file.discard()
-    return sum(line["sentence"] != WHOLE for own in lines.values() for line in own)
+    return sum(line["sentence"] != WHOLE for subject_lines in lines.values() for line in subject_lines)
 
 
 def _check_encoder(cache: Cache, layer: str, encoder: InstructionEncoder) -> None:
@@ -124,22 +124,22 @@ def _lines(row: dict[str, Any], encoded: dict[str, int]) -> list[dict[str, Any]]
     """The lines of one instruction; `encoded` gains the texts that are not in it yet."""
     sentences = split_sentences(row["text"])
     without = ["".join(sentences[:number] + sentences[number + 1 :]).strip() for number in range(len(sentences))]
-    told = [(WHOLE, row["text"], row["text"])]
-    told += [(number, one.strip(), rest) for number, (one, rest) in enumerate(zip(sentences, without))]
+    lines = [(WHOLE, row["text"], row["text"])]
+    lines += [(number, sentence.strip(), rest) for number, (sentence, rest) in enumerate(zip(sentences, without))]
     return [
-        {**row, "sentence": number, "text": text, "encoded": encoded.setdefault(shown, len(encoded))}
-        for number, text, shown in told
+        {**row, "sentence": number, "text": text, "encoded": encoded.setdefault(rest, len(encoded))}
+        for number, text, rest in lines
     ]
 
 
 def _encode(encoder: InstructionEncoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Float32 (B, D), in order, under a progress bar; texts of like length together, so that little is padding."""
     vectors = np.empty((len(texts), encoder.width), np.float32)
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     with progress_bar() as bar:
         task = bar.add_task("encoding texts", total=len(texts))
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            vectors[chosen] = encoder.encode([texts[place] for place in chosen])
+            vectors[chosen] = encoder.encode([texts[number] for number in chosen])
             bar.advance(task, len(chosen))
     return vectors

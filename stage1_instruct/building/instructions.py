@@ -1,95 +1,117 @@
-"""Writing the instructions of one subject: what the instructor says of every slice and modality."""
+"""The instructions of one subject: what the instructor says of every slice and modality, and its embedding."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.writer import CacheWriter, Instruction
-from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.models.assembly import Models
-from zeus_union.stage1_instruct.models.language.llm import Generation
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.text.bert import encode_distinct
-from zeus_union.stage1_instruct.profiles.profile import PROMPT
-from zeus_union.stage1_instruct.studies.study import Dataset
+from zeus_union.stage1_instruct.profiles.profile import Sees
+
+Timing = Callable[[str, int], AbstractContextManager[None]]  # part of the work, its slice-modalities
 
 
-def stored_images(writer: CacheWriter, subject: str, embeddings: str, models: Models) -> Tensor | None:
-    """What the instructor sees of a subject: (n, M, ...) as for `Models.features`; None where it sees nothing.
+@dataclass(frozen=True, eq=False)
+class SubjectImages:
+    """A subject as the instructor sees it.
 
-    The image is taken as it is stored, so that a variant added later sees what the first one saw.
+    Attributes:
+        subject: its name.
+        numbers: int32 (n,), its slices.
+        images: (n, M, ...) of what the instructor sees; None where it sees nothing.
+    """
+
+    subject: str
+    numbers: NDArray[np.int32]
+    images: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectInstructions:
+    """The instructions of a subject.
+
+    Attributes:
+        rows: n * M texts, modality by modality within a slice.
+        embeddings: float32 (n, M, D), the encoded texts.
+        states: fp16 (n, M, L, H), the LLM's last layer at every generated token, zeros after the last; None where they
+            are not kept.
+    """
+
+    rows: list[Instruction]
+    embeddings: NDArray[np.float32]
+    states: NDArray[np.float16] | None
+
+
+def stored_images(writer: CacheWriter, subject: str, embeddings: str, sees: Sees) -> SubjectImages:
+    """What the instructor sees of a subject, as it is stored, so that a later variant sees what the first one saw.
 
     Args:
         embeddings: name of that layer.
     """
-    if models.profile.sees_pictures:
-        return torch.from_numpy(writer.slices(subject).images)
-    if models.profile.sees_embeddings:
-        return torch.from_numpy(writer.embeddings(embeddings, subject))
-    return None
+    slices = writer.slices(subject)
+    images = None
+    if sees == "pictures":
+        images = torch.from_numpy(slices.images)
+    elif sees == "embeddings":
+        images = torch.from_numpy(writer.embeddings(embeddings, subject))
+    return SubjectImages(subject, slices.numbers, images)
 
 
-def write_instructions(
-    writer: CacheWriter,
-    layer: str,
-    subject: str,
-    numbers: NDArray[np.int32],
-    images: Tensor | None,
-    models: Models,
-    dataset: Dataset,
-    seed: int,
-    report: BuildReport,
-) -> None:
-    """One subject's instructions: image tokens and question into the LLM, its answer into the text encoder.
+def _untimed(part: str, slice_modalities: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
-    Zeus, Eqs. 2 and 3. Without images no model is asked: the text is the question.
+
+def answer(
+    seen: SubjectImages, card: DatasetCard, models: Models, seed: int = 0, timing: Timing = _untimed
+) -> SubjectInstructions:
+    """Image and question to the instructor, its answer into the text encoder (Zeus, Eqs. 2 and 3).
 
     Args:
-        numbers: int32 (n,), the subject's slices.
-        images: `stored_images`.
-        dataset: its `instance` is what the question asks to segment.
+        card: its `instance` is what the questions ask to segment.
         seed: of sampled instructions.
+        timing: around the work of each model.
     """
-    keys = [(int(number), modality) for number in numbers for modality in dataset.modalities]
-    questions = [question(dataset.instance, dataset.terms[modality]) for _, modality in keys]
-    sampled = models.profile.samples
-    seeds = [_seed(seed, subject, number, modality) if sampled else 0 for number, modality in keys]
-    if images is None:
-        answers = [Generation(asked, prompt_tokens=0, output_tokens=0, stop_reason=PROMPT) for asked in questions]
+    instructor = models.instructor
+    keys = [(int(number), modality) for number in seen.numbers for modality in card.modalities]
+    questions = [question(card.instance, card.terms[modality]) for _, modality in keys]
+    seeds = [_seed(seed, seen.subject, *key) if instructor.samples else 0 for key in keys]
+    if seen.images is None:
+        generations = instructor.answer(questions, None, seeds)
     else:
-        with report.timing("LLM", len(keys)):
-            answers = models.instruct(questions, images.flatten(0, 1), seeds)
-    with report.timing("text encoder", len(keys)):
-        texts = encode_distinct(models.text_encoder, [answer.text for answer in answers])
+        with timing("LLM", len(keys)):
+            generations = instructor.answer(questions, seen.images.flatten(0, 1), seeds)
+    with timing("text encoder", len(keys)):
+        vectors = encode_distinct(models.text_encoder, [generation.text for generation in generations])
     rows = [
         Instruction(
             slice_number=number,
             modality=modality,
-            prompt=models.prompt(asked),
-            text=answer.text,
-            prompt_tokens=answer.prompt_tokens,
-            output_tokens=answer.output_tokens,
-            stop_reason=answer.stop_reason,
-            seed=own_seed,
+            prompt=instructor.prompt(row_question),
+            text=generation.text,
+            prompt_tokens=generation.prompt_tokens,
+            output_tokens=generation.output_tokens,
+            stop_reason=generation.stop_reason,
+            seed=row_seed,
         )
-        for (number, modality), asked, answer, own_seed in zip(keys, questions, answers, seeds)
+        for (number, modality), row_question, generation, row_seed in zip(keys, questions, generations, seeds)
     ]
-    report.empty += sum(not answer.text for answer in answers)
-    report.endless += sum(answer.stop_reason == "length" for answer in answers)
-    shape = (len(numbers), len(dataset.modalities))
+    shape = (len(seen.numbers), len(card.modalities))
     states = None
     if models.profile.keep_states:
-        states = _stack_states([answer.states for answer in answers], models.profile.max_new_tokens)
+        states = _stack_states([generation.states for generation in generations], models.profile.max_new_tokens)
         states = states.reshape(*shape, *states.shape[1:])
-    with report.timing("writing instructions", len(keys)):
-        shaped = np.asarray(texts, dtype=np.float32).reshape(*shape, -1)
-        writer.write_instructions(layer, subject, shaped, rows, states)
+    return SubjectInstructions(rows, np.asarray(vectors, dtype=np.float32).reshape(*shape, -1), states)
 
 
 def _seed(seed: int, subject: str, number: int, modality: str) -> int:

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.recipe import fingerprint, sha256_file
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
-from zeus_union.stage1_instruct.building.instructions import stored_images, write_instructions
+from zeus_union.stage1_instruct.building.instructions import answer, stored_images
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
@@ -70,6 +69,21 @@ class _Layers:
         return ("slices", *([self.embeddings] if self.embeddings else []), *self.instructions)
 
 
+@dataclass(frozen=True)
+class _Build:
+    """A cache in the making: what goes in, and what has come of it."""
+
+    writer: CacheWriter
+    layers: _Layers
+    dataset: Dataset
+    models: Models
+    options: BuildOptions
+    report: BuildReport
+
+    def finished(self, subject: str) -> bool:
+        return all(self.writer.finished(layer, subject) for layer in self.layers.names)
+
+
 def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> BuildReport:
     """Writes every wanted layer of every subject; subjects that are finished are left as they are.
 
@@ -77,103 +91,104 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     machines with a common disk): each takes the next subject that nobody has taken, and whoever is last finishes the
     cache. None waits for another at a barrier, so the loss of one costs the subject it had in work and no more.
 
+    Only models of which something is missing are loaded, all of them before the first subject.
+
     Raises:
-        UserError: unreadable data, or a layer of that name made from another recipe.
+        UserError: unreadable data, models that cannot be loaded or do not belong together, or a layer of that name made
+            from another recipe.
     """
-    card = DatasetCard(
-        name=dataset.name,
-        modalities=dataset.modalities,
-        terms=dict(dataset.terms),
-        classes=dataset.classes,
-        instance=dataset.instance,
-        subjects=dataset.subjects,
-        slice_step=options.slice_step,
-    )
-    writer = CacheWriter(options.out, card)
-    layers = _begin_layers(writer, dataset, models, options)
+    writer = CacheWriter(options.out, replace(dataset.card, slice_step=options.slice_step))
     report = BuildReport()
-
-    def finished(subject: str) -> bool:
-        return all(writer.finished(layer, subject) for layer in layers.names)
-
-    waiting = [subject for subject in dataset.subjects if not finished(subject)]
-    if len(waiting) < len(dataset.subjects):
-        say(f"{len(dataset.subjects) - len(waiting)} of {len(dataset.subjects)} subjects are finished already")
+    build = _Build(writer, _begin_layers(writer, dataset, models, options), dataset, models, options, report)
+    subjects = dataset.card.subjects
+    waiting = [subject for subject in subjects if not build.finished(subject)]
+    if len(waiting) < len(subjects):
+        say(f"{len(subjects) - len(waiting)} of {len(subjects)} subjects are finished already")
+    _load_models(build, waiting)
     begun = len(waiting)
     with progress_bar() as bar:
         task = bar.add_task(options.out.name, total=begun)
-        patient = False
+        wait = False
         while waiting:
             left = []
             for subject in waiting:
-                with writer.claim(subject, wait=patient) as ours:
+                with writer.claim(subject, wait=wait) as ours:
                     if not ours:
                         left.append(subject)
                         continue
-                    patient = False
-                    if not finished(subject):
+                    wait = False
+                    if not build.finished(subject):
                         start = time.perf_counter()
-                        count = _build_subject(writer, dataset.load(subject), layers, models, dataset, options, report)
+                        count = _build_subject(build, dataset.load(subject))
                         seconds = time.perf_counter() - start
                         report.subjects += 1
                         say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({report.subjects} of {begun})")
                     bar.advance(task)
             # What is left is being built by others: wait for the first of them, and take it over if it was lost.
-            waiting, patient = left, True
+            waiting, wait = left, True
     with writer.claim("finish", wait=True):
         writer.finalize(options.pack)
     return report
 
 
 def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions) -> _Layers:
-    """Opens the wanted layers under their recipes."""
-    embeddings, asked = "", {}
+    """Opens the wanted layers under their recipes; loads no model, but for an encoder whose constants are missing."""
+    card = dataset.card
+    embeddings, instances = "", {}
     slices_recipe = {
         "preprocessing": slicing.recipe(),
         "slice_step": options.slice_step,
-        "dataset": {"name": dataset.name, "modalities": list(dataset.modalities), **dataset.facts},
+        "dataset": {"name": card.name, "modalities": list(card.modalities), **dataset.facts},
     }
     writer.begin_layer("slices", slices_recipe)
     if "embeddings" in options.layers:
-        embeddings = f"embeddings/{models.encoder.name}"
+        embeddings = f"embeddings/{models.profile.encoder}"
         embeddings_recipe = {
             "slices": fingerprint(slices_recipe),
-            "encoder": models.encoder.recipe(),
+            "encoder": models.encoder_recipe(),
             "store": options.store,
         }
-        writer.begin_layer(embeddings, embeddings_recipe, constants=models.encoder.constants())
+        writer.begin_layer(embeddings, embeddings_recipe, constants=lambda: models.encoder.constants())
     if "instructions" in options.layers:
-        asked = {options.variant: dataset.instance}
+        instances = {options.variant: card.instance}
         if options.per_class:
-            asked = class_variants(options.variant, dataset.classes)
-        asked = {f"instructions/{variant}": instance for variant, instance in asked.items()}
-        seen = "embeddings" if models.profile.sees_embeddings else "slices"
+            instances = class_variants(options.variant, card.classes)
+        instances = {f"instructions/{variant}": instance for variant, instance in instances.items()}
+        sees_embeddings = models.instructor.sees == "embeddings"
         recipe = {
-            seen: fingerprint(embeddings_recipe if models.profile.sees_embeddings else slices_recipe),
-            "terms": dict(dataset.terms),
+            "embeddings" if sees_embeddings else "slices": fingerprint(
+                embeddings_recipe if sees_embeddings else slices_recipe
+            ),
+            "terms": dict(card.terms),
             **models.instruction_recipe(),
         }
-        if models.profile.samples:
+        if models.instructor.samples:
             recipe["seed"] = options.seed
-        for layer, instance in asked.items():
+        for layer, instance in instances.items():
             writer.begin_layer(layer, {**recipe, "instance": instance})
-    return _Layers(embeddings, asked)
+    return _Layers(embeddings, instances)
 
 
-def _build_subject(
-    writer: CacheWriter,
-    study: Study,
-    layers: _Layers,
-    models: Models,
-    dataset: Dataset,
-    options: BuildOptions,
-    report: BuildReport,
-) -> int:
+def _load_models(build: _Build, subjects: Sequence[str]) -> None:
+    """Loads the models that have something to do for one of the subjects: what is wrong with them is known then."""
+
+    def missing(layer: str) -> bool:
+        return not all(build.writer.finished(layer, subject) for subject in subjects)
+
+    if build.layers.embeddings and missing(build.layers.embeddings):
+        _ = build.models.encoder
+    if any(missing(layer) for layer in build.layers.instructions):
+        build.models.instructor.load()
+        _ = build.models.text_encoder
+
+
+def _build_subject(build: _Build, study: Study) -> int:
     """All missing layers of one subject; returns its number of slice-modalities."""
-    subject = study.subject
+    writer, models, report = build.writer, build.models, build.report
+    subject, embeddings_layer = study.subject, build.layers.embeddings
     _say_agreement(study)
     sources = {name: sha256_file(path) for name, path in sorted(study.sources.items())}
-    pictures = slicing.study_to_slices(study, step=options.slice_step)
+    pictures = slicing.study_to_slices(study, step=build.options.slice_step)
     count = pictures.images.shape[0] * pictures.images.shape[1]
     if writer.finished("slices", subject):
         writer.check_sources(subject, sources)
@@ -191,19 +206,23 @@ def _build_subject(
                     sources=sources,
                 ),
             )
-    if layers.embeddings and not writer.finished(layers.embeddings, subject):
+    if embeddings_layer and not writer.finished(embeddings_layer, subject):
         size = models.encoder.input_size
         images = pictures.images if size == pictures.images.shape[-1] else pictures.images_at(size)
         with report.timing("image encoder", count):
-            embeddings = _encode(models, images, options.batch_size)
+            embeddings = _encode(models, images, build.options.batch_size)
         with report.timing("writing embeddings", count):
-            writer.write_embeddings(layers.embeddings, subject, embeddings, store=options.store)
+            writer.write_embeddings(embeddings_layer, subject, embeddings, store=build.options.store)
         del embeddings
-    missing = [layer for layer in layers.instructions if not writer.finished(layer, subject)]
-    shown = stored_images(writer, subject, layers.embeddings, models) if missing else None
-    for layer in missing:
-        asked = replace(dataset, instance=layers.instructions[layer])
-        write_instructions(writer, layer, subject, pictures.numbers, shown, models, asked, options.seed, report)
+    missing = [layer for layer in build.layers.instructions if not writer.finished(layer, subject)]
+    if missing:
+        seen = stored_images(writer, subject, embeddings_layer, models.instructor.sees)
+        for layer in missing:
+            card = replace(build.dataset.card, instance=build.layers.instructions[layer])
+            written = answer(seen, card, models, build.options.seed, report.timing)
+            report.count(written.rows)
+            with report.timing("writing instructions", count):
+                writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
     return count
 
 

@@ -6,9 +6,11 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from zeus_union.cache.instructions import Instruction
 
 
 @dataclass
@@ -35,6 +37,12 @@ class BuildReport:
         yield
         self.seconds[part] += time.perf_counter() - start
         self.done[part] += slice_modalities
+
+    def count(self, rows: Iterable[Instruction]) -> None:
+        """Counts the instructions that are empty and those that were cut."""
+        for row in rows:
+            self.empty += not row.text
+            self.endless += row.stop_reason == "length"
 
     def per_slice_modality(self) -> dict[str, float]:
         """part -> seconds a slice-modality."""

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "grids"
 
 
 @dataclass(frozen=True)
-class GridRow:
+class VariantRow:
     """One row.
 
     Attributes:
@@ -28,7 +28,7 @@ class GridRow:
     parts: Mapping[str, str]
 
 
-def read_grid(name_or_yaml: str) -> tuple[GridRow, ...]:
+def read_grid(name_or_yaml: str) -> tuple[VariantRow, ...]:
     """The grid of that name, or in that YAML file: a list of rows, each with 'variant' and 'set'.
 
     Raises:
@@ -64,8 +64,8 @@ def class_variants(variant: str, classes: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _row(value: Any, where: str) -> GridRow:
+def _row(value: Any, where: str) -> VariantRow:
     if not isinstance(value, dict) or set(value) - {"variant", "set"} or not isinstance(value.get("set"), dict):
         raise UserError(f"{where} is {value!r}, expected 'variant' and 'set' (part: value)")
     kind_of(f"instructions/{value.get('variant')}")
-    return GridRow(str(value["variant"]), {str(part): str(part_value) for part, part_value in value["set"].items()})
+    return VariantRow(str(value["variant"]), {str(part): str(part_value) for part, part_value in value["set"].items()})

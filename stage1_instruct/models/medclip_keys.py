@@ -7,7 +7,7 @@ ResNet never had torchvision's names, so a non-strict load would leave nearly ev
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.weights.files import load_strictly, read_weights
-from zeus_union.stage1_instruct.weights.store import path_of
+from zeus_union.stage1_instruct.weights.sources import SOURCES
+from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # The variants, by the names they have in a profile.
 BACKBONES: Mapping[str, str] = {"vit": "Swin-T", "resnet": "ResNet-50"}
@@ -68,10 +69,21 @@ def checkpoint_path(weights: str) -> Path:
     path = path_of(weights)
     if path.is_file():
         return path
-    found = [path / name for name in _FILES if (path / name).is_file()]
-    if not found:
+    files = [path / name for name in _FILES if (path / name).is_file()]
+    if not files:
         raise UserError(f"no MedCLIP checkpoint in {path}: expected {_FILES[0]}, as its released zip holds it")
-    return found[0]
+    return files[0]
+
+
+def checkpoint_digest(weights: str) -> str:
+    """`digest_of` the checkpoint alone, so that naming the file or its folder gives one recipe; nothing is loaded."""
+    return digest_of(weights if weights in SOURCES else str(checkpoint_path(weights)))
+
+
+def check_choice(what: str, value: str, choices: Collection[str]) -> None:
+    """Raises UserError: `value` is none of `choices`."""
+    if value not in choices:
+        raise UserError(f"MedCLIP {what} {value}: expected one of {', '.join(choices)}")
 
 
 def read_checkpoint(path: Path, variant: str | None = None) -> dict[str, Tensor]:
@@ -83,25 +95,25 @@ def read_checkpoint(path: Path, variant: str | None = None) -> dict[str, Tensor]
         UserError: no MedCLIP checkpoint; of the other variant; a tensor missing or too many, anywhere in the file.
     """
     state = {_released(key): value for key, value in read_weights(path).items()}
-    found = _variant_of(state)
-    if found is None:
+    held = _variant_of(state)
+    if held is None:
         raise UserError(
             f"{path} is no MedCLIP checkpoint: it holds {next(iter(state))} and {len(state) - 1} more, "
             "expected vision_model.*, text_model.* and logit_scale"
         )
-    if variant is not None and variant != found:
+    if variant is not None and variant != held:
         raise UserError(
-            f"{path} seems to be MedCLIP's {BACKBONES[found]} variant ('{found}'), expected the "
-            f"{BACKBONES[variant]} one ('{variant}'); get that file, or set the vision part to medclip_{found}"
+            f"{path} seems to be MedCLIP's {BACKBONES[held]} variant ('{held}'), expected the "
+            f"{BACKBONES[variant]} one ('{variant}'); get that file, or set the vision part to medclip_{held}"
         )
-    expected = _names(found)
+    expected = _names(held)
     missing = [name for name in expected if name not in state and not name.endswith(_OPTIONAL)]
     unexpected = [name for name in state if name not in expected and not name.endswith(_OPTIONAL)]
     if missing or unexpected:
         faults = [("missing", missing), ("unexpected", unexpected)]
         said = "; ".join(f"{len(names)} {fault}, first {names[0]}" for fault, names in faults if names)
         raise UserError(
-            f"{path} is not a whole MedCLIP checkpoint ({BACKBONES[found]}): {said}; get the file from its publisher "
+            f"{path} is not a whole MedCLIP checkpoint ({BACKBONES[held]}): {said}; get the file from its publisher "
             "again"
         )
     return state
@@ -113,18 +125,18 @@ def load_half(module: nn.ModuleDict, state: Mapping[str, Tensor], half: str, var
     Raises:
         UserError: a tensor of another shape.
     """
-    own = module.state_dict()
     wanted = {
-        key: value if key.endswith(_OPTIONAL) else state[_file_name(key, half, variant)] for key, value in own.items()
+        key: value if key.endswith(_OPTIONAL) else state[_file_name(key, half, variant)]
+        for key, value in module.state_dict().items()
     }
     load_strictly(module, wanted, f"MedCLIP's {half} ({BACKBONES[variant]})")
 
 
 def variant_of(state: Mapping[str, Tensor]) -> str:
     """Which variant a checkpoint of `read_checkpoint` is of."""
-    found = _variant_of(state)
-    assert found is not None
-    return found
+    variant = _variant_of(state)
+    assert variant is not None
+    return variant
 
 
 def _variant_of(names: Iterable[str]) -> str | None:
@@ -173,7 +185,7 @@ def _torchvision_name(key: str) -> str:
         return stem
     stage, block, part, kind = match.groups()
     if part == "shortcut":
-        place = f"downsample.{0 if kind == 'convolution' else 1}"
+        layer = f"downsample.{0 if kind == 'convolution' else 1}"
     else:
-        place = f"{'conv' if kind == 'convolution' else 'bn'}{int(part[-1]) + 1}"
-    return f"layer{int(stage) + 1}.{block}.{place}{stem[match.end() :]}"
+        layer = f"{'conv' if kind == 'convolution' else 'bn'}{int(part[-1]) + 1}"
+    return f"layer{int(stage) + 1}.{block}.{layer}{stem[match.end() :]}"

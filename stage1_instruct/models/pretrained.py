@@ -63,12 +63,12 @@ def load_pretrained(
     _check_shards(folder, part, what)
     try:
         with _quiet():
-            model, found = auto_class.from_pretrained(
+            model, report = auto_class.from_pretrained(
                 folder,
                 local_files_only=True,
                 dtype=_DTYPES[loading.precision],
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they come back in `found`, with their names
+                ignore_mismatched_sizes=True,  # they come back in `report`, with their names
                 **options,
             )
     except Exception as error:  # safetensors, zip, pickle and transformers each have their own
@@ -80,7 +80,7 @@ def load_pretrained(
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, KeyError)):
             raise
         raise UserError(f"{part} is not a {what} that transformers can read: {error}") from error
-    _check_complete(found, folder, part, what)
+    _check_complete(report, folder, part, what)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
@@ -89,6 +89,18 @@ def load_pretrained(
     if not options:
         model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def read_config(part: str, what: str) -> Any:
+    """The configuration of a part of a profile, without its weights.
+
+    Raises:
+        UserError: no such folder; no configuration that transformers can read.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(path_of(part), local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"{part} is not a {what} that transformers can read: {error}") from error
 
 
 def _tokenizer(folder: Path, part: str, what: str) -> Any:
@@ -158,16 +170,16 @@ def _first_broken(folder: Path) -> Path | None:
     return None
 
 
-def _check_complete(found: Any, folder: Path, part: str, what: str) -> None:
+def _check_complete(report: Any, folder: Path, part: str, what: str) -> None:
     """transformers fills what a checkpoint lacks with random numbers and only warns."""
-    mismatched = sorted(found["mismatched_keys"])
+    mismatched = sorted(report["mismatched_keys"])
     if mismatched:
         name, in_file, wanted = mismatched[0]
         raise UserError(
             f"the {what} {part} does not fit its configuration: {name} is {tuple(in_file)} in the weights, but "
             f"{tuple(wanted)} by {folder / 'config.json'} ({len(mismatched)} such tensors)"
         )
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(_UNUSED))
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
         raise UserError(
             f"the weights in {folder} are not those of the {what} that its config.json describes: {missing[0]} "

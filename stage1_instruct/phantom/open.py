@@ -21,4 +21,5 @@ def open_demo(root: Path, labels: str, modalities: Sequence[str] | None) -> Data
     if not is_demo(root):
         say(f"writing 6 phantoms to {root}")
         write_demo("chaos", root)
-    return replace(open_chaos(root, labels, modalities), name="demo")
+    dataset = open_chaos(root, labels, modalities)
+    return replace(dataset, card=replace(dataset.card, name="demo"))

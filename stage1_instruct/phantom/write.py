@@ -51,11 +51,11 @@ def write_demo(layout: str, out: Path, subjects: int = 6, seed: int = 0) -> None
         if not is_demo(out):
             raise UserError(f"{out} is not empty and holds no phantom; give another folder")
         try:
-            there = json.loads((out / MARK).read_text())
+            existing = json.loads((out / MARK).read_text())
         except ValueError:
-            there = f"{MARK} is damaged"
-        if there != mark:
-            raise UserError(f"{out} holds another phantom ({there}); delete it or give another folder")
+            existing = f"{MARK} is damaged"
+        if existing != mark:
+            raise UserError(f"{out} holds another phantom ({existing}); delete it or give another folder")
         return
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -110,7 +110,7 @@ def _write_series(folder: Path, scan: Scan, modality: str, key: tuple[int, int, 
     columns, rows, slices = scan.grid.shape
     spacing = scan.grid.spacing
     for index in range(slices):
-        place = slices - index
+        position = slices - index
         uid = generate_uid(entropy_srcs=["zeus phantom", str(key), str(index)])
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = MRImageStorage
@@ -125,7 +125,7 @@ def _write_series(folder: Path, scan: Scan, modality: str, key: tuple[int, int, 
         # Both echoes of a dual-echo acquisition come as one series.
         series = "dual" if modality.startswith("T1") else "spir"
         data.SeriesInstanceUID = generate_uid(entropy_srcs=["zeus series", str((seed, subject)), series])
-        data.SeriesDescription, data.SeriesNumber, data.InstanceNumber = modality, number, place
+        data.SeriesDescription, data.SeriesNumber, data.InstanceNumber = modality, number, position
         data.MagneticFieldStrength, data.EchoTime = 1.5, phantom.ECHO_TIMES[modality]
         data.ImageOrientationPatient = [
             _decimal(v) for v in (lps[:3, 0] / spacing[0], lps[:3, 1] / spacing[1]) for v in v
@@ -135,7 +135,7 @@ def _write_series(folder: Path, scan: Scan, modality: str, key: tuple[int, int, 
         data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
         data.PixelData = np.ascontiguousarray(scan.image[..., index].T).astype("<u2").tobytes()
-        data.save_as(folder / f"IMG-{number:04d}-{place:05d}.dcm", enforce_file_format=True)
+        data.save_as(folder / f"IMG-{number:04d}-{position:05d}.dcm", enforce_file_format=True)
 
 
 def _decimal(value: float) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.language.prompts import TEMPLATES
@@ -16,6 +16,7 @@ from zeus_union.stage1_instruct.weights.sources import source_of
 FOLDER = Path(__file__).parent
 NONE = "none"  # a part that is left out
 PROMPT = "prompt"  # the instructor that answers with the question itself
+Sees = Literal["pictures", "embeddings", "nothing"]
 CHOICES = {
     "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
     "encoder_precision": ("fp32", "bf16", "fp16"),
@@ -114,21 +115,18 @@ class Profile:
             wanted["blip2"] = "instructor = blip2"
         elif self.instructor == "llm":
             wanted["llm"] = "instructor = llm"
-            if self.sees_pictures:
+            if self.sees == "pictures":
                 wanted["vision_weights"] = f"vision = {self.vision}"
         if self.text_kind == "medclip":
             wanted["text_tokenizer"] = "text_kind = medclip"
         return wanted
 
     @property
-    def sees_pictures(self) -> bool:
-        """Whether the instructor sees the picture itself and not the image encoder's embedding."""
-        return self.instructor == "blip2" or (self.instructor == "llm" and self.vision.startswith("medclip"))
-
-    @property
-    def sees_embeddings(self) -> bool:
-        """Whether the instructor sees the image encoder's embedding; where neither, it sees nothing."""
-        return self.instructor == "llm" and not self.sees_pictures
+    def sees(self) -> Sees:
+        """What the instructor sees: the picture itself, the image encoder's embedding of it, or nothing."""
+        if self.instructor == PROMPT:
+            return "nothing"
+        return "pictures" if self.instructor == "blip2" or self.vision.startswith("medclip") else "embeddings"
 
     @property
     def samples(self) -> bool:

@@ -34,17 +34,17 @@ def describe(mask: NDArray[np.uint8], image: NDArray[np.uint8], classes: Sequenc
         kidney.' Left and right are the patient's. Four organs take about 40 tokens.
     """
     body = image > 0 if (image > 0).any() else np.ones_like(image, bool)
-    shown, absent = [], []
+    visible, absent = [], []
     for label, name in enumerate(classes, start=1):
         organ = mask == label
         if organ.any():
-            shown.append(f"a {_size(organ, body)} {_brightness(organ, body, image)} {name} {_place(organ, body)}")
+            visible.append(f"a {_size(organ, body)} {_brightness(organ, body, image)} {name} {_position(organ, body)}")
         else:
             absent.append(name)
-    if not shown:
+    if not visible:
         return f"The {term} slice shows no {_list(absent, 'or')}."
     rest = f"; no {_list(absent, 'or')}" if absent else ""
-    return f"The {term} slice shows {_list(shown, 'and')}{rest}."
+    return f"The {term} slice shows {_list(visible, 'and')}{rest}."
 
 
 def _list(words: Sequence[str], conjunction: str) -> str:
@@ -62,7 +62,7 @@ def _brightness(organ: NDArray[np.bool_], body: NDArray[np.bool_], image: NDArra
     return "bright" if contrast > CONTRAST else "dark" if contrast < -CONTRAST else "grey"
 
 
-def _place(organ: NDArray[np.bool_], body: NDArray[np.bool_]) -> str:
+def _position(organ: NDArray[np.bool_], body: NDArray[np.bool_]) -> str:
     """Where the organ's centre lies within the body's bounding box, in thirds."""
     names = (("at the front", "in the middle", "at the back"), ("right", "centre", "left"))
     thirds = []

@@ -43,8 +43,8 @@ class Captioning:
 
     def trainable(self) -> list[nn.Parameter]:
         """The connector's parameters, and the LoRA's that require gradients."""
-        own = list(self.connector.parameters())
-        return own + [parameter for parameter in self.llm.model.parameters() if parameter.requires_grad]
+        of_lora = [parameter for parameter in self.llm.model.parameters() if parameter.requires_grad]
+        return [*self.connector.parameters(), *of_lora]
 
     def target(self, row: int) -> list[int]:
         """Token ids of a caption, cut, with the template's end, so that the model learns to stop."""

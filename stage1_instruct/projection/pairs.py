@@ -169,15 +169,15 @@ def vision_features(pairs: Sequence[Pair], models: Models, cache: Cache | None =
     if cached:
         for i, tokens in zip(cached, _cached_features([pairs[i] for i in cached], models, cache)):
             features[i] = tokens
-    seen: dict[tuple[str, int, str], Tensor] = {}
+    by_source: dict[tuple[str, int, str], Tensor] = {}
     pictures = [i for i, pair in enumerate(pairs) if pair.image is not None]
     for i in progress(pictures, "images") if pictures else ():
         source = pairs[i].source
-        if source not in seen:
+        if source not in by_source:
             image = pairs[i].image
             assert image is not None
-            seen[source] = models.features(_shown(image, models))[0].cpu()
-        features[i] = seen[source]
+            by_source[source] = models.projected_llm.features(_seen(image, models))[0].cpu()
+        features[i] = by_source[source]
     return torch.stack(features)
 
 
@@ -186,9 +186,9 @@ def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None)
 
     rows, modalities = from_cache(pairs, cache)
     assert cache is not None
-    if models.profile.sees_pictures:
+    if models.projected_llm.sees == "pictures":
         return [
-            models.features(torch.from_numpy(cache.images([row])[:, modality]))[0].cpu()
+            models.projected_llm.features(torch.from_numpy(cache.images([row])[:, modality]))[0].cpu()
             for row, modality in zip(rows, modalities)
         ]
     encoder = models.profile.encoder
@@ -198,13 +198,13 @@ def _cached_features(pairs: Sequence[Pair], models: Models, cache: Cache | None)
     for row, modality in zip(rows, modalities):
         stored = cache.read_embeddings(encoder, [row], [modality])
         embedding = decode(stored.values, stored.scale, stored.offset)[:, 0]  # (1, 256, 64, 64)
-        tokens.append(models.features(embedding.float())[0].cpu())
+        tokens.append(models.projected_llm.features(embedding.float())[0].cpu())
     return tokens
 
 
-def _shown(path: Path, models: Models) -> Tensor:
+def _seen(path: Path, models: Models) -> Tensor:
     """A picture as the profile's vision sees it: itself, or its embedding."""
-    if models.profile.sees_pictures:
+    if models.projected_llm.sees == "pictures":
         return torch.from_numpy(_picture(path, PICTURE_SIZE)[None])
     return models.encoder.encode(_picture(path, models.encoder.input_size)[None])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from accelerate import Accelerator
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say as say_to_terminal
-from zeus_union.stage1_instruct.models.assembly import trained_projection
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector, load_connector, save_connector
 from zeus_union.stage1_instruct.models.language.lora import add_lora, save_lora
 from zeus_union.stage1_instruct.models.language.prompts import question
+from zeus_union.stage1_instruct.models.projected_llm import trained_projection
 from zeus_union.stage1_instruct.profiles.profile import NONE
-from zeus_union.stage1_instruct.projection.loop import Progress, fit, steps_in_all
+from zeus_union.stage1_instruct.projection.loop import Progress, TrainingRecipe, fit, steps_in_all
 from zeus_union.stage1_instruct.projection.objective import Captioning, computes_bf16
 from zeus_union.stage1_instruct.projection.pairs import Pair, read_pairs, vision_features
 
@@ -27,41 +27,9 @@ if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
     from zeus_union.stage1_instruct.models.assembly import Models
 
-__all__ = ["Pair", "TrainingRecipe", "lora_path", "read_pairs", "train_projection"]
+__all__ = ["Pair", "lora_path", "read_pairs", "train_projection"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """How the projection is trained.
-
-    Attributes:
-        epochs: passes over the training pairs; None: as many as make about 150 steps.
-        lr: the highest learning rate of AdamW after a warm-up, then cosine to a tenth of it. Twice LLaVA's for this
-            stage, because steps are few: 96 steps on 96 pairs took the loss on held-out patients from 2.74 to 0.59.
-        batch_size: pairs a step, over all processes.
-        at_once: pairs of a batch computed together in a process (gradient accumulation); None: all. Changes the
-            gradient by rounding only.
-        warm_up: share of the steps.
-        caption_tokens: captions are cut to this many, with the end marker.
-        held_out: share of the images that is never trained on.
-        precision: of the computation; 'auto' is bf16 where the device is fast in it, else fp32.
-        lora_rank: of a LoRA on the language model, trained too; 0: none.
-    """
-
-    epochs: int | None = None
-    lr: float = 2e-3
-    batch_size: int = 4
-    at_once: int | None = None
-    seed: int = 0
-    warm_up: float = 0.05
-    weight_decay: float = 0.0
-    caption_tokens: int = 48
-    held_out: float = 0.1
-    gradient_clip: float = 1.0
-    precision: str = "auto"
-    lora_rank: int = 0
 
 
 def lora_path(out: Path) -> Path:
@@ -118,16 +86,16 @@ def train_projection(
     say(f"  after: {after}")
     say(f"  its caption: {task.captions[sample]}")
     facts = {
-        "vision": models.vision_recipe(),
-        "llm_sha256": models.llm.digest,
-        "template": models.llm.template.name,
+        "vision": models.projected_llm.vision_recipe(),
+        "llm_sha256": models.projected_llm.llm.digest,
+        "template": models.projected_llm.llm.template.name,
         "training": {**asdict(recipe), "pairs": len(training), "bf16": task.bf16},
         "loss": {"training": training_loss, "held_out_before": held_out_before, "held_out": held_out_after},
         "sample": {"before": before, "after": after, "caption": task.captions[sample]},
     }
     if accelerator.is_main_process:
         if recipe.lora_rank:
-            save_lora(models.llm.model, lora_path(out), recipe.lora_rank, facts)
+            save_lora(models.projected_llm.llm.model, lora_path(out), recipe.lora_rank, facts)
             say(f"LoRA saved: {lora_path(out)}; use both: --set projection={out} --set lora={lora_path(out)}")
         if task.connector.kind != "none":
             save_connector(task.connector, out, facts)
@@ -148,7 +116,7 @@ def _task(
     if recipe.lora_rank:
         if models.profile.lora != NONE:
             raise UserError(f"the profile has a LoRA already ({models.profile.lora}); --set lora=none trains a new one")
-        add_lora(models.llm.model, recipe.lora_rank, recipe.seed)
+        add_lora(models.projected_llm.llm.model, recipe.lora_rank, recipe.seed)
     elif connector.kind == "none":
         raise UserError("a BLIP-2 profile has no projection to train; give --lora-rank to train a LoRA")
     features = vision_features(pairs, models, cache)
@@ -156,13 +124,13 @@ def _task(
     whole = models.profile.llm_precision == "fp32"
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and whole and computes_bf16(models.device))
     captions = [pair.caption for pair in pairs]
-    return Captioning(connector, models.llm, features, questions, captions, recipe.caption_tokens, bf16)
+    return Captioning(connector, models.projected_llm.llm, features, questions, captions, recipe.caption_tokens, bf16)
 
 
 def _connector(models: Models, recipe: TrainingRecipe, start: Path | None) -> Connector:
     if start is None:
-        return models.new_projection(recipe.seed)
-    connector, _ = load_connector(start, models.vision.width, models.llm.width)
+        return models.projected_llm.new_projection(recipe.seed)
+    connector, _ = load_connector(start, models.projected_llm.vision.width, models.projected_llm.llm.width)
     if connector.kind != models.profile.connector:
         raise UserError(f"{start} is of the kind {connector.kind}, the profile wants {models.profile.connector}")
     return connector
@@ -186,13 +154,13 @@ def _question(pair: Pair, cache: Cache | None) -> str:
 
 def _plan(pairs: Sequence[Pair], models: Models, recipe: TrainingRecipe) -> dict[str, Any]:
     """What an unfinished training must share with the one that goes on with it."""
-    told = json.dumps([[*pair.source, pair.caption, pair.instance, pair.modality] for pair in pairs])
+    lines = json.dumps([[*pair.source, pair.caption, pair.instance, pair.modality] for pair in pairs])
     return {
         **asdict(recipe),
         "connector": models.profile.connector,
-        "llm": models.llm.digest,
-        "vision": json.dumps(models.vision_recipe(), sort_keys=True),
-        "pairs": hashlib.sha256(told.encode()).hexdigest(),
+        "llm": models.projected_llm.llm.digest,
+        "vision": json.dumps(models.projected_llm.vision_recipe(), sort_keys=True),
+        "pairs": hashlib.sha256(lines.encode()).hexdigest(),
     }
 
 

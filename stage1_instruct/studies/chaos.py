@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.terminal import choose
 from zeus_union.stage1_instruct.studies.dicom import (
     Series,
@@ -63,15 +64,16 @@ def open_chaos(root: Path, labels: str, modalities: Sequence[str] | None) -> Dat
     def load(subject: str) -> Study:
         return _load(subject, folders[subject], root, wanted, mapping)
 
-    return Dataset(
+    card = DatasetCard(
         name="chaos",
         modalities=wanted,
         terms={name: TERMS[name] for name in wanted},
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
         subjects=tuple(sorted(folders)),
-        load=load,
-        facts={**mapping.facts(), "reference": IN_PHASE, "resampling": "linear by position, labels nearest"},
+    )
+    return Dataset(
+        card, load, facts={**mapping.facts(), "reference": IN_PHASE, "resampling": "linear by position, labels nearest"}
     )
 
 
@@ -79,10 +81,10 @@ def _subject_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"the data root {root} does not exist; give the folder that holds CHAOS's MR with --data-root")
     for bases in ((root / "Test_Sets" / "MR", root / "Train_Sets" / "MR"), (root / "MR",), (root,)):
-        found = {path.name: path for base in bases for path in base.glob("*") if (path / "T1DUAL").is_dir()}
-        if found:
+        subjects = {path.name: path for base in bases for path in base.glob("*") if (path / "T1DUAL").is_dir()}
+        if subjects:
             # Numbers alone sort as text (1, 10, 2): two digits at least keep the subjects in order.
-            return {f"chaos{int(name):02d}" if name.isdecimal() else name: path for name, path in found.items()}
+            return {f"chaos{int(name):02d}" if name.isdecimal() else name: path for name, path in subjects.items()}
     raise UserError(f"{root} holds no MR/SUBJECT/T1DUAL folder; give the folder that holds CHAOS's MR with --data-root")
 
 
@@ -106,10 +108,10 @@ def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mappi
     if T2 in wanted:
         series = _only_series(folder / "T2SPIR" / "DICOM_anon")
         images[T2] = resample_to(series.volume, series.grid, grid, order=1)
-        own, pictures = read_ground(folder / "T2SPIR" / "Ground", series)
+        t2_labels, pictures = read_ground(folder / "T2SPIR" / "Ground", series)
         read += [*series.files, *pictures]
-        if own is not None:
-            modality_labels[T2] = resample_to(own, series.grid, grid, order=0)
+        if t2_labels is not None:
+            modality_labels[T2] = resample_to(t2_labels, series.grid, grid, order=0)
     for name in wanted:
         check_finite(images[name], f"{folder}, modality {name}")
     complete = set(wanted) <= set(modality_labels)
@@ -139,9 +141,9 @@ def _dual_echo(folder: Path) -> dict[str, list[Path]]:
         groups[_phase_word(path, header), header_number(path, header, "EchoTime", 0.0)].append(path)
         tesla = header_number(path, header, "MagneticFieldStrength", 1.5)
     if len(groups) != 2:
-        found = ", ".join(f"{echo:g} ms" for _, echo in sorted(groups)) or "none"
+        echoes = ", ".join(f"{echo:g} ms" for _, echo in sorted(groups)) or "none"
         raise UserError(
-            f"{folder} holds echoes {found}; expected the two of a dual-echo acquisition (in and out of phase)"
+            f"{folder} holds echoes {echoes}; expected the two of a dual-echo acquisition (in and out of phase)"
         )
     if {word for word, _ in groups} == {IN_PHASE, OUT_PHASE}:
         return {word: files for (word, _), files in groups.items()}

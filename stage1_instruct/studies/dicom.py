@@ -134,26 +134,26 @@ def read_series(files: Sequence[Path]) -> Series:
         raise UserError("a DICOM series without files; is the folder empty?")
     slices = [_read_slice(path) for path in files]
     first = slices[0]
-    for one in slices:
-        if one.size != first.size:
+    for image in slices:
+        if image.size != first.size:
             raise UserError(
-                f"{one.path} is {one.size[0]} x {one.size[1]} pixels, {first.path} is {first.size[0]} x {first.size[1]}; "
+                f"{image.path} is {image.size[0]} x {image.size[1]} pixels, {first.path} is {first.size[0]} x {first.size[1]}; "
                 "the slices of a series must have one size"
             )
-        if np.abs(one.directions - first.directions).max() > SAME_DIRECTION:
-            raise UserError(f"{one.path} and {first.path} have different orientations; the folder mixes series")
-        if np.abs(one.spacing - first.spacing).max() > SAME_DIRECTION:
-            raise UserError(f"{one.path} and {first.path} have different pixel spacing; the folder mixes series")
+        if np.abs(image.directions - first.directions).max() > SAME_DIRECTION:
+            raise UserError(f"{image.path} and {first.path} have different orientations; the folder mixes series")
+        if np.abs(image.spacing - first.spacing).max() > SAME_DIRECTION:
+            raise UserError(f"{image.path} and {first.path} have different pixel spacing; the folder mixes series")
     along_row, along_column = first.directions
     normal = np.cross(along_row, along_column)
-    slices.sort(key=lambda one: float(one.position @ normal))
-    positions = np.array([one.position for one in slices])
-    paths = tuple(one.path for one in slices)
+    slices.sort(key=lambda image: float(image.position @ normal))
+    positions = np.array([image.position for image in slices])
+    paths = tuple(image.path for image in slices)
     _check_gaps(paths, positions @ normal)
     step = (positions[-1] - positions[0]) / (len(slices) - 1) if len(slices) > 1 else normal * _thickness(first)
     _check_line(paths, positions, step)
 
-    volume = np.stack([_pixels(one) for one in slices], axis=-1)
+    volume = np.stack([_pixels(image) for image in slices], axis=-1)
     lps = np.eye(4)
     lps[:3, 0] = along_row * first.spacing[1]
     lps[:3, 1] = along_column * first.spacing[0]
@@ -272,14 +272,14 @@ def _check_gaps(files: Sequence[Path], along: NDArray[np.float64]) -> None:
         return
     usual = float(np.median(gaps))
     for index, gap in enumerate(gaps):
-        one, two = files[index].name, files[index + 1].name
+        lower, upper = files[index].name, files[index + 1].name
         if gap < 1e-3:
             raise UserError(
-                f"{files[index].parent}: {one} and {two} lie at the same position ({along[index]:.2f} mm); "
+                f"{files[index].parent}: {lower} and {upper} lie at the same position ({along[index]:.2f} mm); "
                 "a slice is doubled or two series are mixed, remove one"
             )
         if abs(gap - usual) > GAP_TOLERANCE * usual:
             raise UserError(
-                f"{files[index].parent}: between {one} and {two} are {gap:.2f} mm, between other slices {usual:.2f} mm; "
+                f"{files[index].parent}: between {lower} and {upper} are {gap:.2f} mm, between other slices {usual:.2f} mm; "
                 "a slice is missing, complete the series"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.terminal import choose
 from zeus_union.stage1_instruct.studies.dataset_json import channel_numbers, numbered_names, read_dataset_json
 from zeus_union.stage1_instruct.studies.labels import LabelMapping, in_prose
@@ -46,16 +47,15 @@ def open_msd(name: str, root: Path, labels: str, modalities: Sequence[str] | Non
         mask = None if label is None else mapping.apply(read_labels(label, grid, sorted(names), image))
         return Study(subject, grid, images, mask, sources=sources)
 
-    return Dataset(
+    card = DatasetCard(
         name=name,
         modalities=wanted,
         terms={modality: known_terms.get(modality, f"MRI-{modality}") for modality in wanted},
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
         subjects=tuple(sorted(cases)),
-        load=load,
-        facts=mapping.facts(),
     )
+    return Dataset(card, load, facts=mapping.facts())
 
 
 def _cases(root: Path, values: dict[str, Any]) -> dict[str, tuple[Path, Path | None]]:

@@ -110,8 +110,8 @@ def read_labels(path: Path, grid: Grid, allowed: Sequence[int], image_path: Path
     Raises:
         UserError: unreadable, on another grid than the image, or with a value that dataset.json does not name.
     """
-    volume, own = read_volume(path)
-    check_same_grid(own, path, grid, image_path)
+    volume, label_grid = read_volume(path)
+    check_same_grid(label_grid, path, grid, image_path)
     values = np.unique(volume)
     unknown = [f"{value:g}" for value in values if value not in allowed]
     if unknown:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.terminal import choose
 from zeus_union.stage1_instruct.studies.dataset_json import channel_numbers, read_dataset_json
 from zeus_union.stage1_instruct.studies.labels import LabelMapping, in_prose
@@ -44,10 +45,10 @@ def open_nnunet(root: Path, labels: str, modalities: Sequence[str] | None) -> Da
         images = {}
         grid, first = None, None
         for name, path in paths.items():
-            images[name], own = read_volume(path)
+            images[name], channel_grid = read_volume(path)
             if grid is None or first is None:
-                grid, first = own, path
-            check_same_grid(own, path, grid, first)
+                grid, first = channel_grid, path
+            check_same_grid(channel_grid, path, grid, first)
         assert grid is not None and first is not None
         label = root / folder.name.replace("images", "labels") / f"{subject}{ending}"
         if folder.name == "imagesTr" and not label.is_file():
@@ -56,16 +57,15 @@ def open_nnunet(root: Path, labels: str, modalities: Sequence[str] | None) -> Da
         read = [*paths.values(), label] if mask is not None else list(paths.values())
         return Study(subject, grid, images, mask, sources={path.relative_to(root).as_posix(): path for path in read})
 
-    return Dataset(
+    card = DatasetCard(
         name="nnunet",
         modalities=wanted,
         terms={name: "CT" if name.upper() == "CT" else f"MRI-{name}" for name in wanted},
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
         subjects=tuple(sorted(folders)),
-        load=load,
-        facts=mapping.facts(),
     )
+    return Dataset(card, load, facts=mapping.facts())
 
 
 def _label_names(root: Path, labels: dict[str, object]) -> dict[int, str]:

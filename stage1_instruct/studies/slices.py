@@ -67,12 +67,12 @@ def study_to_slices(study: Study, step: int = 1, skip_empty: bool = True) -> Sli
     volumes = {name: grid.to_slices(volume) for name, volume in study.images.items()}
     labels = None if study.labels is None else grid.to_slices(study.labels)
     if skip_empty:
-        shown = np.zeros(grid.slice_shape[0], dtype=bool)
+        has_content = np.zeros(grid.slice_shape[0], dtype=bool)
         for volume in volumes.values():
-            shown |= (volume > volume.min()).any(axis=(1, 2))
+            has_content |= (volume > volume.min()).any(axis=(1, 2))
         if labels is not None:
-            shown |= labels.any(axis=(1, 2))
-        taken, numbers = len(numbers), numbers[shown[numbers]]
+            has_content |= labels.any(axis=(1, 2))
+        taken, numbers = len(numbers), numbers[has_content[numbers]]
         if not len(numbers):
             raise UserError(
                 f"{study.subject}: none of the {taken} slices taken (of {grid.slice_shape[0]}) shows anything; "
@@ -82,8 +82,8 @@ def study_to_slices(study: Study, step: int = 1, skip_empty: bool = True) -> Sli
     native_masks = None if labels is None else np.ascontiguousarray(labels[numbers])
     modality_masks = None
     if study.labels is not None and set(study.modality_labels) == set(study.images):
-        own = [grid.to_slices(study.modality_labels[name])[numbers] for name in study.images]
-        modality_masks = to_square(np.stack(own, axis=1), spacing, PICTURE_SIZE)
+        masks_of_each = [grid.to_slices(study.modality_labels[name])[numbers] for name in study.images]
+        modality_masks = to_square(np.stack(masks_of_each, axis=1), spacing, PICTURE_SIZE)
     return Slices(
         numbers=numbers.astype(np.int32),
         images=to_square(native, spacing, PICTURE_SIZE),

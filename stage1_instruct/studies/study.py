@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.layout import DatasetCard
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,21 +40,12 @@ class Dataset:
     """A folder of studies, known without reading a voxel.
 
     Attributes:
-        name: the dataset's name, e.g. 'chaos'.
-        modalities: names of the modalities, in channel order.
-        terms: modality -> what the instruction calls it, e.g. 'T2w' -> 'MRI-T2' (Zeus, section 3.1).
-        classes: names of the classes, without background; label k is classes[k - 1].
-        instance: what the instruction asks to segment, e.g. 'brain tumour' (Zeus, section 3.1).
-        subjects: names, sorted.
+        card: name, modalities, classes and subjects, as a cache of it will hold them; how many slices are kept is for the
+            build to say, here it is all of them.
         load: reads one subject.
         facts: anything that decides how voxels are read (label mapping and so on); becomes part of the recipe.
     """
 
-    name: str
-    modalities: tuple[str, ...]
-    terms: Mapping[str, str]
-    classes: tuple[str, ...]
-    instance: str
-    subjects: tuple[str, ...]
+    card: DatasetCard
     load: Callable[[str], Study]
     facts: Mapping[str, Any] = field(default_factory=dict)

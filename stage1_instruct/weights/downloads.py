@@ -58,15 +58,15 @@ def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[
             )
         say(f"{path.name}: {reason}; trying again ({attempt + 1} of {ATTEMPTS})")
         time.sleep(PAUSE_S)
-    found, found_bytes = sha256_of(part), part.stat().st_size
-    if (size and found_bytes != size) or (sha256 and found != sha256):
+    digest, byte_count = sha256_of(part), part.stat().st_size
+    if (size and byte_count != size) or (sha256 and digest != sha256):
         part.unlink()
         raise UserError(
-            f"{url} gave another file than the pinned one ({found_bytes} bytes, sha256 {found}; expected "
+            f"{url} gave another file than the pinned one ({byte_count} bytes, sha256 {digest}; expected "
             f"{size or 'any'} bytes, {sha256 or 'any'}); nothing of it was kept"
         )
     part.replace(path)
-    return found
+    return digest
 
 
 def _go_on(url: str, part: Path, name: str) -> None:

@@ -142,8 +142,8 @@ def _extract(archive: Path, member: str, target: Path) -> None:
     """One file of a zip, wherever in it that lies; nothing else is unpacked, so no name in it can lead elsewhere."""
     try:
         with zipfile.ZipFile(archive) as zipped:
-            found = [name for name in zipped.namelist() if name.rpartition("/")[2] == member]
-            with zipped.open(found[0]) as source, target.open("wb") as out:
+            members = [name for name in zipped.namelist() if name.rpartition("/")[2] == member]
+            with zipped.open(members[0]) as source, target.open("wb") as out:
                 shutil.copyfileobj(source, out, 1 << 20)
     except (zipfile.BadZipFile, IndexError, EOFError) as error:
         archive.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,10 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     Raises:
         UserError: missing or unexpected keys, or a tensor of another shape.
     """
-    own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     if missing or unexpected or misshapen:
         faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
         said = "; ".join(f"{len(keys)} {fault}, first {keys[0]}" for fault, keys in faults if keys)
@@ -92,3 +92,7 @@ def convert_gguf(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "model.gguf").unlink()
+
+
+# As sources.yaml names them: makes the loadable files of what was published, in place.
+CONVERTERS: Mapping[str, Callable[[Path], None]] = {"litemedsam": convert_litemedsam, "gguf": convert_gguf}

@@ -47,7 +47,7 @@ def make_cache(path: Path, slices: int, subjects: int = 2) -> Path:
     constants = {f"decoder.{name}": t.numpy() for name, t in MaskDecoder(4, keep_iou_token=True).state_dict().items()}
     constants |= {"dense_pe": np.zeros((256, 64, 64), np.float32), "no_mask": np.zeros(256, np.float32)}
     writer.begin_layer("slices", {"noise": 1})
-    writer.begin_layer("embeddings/noise", {"noise": 1}, constants)
+    writer.begin_layer("embeddings/noise", {"noise": 1}, lambda: constants)
     writer.begin_layer("instructions/noise", {"noise": 1})
     grid, numbers = Grid((256, 256, slices), np.eye(4)), np.arange(slices, dtype=np.int32)
     for name in names:

@@ -71,7 +71,7 @@ def main() -> None:
         dataset = open_dataset("demo", folder / "data")
         # Loading and first calls belong to no slice.
         models.encoder.encode(np.zeros((1, 256, 256), np.uint8))
-        models.instruct([question("liver", "MRI-T2")], torch.zeros(1, 256, 64, 64))
+        models.instructor.answer([question("liver", "MRI-T2")], torch.zeros(1, 256, 64, 64))
         models.text_encoder.encode(["a liver"])
         report = build_cache(dataset, models, BuildOptions(folder / "demo.h5", slice_step=arguments.slice_step))
         print("stage 1, seconds a slice-modality")
@@ -95,7 +95,7 @@ def compare(cache: Cache, models: Models, run: Path, device: str, batch_size: in
     def speak(rows: np.ndarray, embeddings: Tensor, _: Tensor) -> Tensor:
         flat = embeddings.flatten(0, 1)
         questions = [question(cache.card.instance, cache.card.terms[m]) for _ in rows for m in cache.modalities]
-        texts = models.text_encoder.encode([answer.text for answer in models.instruct(questions, flat)])
+        texts = models.text_encoder.encode([answer.text for answer in models.instructor.answer(questions, flat)])
         return torch.as_tensor(texts).reshape(*embeddings.shape[:2], -1).to(device)
 
     def as_cached(rows: np.ndarray, embeddings: Tensor) -> Tensor:

@@ -285,7 +285,7 @@ def test_temporary_files_of_ended_processes_are_removed_and_those_of_others_kept
 def _build_part(path: Path, subjects: tuple[str, ...]) -> None:
     writer = CacheWriter(path, CARD)
     writer.begin_layer("slices", SLICES_RECIPE)
-    writer.begin_layer("embeddings/tiny", ENCODER_RECIPE, tiny_cache.CONSTANTS)
+    writer.begin_layer("embeddings/tiny", ENCODER_RECIPE, lambda: tiny_cache.CONSTANTS)
     writer.begin_layer("instructions/zeus", LLM_RECIPE)
     for subject in subjects:
         writer.write_slices(subject, make_slices(subject))

@@ -67,7 +67,7 @@ def build(
     """What the build loop of stage 1 does; `acknowledge(layer, subject)` is called for all that is finished."""
     writer = CacheWriter(path, card)
     writer.begin_layer("slices", SLICES_RECIPE)
-    writer.begin_layer("embeddings/tiny", ENCODER_RECIPE, CONSTANTS)
+    writer.begin_layer("embeddings/tiny", ENCODER_RECIPE, lambda: CONSTANTS)
     for variant in variants:
         writer.begin_layer(f"instructions/{variant}", LLM_RECIPE)
     for subject in card.subjects:

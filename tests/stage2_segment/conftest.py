@@ -64,7 +64,7 @@ def make_cache(path: Path, subjects: tuple[str, ...] = SUBJECTS, unlabelled: tup
     )
     writer = CacheWriter(path, card)
     writer.begin_layer("slices", {"toy": 1})
-    writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, decoder_constants())
+    writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, decoder_constants)
     writer.begin_layer("instructions/toy", {"llm": "toy"})
     grid, numbers = oblique_grid(), np.arange(0, 2 * SLICES, 2, dtype=np.int32)
     for subject in subjects:

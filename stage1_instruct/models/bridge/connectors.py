@@ -97,7 +97,7 @@ def save_connector(connector: Connector, path: Path, facts: Mapping[str, Any]) -
 
 
 def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, dict[str, Any]]:
-    """A saved connector and the facts saved with it; or, of a .pth checkpoint, XrayGPT's or MiniGPT-4's (no facts).
+    """`read_connector`, for given widths.
 
     Args:
         inputs: width of the vision features it will be given.
@@ -105,10 +105,19 @@ def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, di
     Raises:
         UserError: not a connector of ours; one for other widths.
     """
+    connector, facts = read_connector(path)
+    check_widths(connector, path, inputs, outputs)
+    return connector, facts
+
+
+def read_connector(path: Path) -> tuple[Connector, dict[str, Any]]:
+    """A saved connector and the facts saved with it; or, of a .pth checkpoint, XrayGPT's or MiniGPT-4's (no facts).
+
+    Raises:
+        UserError: not a connector of ours.
+    """
     if path.suffix == ".pth":
-        connector = read_llama_proj(path)
-        _check_widths(connector, path, inputs, outputs)
-        return connector, {}
+        return read_llama_proj(path), {}
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["projection"])
@@ -117,18 +126,22 @@ def load_connector(path: Path, inputs: int, outputs: int) -> tuple[Connector, di
         connector.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a projection that train-projection saved: {error}") from error
-    _check_widths(connector, path, inputs, outputs)
     return connector, facts
 
 
-def _check_widths(connector: Connector, path: Path, inputs: int, outputs: int) -> None:
-    for side, found, expected in (
+def check_widths(connector: Connector, path: Path, inputs: int, outputs: int) -> None:
+    """Refuses a saved connector for features, or for a language model, of another width.
+
+    Raises:
+        UserError: naming both widths.
+    """
+    for side, width, expected in (
         ("takes vision features", connector.sizes["inputs"], inputs),
         ("feeds a language model", connector.sizes["outputs"], outputs),
     ):
-        if found != expected:
+        if width != expected:
             raise UserError(
-                f"the projection {path} {side} {found} wide, but this profile's are {expected}; "
+                f"the projection {path} {side} {width} wide, but this profile's are {expected}; "
                 "train one for this profile (zeus-instruct train-projection) or --set projection=untrained"
             )
 

@@ -32,7 +32,7 @@ class ImageEncoder(Protocol):
         """SAM's pretrained mask decoder and prompt constants; see `prompt_constants`."""
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the embeddings, JSON-able, without paths."""
+        """What decides the embeddings, JSON-able, without paths; `recipe_of` of the class gives it without loading."""
 
 
 def prompt_constants(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -30,7 +30,7 @@ class LiteMedSAM:
         state = read_weights(path if path.is_file() else path / "model.safetensors")
         prefix = "image_encoder."
         self._constants = prompt_constants(state)
-        self._digest = digest_of(weights)
+        self._recipe = self.recipe_of(weights)
         self._device = torch.device(device)
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         self._model = TinyViT(widths_of(own)).eval().requires_grad_(False)
@@ -65,10 +65,15 @@ class LiteMedSAM:
         return self._constants
 
     def recipe(self) -> dict[str, Any]:
+        return self._recipe
+
+    @classmethod
+    def recipe_of(cls, weights: str) -> dict[str, Any]:
+        """`recipe` of the encoder with these weights, which are not loaded."""
         return {
-            "model": self.name,
-            "weights_sha256": self._digest,
-            "input_size": self.input_size,
+            "model": cls.name,
+            "weights_sha256": digest_of(weights),
+            "input_size": cls.input_size,
             "intensity": "min-max of each slice to 0..1, repeated to 3 channels",
             "precision": "fp32",
         }

@@ -101,12 +101,12 @@ class SamEncoder:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size = {batch_size}, expected 1 or more, or none to find it")
         self.name = name
-        self._kind = KINDS[name]
-        sam = build_sam(SIZES[self._kind.size], name)
+        self._size = SIZES[KINDS[name].size]
+        sam = build_sam(self._size, name)
         state = read_weights(path_of(weights))
         load_strictly(sam, state, name)
         self._constants = prompt_constants(state)
-        self._digest = digest_of(weights)
+        self._recipe = self.recipe_of(name, weights, precision)
         self._precision = precision
         self._dtype = PRECISIONS[precision]
         self._device = torch.device(device)
@@ -132,7 +132,7 @@ class SamEncoder:
             self._model.to(self._device)
             self._batch = None
         if self._batch is None:
-            self._batch = self._wanted_batch or fitting_batch(SIZES[self._kind.size], self._device, self._dtype)
+            self._batch = self._wanted_batch or fitting_batch(self._size, self._device, self._dtype)
         parts, self._batch = run_in_batches(
             lambda batch: self._embed(images[batch]), len(images), self._batch, say, self.name
         )
@@ -161,12 +161,17 @@ class SamEncoder:
         return self._constants
 
     def recipe(self) -> dict[str, Any]:
+        return self._recipe
+
+    @classmethod
+    def recipe_of(cls, name: str, weights: str, precision: str = "fp32") -> dict[str, Any]:
+        """`recipe` of the encoder with these weights, which are not loaded."""
         return {
-            "model": self.name,
-            "weights_sha256": self._digest,
-            "input_size": self.input_size,
-            "intensity": f"{self._kind.intensity}, repeated to 3 channels",
-            "precision": self._precision,
+            "model": name,
+            "weights_sha256": digest_of(weights),
+            "input_size": cls.input_size,
+            "intensity": f"{KINDS[name].intensity}, repeated to 3 channels",
+            "precision": precision,
         }
 
 
@@ -252,11 +257,11 @@ def _modeling() -> ModuleType:
     package = "segment_anything"
     if package in sys.modules:
         return importlib.import_module(f"{package}.modeling")
-    found = importlib.util.find_spec(package)
-    if found is None or found.submodule_search_locations is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"No module named {package!r}")
     bare = ModuleType(package)
-    bare.__path__ = list(found.submodule_search_locations)
+    bare.__path__ = list(spec.submodule_search_locations)
     before = {key for key in sys.modules if key.startswith(f"{package}.")}
     sys.modules[package] = bare
     try:

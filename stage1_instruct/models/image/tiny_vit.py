@@ -75,7 +75,7 @@ class PatchMerging(nn.Module):
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
 
 
-class Attention(nn.Module):
+class WindowAttention(nn.Module):
     """Attention within a square window, with a learned bias per head and per absolute offset (rows, columns)."""
 
     offset: Tensor
@@ -119,7 +119,7 @@ class TinyViTBlock(nn.Module):
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
         self.window = window
-        self.attn = Attention(width, heads, window)
+        self.attn = WindowAttention(width, heads, window)
         self.local_conv = ConvBN(width, width, kernel=3, groups=width)
         self.mlp = Mlp(width)
 

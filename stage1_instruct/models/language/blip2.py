@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.language.llm import LoadedLLM
-from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained, read_config
 from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # CLIP's, with which BLIP-2's tower was trained (preprocessor_config.json of the released folders).
@@ -67,11 +67,36 @@ class Blip2:
         return torch.cat(parts)
 
     def recipe(self) -> dict[str, Any]:
-        return {
-            "source": "BLIP-2",
-            "weights_sha256": self._digest,
-            "preprocessing": f"bicubic to {self._side}, CLIP's mean and standard deviation, repeated to 3 channels",
-        }
+        return _recipe(self._digest, self._side)
+
+    @staticmethod
+    def recipe_of(folder: str) -> dict[str, Any]:
+        """`recipe` of the BLIP-2 in this folder; reads its configuration and no weights.
+
+        Raises:
+            UserError: no such folder; not a BLIP-2 with a decoder-only language model.
+        """
+        return _recipe(digest_of(folder), _read_config(folder).vision_config.image_size)
+
+    @staticmethod
+    def widths_of(folder: str) -> tuple[int, int]:
+        """Width of the image tokens, and of the token embeddings of its language model; loads no weights."""
+        text = _read_config(folder).text_config
+        # OPT's token embeddings may be narrower than its layers (OPT 350M).
+        return text.hidden_size, getattr(text, "word_embed_proj_dim", text.hidden_size)
+
+
+def _recipe(digest: str, side: int) -> dict[str, Any]:
+    return {
+        "source": "BLIP-2",
+        "weights_sha256": digest,
+        "preprocessing": f"bicubic to {side}, CLIP's mean and standard deviation, repeated to 3 channels",
+    }
+
+
+def _read_config(folder: str) -> Any:
+    _check_kind(path_of(folder))
+    return read_config(folder, "BLIP-2 model")
 
 
 def preprocess(images: NDArray[np.uint8], side: int) -> Tensor:

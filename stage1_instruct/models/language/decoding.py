@@ -7,6 +7,7 @@ beginning is computed once, and a row's tokens are the same whatever shares the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,9 @@ class Decoder:
         self.slots = slots
         self._stop = stop
         self._say = say
+        # transformers 5.0 calls the argument past_key_values, 5.24 calls it cache and refuses the old name from 5.40 on.
+        takes = inspect.signature(type(model).forward).parameters
+        self._cache_argument = "cache" if "cache" in takes else "past_key_values"
 
     @torch.inference_mode()
     def run(self, prompts: Prompts, seeds: Sequence[int]) -> list[Answer]:
@@ -162,12 +166,7 @@ class Decoder:
         if not prompts.shared:
             return None
         cache = DynamicCache()
-        self.model(
-            inputs_embeds=prompts.embed(0)[None, : prompts.shared],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        self._forward(cache, inputs_embeds=prompts.embed(0)[None, : prompts.shared], logits_to_keep=1)
         return cache
 
     def _read(self, rows: list[_Row], prompts: Prompts, beginning: Cache | None) -> Cache:
@@ -182,15 +181,15 @@ class Decoder:
                 cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), number)
         pieces = [prompts.embed(row.prompt)[shared:] for row in rows]
         embeds = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-        places = sorted({len(piece) - 1 for piece in pieces})
+        ends = sorted({len(piece) - 1 for piece in pieces})
         positions = torch.arange(shared, shared + embeds.shape[1], device=embeds.device)
         logits, states = self._forward(
+            cache,
             inputs_embeds=embeds,
             position_ids=positions.expand(len(rows), -1),
-            past_key_values=cache,
-            logits_to_keep=torch.tensor(places, device=embeds.device),
+            logits_to_keep=torch.tensor(ends, device=embeds.device),
         )
-        last = [places.index(len(piece) - 1) for piece in pieces]
+        last = [ends.index(len(piece) - 1) for piece in pieces]
         every = range(len(rows))
         self._choose(rows, logits[every, last], None if states is None else states[every, last])
         return cache
@@ -205,29 +204,29 @@ class Decoder:
         width = max(lengths) + 1
         mask = torch.arange(width, 0, -1) <= torch.tensor(lengths)[:, None] + 1
         logits, states = self._forward(
+            cache,
             input_ids=torch.tensor([row.tokens[-1:] for row in rows]).to(device),
             attention_mask=mask.to(device, torch.long),
             position_ids=torch.tensor(lengths)[:, None].to(device),
-            past_key_values=cache,
             logits_to_keep=1,
         )
         cache.end_step()
         self._choose(rows, logits[:, -1], None if states is None else states[:, -1])
 
-    def _forward(self, **inputs: Any) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, cache: Cache, **inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Logits (B, n, V) and, where they are kept, what they were computed from: the last layer's states (B, n, H)."""
-        seen: list[Tensor] = []
+        states: list[Tensor] = []
         hook = None
         if self.decoding.keep_states:
             # output_hidden_states would keep every layer's; the last one is what goes into the output embedding.
             head = self.model.get_output_embeddings()
-            hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+            hook = head.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0]))
         try:
-            logits = self.model(use_cache=True, **inputs).logits
+            logits = self.model(use_cache=True, **{self._cache_argument: cache}, **inputs).logits
         finally:
             if hook is not None:
                 hook.remove()
-        return logits, seen[0] if seen else None
+        return logits, states[0] if states else None
 
     def _choose(self, rows: list[_Row], logits: Tensor, states: Tensor | None) -> None:
         """The next token of each row from its logits (B, V), and the state (B, H) behind it."""
@@ -284,5 +283,5 @@ def _sample(scores: Tensor, top_p: float, generators: Sequence[torch.Generator])
     kept = ((reached - probabilities) < top_p).sum(-1, keepdim=True)
     drawn = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     wanted = drawn.to(scores.device) * reached.gather(-1, kept - 1)
-    place = torch.searchsorted(reached, wanted, right=True).clamp(max=kept - 1)
-    return tokens.gather(-1, place)[:, 0]
+    rank = torch.searchsorted(reached, wanted, right=True).clamp(max=kept - 1)
+    return tokens.gather(-1, rank)[:, 0]

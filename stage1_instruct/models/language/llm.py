@@ -17,7 +17,7 @@ from zeus_union.stage1_instruct.models.language.prompts import Template
 from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
 from zeus_union.stage1_instruct.weights.store import digest_of
 
-__all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading"]
+__all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading", "llm_recipe"]
 
 
 class LoadedLLM(NamedTuple):
@@ -187,24 +187,32 @@ class InstructionLLM:
         return Generation(" ".join(text.split()), prompt_tokens, len(answer.tokens), answer.stop_reason, answer.states)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the text, without the image; batch size and the device do not."""
-        decoding = self.decoding
-        sampled = {"method": "sampled", "temperature": decoding.temperature, "top_p": decoding.top_p}
-        recipe: dict[str, Any] = {
-            "weights_sha256": self.digest,
-            "template": {"name": self.template.name, "text": self.template.text, "marker": self.template.marker},
-            "decoding": {
-                **(sampled if decoding.temperature else {"method": "greedy"}),
-                "max_new_tokens": decoding.max_new_tokens,
-                "repetition_penalty": decoding.repetition_penalty,
-                "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
-            },
-            "precision": self.loading.precision,
-            "quantize": self.loading.quantize,
-        }
-        if decoding.keep_states:
-            recipe["states"] = "last layer after the final norm, fp16"
-        return recipe
+        """What decides the text, without the image."""
+        return llm_recipe(self.digest, self.template, self.decoding, self.loading)
+
+
+def llm_recipe(digest: str, template: Template, decoding: Decoding, loading: Loading) -> dict[str, Any]:
+    """What decides a language model's text, without the image; batch size and the device do not.
+
+    Args:
+        digest: of its weights, which need not be loaded.
+    """
+    sampled = {"method": "sampled", "temperature": decoding.temperature, "top_p": decoding.top_p}
+    recipe: dict[str, Any] = {
+        "weights_sha256": digest,
+        "template": {"name": template.name, "text": template.text, "marker": template.marker},
+        "decoding": {
+            **(sampled if decoding.temperature else {"method": "greedy"}),
+            "max_new_tokens": decoding.max_new_tokens,
+            "repetition_penalty": decoding.repetition_penalty,
+            "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
+        },
+        "precision": loading.precision,
+        "quantize": loading.quantize,
+    }
+    if decoding.keep_states:
+        recipe["states"] = "last layer after the final norm, fp16"
+    return recipe
 
 
 def _common_beginning(rows: Sequence[list[int]]) -> int:

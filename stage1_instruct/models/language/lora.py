@@ -70,8 +70,10 @@ def load_lora(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a LoRA that train-projection saved: {error}") from error
     add_lora(model, rank)
-    own = lora_state(model)
-    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+    added = lora_state(model)
+    if {name: tensor.shape for name, tensor in added.items()} != {
+        name: tensor.shape for name, tensor in tensors.items()
+    }:
         raise UserError(
             f"the LoRA {path} was trained on another language model; train one for this profile, or --set lora=none"
         )

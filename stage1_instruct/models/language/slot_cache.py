@@ -62,8 +62,8 @@ class SlotCache(Cache):
     def add(self, filled: Cache, row: int, length: int) -> None:
         """Copies a row's first `length` columns into the next slot."""
         span = self._span
-        for own, other in self._pairs(filled):
-            own[span.rows, :, span.end - length : span.end] = other[row, :, :length]
+        for buffer, states in self._pairs(filled):
+            buffer[span.rows, :, span.end - length : span.end] = states[row, :, :length]
         span.rows += 1
 
     def drop(self, slot: int) -> None:
@@ -71,22 +71,27 @@ class SlotCache(Cache):
         span = self._span
         span.rows -= 1
         if slot != span.rows:
-            for own, _ in self._pairs(self):
-                own[slot, :, span.start : span.end] = own[span.rows, :, span.start : span.end]
+            for buffer in self._buffers():
+                buffer[slot, :, span.start : span.end] = buffer[span.rows, :, span.start : span.end]
 
     def begin_step(self, longest: int) -> None:
         """Shows `longest` columns; moves everything to the left where there is none left to write to."""
         span = self._span
         if span.end == self._columns:
             end = max(longest, self._longest_prompt)
-            for own, _ in self._pairs(self):
-                own[: span.rows, :, end - longest : end] = own[: span.rows, :, span.end - longest : span.end].clone()
+            for buffer in self._buffers():
+                buffer[: span.rows, :, end - longest : end] = buffer[
+                    : span.rows, :, span.end - longest : span.end
+                ].clone()
             span.end = end
         span.start = span.end - longest
 
     def end_step(self) -> None:
         self._span.end += 1
 
-    def _pairs(self, other: Cache) -> list[tuple[Tensor, Tensor]]:
-        layers = zip(tensors(self), tensors(other))
-        return [pair for own, its in layers for pair in zip(own, its)]
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for layer in tensors(self) for buffer in layer]
+
+    def _pairs(self, filled: Cache) -> list[tuple[Tensor, Tensor]]:
+        """Each buffer with what another cache of the same model holds there."""
+        return list(zip(self._buffers(), [states for layer in tensors(filled) for states in layer]))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
 
-from zeus_union.stage1_instruct.models.pretrained import load_pretrained
+from zeus_union.stage1_instruct.models.pretrained import load_pretrained, read_config
 from zeus_union.stage1_instruct.weights.store import digest_of
 
 
@@ -29,13 +29,13 @@ class InstructionEncoder(Protocol):
         """Float32 (B, D), in order; what else is in the batch does not change a vector."""
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the vectors, JSON-able, without paths."""
+        """What decides the vectors, JSON-able, without paths; `recipe_of` of the class gives it without loading."""
 
 
 def encode_distinct(encoder: InstructionEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Float32 (B, D), in order; a text that comes several times is encoded once."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    return encoder.encode(list(places))[[places[text] for text in texts]]
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    return encoder.encode(list(rows))[[rows[text] for text in texts]]
 
 
 class TextEncoder:
@@ -49,8 +49,7 @@ class TextEncoder:
         self._model.to(device)
         self._device = torch.device(device)
         self._batch_size = batch_size
-        # 256 tokens is what all-MiniLM-L6-v2 was made for; instructions of up to 300 tokens lose their end.
-        self._max_tokens = min(256, self._model.config.max_position_embeddings)
+        self._max_tokens = _max_tokens(self._model.config)
         self._digest = digest_of(weights)
 
     @property
@@ -79,9 +78,27 @@ class TextEncoder:
         return vectors
 
     def recipe(self) -> dict[str, Any]:
-        return {
-            "weights_sha256": self._digest,
-            "pooling": "mean over tokens, unit length",
-            "max_tokens": self._max_tokens,
-            "precision": "fp32",
-        }
+        return _recipe(self._digest, self._max_tokens)
+
+    @staticmethod
+    def recipe_of(weights: str) -> dict[str, Any]:
+        """`recipe` of the encoder in this folder; reads its configuration and no weights.
+
+        Raises:
+            UserError: no such folder; no configuration in it.
+        """
+        return _recipe(digest_of(weights), _max_tokens(read_config(weights, "text encoder")))
+
+
+def _max_tokens(config: Any) -> int:
+    """256 is what all-MiniLM-L6-v2 was made for; instructions of up to 300 tokens lose their end."""
+    return min(256, config.max_position_embeddings)
+
+
+def _recipe(digest: str, max_tokens: int) -> dict[str, Any]:
+    return {
+        "weights_sha256": digest,
+        "pooling": "mean over tokens, unit length",
+        "max_tokens": max_tokens,
+        "precision": "fp32",
+    }

@@ -18,6 +18,7 @@ from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # What a whole CLIP checkpoint holds beside its text encoder (position_ids: a buffer of older versions).
 _OTHER_PARTS = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
+_UNREADABLE = (OSError, ValueError, ImportError, RuntimeError)
 
 
 class CLIPText:
@@ -61,13 +62,26 @@ class CLIPText:
         return vectors
 
     def recipe(self) -> dict[str, Any]:
-        return {
-            "source": "CLIP",
-            "weights_sha256": self._digest,
-            "pooling": "end token, projected, unit length",
-            "max_tokens": self._max_tokens,
-            "precision": "fp32",
-        }
+        return _recipe(self._digest, self._max_tokens)
+
+    @staticmethod
+    def recipe_of(folder: str) -> dict[str, Any]:
+        """`recipe` of the encoder in this folder; reads its configuration and no weights.
+
+        Raises:
+            UserError: no such folder; not CLIP.
+        """
+        return _recipe(digest_of(folder), _read_config(path_of(folder)).max_position_embeddings)
+
+
+def _recipe(digest: str, max_tokens: int) -> dict[str, Any]:
+    return {
+        "source": "CLIP",
+        "weights_sha256": digest,
+        "pooling": "end token, projected, unit length",
+        "max_tokens": max_tokens,
+        "precision": "fp32",
+    }
 
 
 def batches_of_equal_length(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -88,27 +102,34 @@ def _read_tokenizer(path: Path) -> Any:
         raise UserError(f"the CLIP tokenizer in {path} cannot be read: {error}") from error
 
 
-def _read_model(path: Path) -> Any:
-    """Frozen fp32 text encoder of a text-only or whole CLIP folder; transformers alone would let weights be missing."""
-    transformers.utils.logging.disable_progress_bar()
+def _read_config(path: Path) -> Any:
+    """The text encoder's configuration in a text-only or whole CLIP folder."""
     try:
         values, _ = transformers.PretrainedConfig.get_config_dict(path, local_files_only=True)
         kind = values.get("model_type")
         if kind not in ("clip", "clip_text_model"):
             raise UserError(f"{path} is of the type {kind}, expected CLIP: a whole model or its text encoder")
-        if kind == "clip":
-            whole: Any = transformers.CLIPConfig.from_dict(values)
-            config = whole.text_config
-            # The width of a whole model stands beside, not inside, its text part.
-            config.projection_dim = whole.projection_dim
-        else:
-            config = transformers.CLIPTextConfig.from_dict(values)
-        read: Any = transformers.CLIPTextModelWithProjection.from_pretrained
-        model, found = read(path, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if kind == "clip_text_model":
+            return transformers.CLIPTextConfig.from_dict(values)
+        whole: Any = transformers.CLIPConfig.from_dict(values)
+    except _UNREADABLE as error:
         raise UserError(f"{path} is not a CLIP text encoder that transformers can read: {error}") from error
-    unexpected = sorted(key for key in found["unexpected_keys"] if not key.startswith(_OTHER_PARTS))
-    missing = sorted(found["missing_keys"])
+    # The width of a whole model stands beside, not inside, its text part.
+    whole.text_config.projection_dim = whole.projection_dim
+    return whole.text_config
+
+
+def _read_model(path: Path) -> Any:
+    """Frozen fp32 text encoder of a text-only or whole CLIP folder; transformers alone would let weights be missing."""
+    transformers.utils.logging.disable_progress_bar()
+    config = _read_config(path)
+    try:
+        read: Any = transformers.CLIPTextModelWithProjection.from_pretrained
+        model, report = read(path, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    except _UNREADABLE as error:
+        raise UserError(f"{path} is not a CLIP text encoder that transformers can read: {error}") from error
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(_OTHER_PARTS))
+    missing = sorted(report["missing_keys"])
     if missing or unexpected:
         faults = [("missing", missing), ("unexpected", unexpected)]
         said = "; ".join(f"{len(keys)} {fault}, first {keys[0]}" for fault, keys in faults if keys)

@@ -13,8 +13,12 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache, parse_layers
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import load_models
+from zeus_union.stage1_instruct.models.bridge.connectors import Connector, save_connector
+from zeus_union.stage1_instruct.models.image import litemedsam
+from zeus_union.stage1_instruct.models.language import blip2, llm
+from zeus_union.stage1_instruct.models.text import bert
 from zeus_union.stage1_instruct.phantom.write import write_demo
-from zeus_union.stage1_instruct.profiles.profile import Profile
+from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 
@@ -58,8 +62,8 @@ def test_an_interrupted_build_goes_on_and_ends_equal_row_for_row(dataset: Datase
         np.testing.assert_array_equal(whole.images(rows), parts.images(rows))
         np.testing.assert_array_equal(whole.masks(rows), parts.masks(rows))
         np.testing.assert_array_equal(whole.text_embeddings("lite", rows), parts.text_embeddings("lite", rows))
-        one, two = (cache.read_embeddings("litemedsam", rows, [0]) for cache in (whole, parts))
-        np.testing.assert_array_equal(one.values, two.values)
+        of_whole, of_parts = (cache.read_embeddings("litemedsam", rows, [0]) for cache in (whole, parts))
+        np.testing.assert_array_equal(of_whole.values, of_parts.values)
         assert whole.instructions().to_pylist() == parts.instructions().to_pylist()
 
 
@@ -78,6 +82,60 @@ def test_changed_source_files_are_noticed(dataset: Dataset, lite: Profile, tmp_p
         build_cache(
             replace(dataset, load=load), models, replace(options(tmp_path / "a.h5"), layers=("slices", "embeddings"))
         )
+
+
+def test_build_with_nothing_left_to_do_loads_no_model(
+    dataset: Dataset, tiny_parts: dict[str, str], tiny_blip2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(variant: str, **overrides: str) -> int:
+        models = load_models(load_profile("lite", {**tiny_parts, **overrides}))
+        return build_cache(dataset, models, replace(options(tmp_path / "a.h5"), variant=variant)).subjects
+
+    variants: dict[str, dict[str, str]] = {
+        "llm": {},
+        "blip2": {"instructor": "blip2", "blip2": str(tiny_blip2)},
+        "prompt": {"instructor": "prompt"},
+    }
+    assert [build(variant, **overrides) for variant, overrides in variants.items()] == [2, 2, 2]
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    for module, loader in (
+        (litemedsam, "read_weights"),
+        (bert, "load_pretrained"),
+        (llm, "load_pretrained"),
+        (blip2, "load_pretrained"),
+    ):
+        monkeypatch.setattr(module, loader, refuse)
+    assert [build(variant, **overrides) for variant, overrides in variants.items()] == [0, 0, 0]
+    with pytest.raises(AssertionError, match="a model is loaded"):
+        build("another")
+    with pytest.raises(UserError, match="made from something else"):
+        build("llm", template="xraygpt")
+
+
+def test_models_that_do_not_belong_together_are_refused_before_the_first_subject(
+    dataset: Dataset, tiny_parts: dict[str, str], tmp_path: Path
+) -> None:
+    def load(subject: str) -> Study:
+        raise AssertionError("a subject is read")
+
+    def build(**overrides: str) -> None:
+        models = load_models(load_profile("lite", {**tiny_parts, **overrides}))
+        build_cache(replace(dataset, load=load), models, options(tmp_path / "a.h5"))
+
+    first = load_models(load_profile("lite", tiny_parts)).projected_llm
+    facts = {"vision": first.vision_recipe(), "llm_sha256": first.llm.digest}
+    save_connector(Connector("mlp", 256, 8, 48), tmp_path / "wide.safetensors", facts)
+    other = {**facts, "vision": {**first.vision_recipe(), "pooling": "another"}}
+    save_connector(Connector("mlp", 256, 8, 32), tmp_path / "other.safetensors", other)
+    with pytest.raises(UserError, match="feeds a language model 48 wide, but this profile's are 32"):
+        build(projection=str(tmp_path / "wide.safetensors"))
+    with pytest.raises(UserError, match=r"trained on other vision features \(pooling differ"):
+        build(projection=str(tmp_path / "other.safetensors"))
+    with pytest.raises(UserError, match="are not those of the language model"):
+        build(projection="untrained", llm=tiny_parts["text_encoder"])
 
 
 def test_a_layer_brings_those_it_stands_on():

@@ -89,7 +89,7 @@ def test_two_processes_share_the_subjects_and_end_with_the_cache_of_one(data: Pa
 
 def test_the_subject_of_a_lost_process_is_taken_over(data: Path, tmp_path: Path) -> None:
     dataset = open_dataset("nnunet", data)
-    lost = start(data, tmp_path / "two.h5", lost=dataset.subjects[1])
+    lost = start(data, tmp_path / "two.h5", lost=dataset.card.subjects[1])
     assert lost.stdout is not None and lost.stdout.readline() == "taken\n"
     other = start(data, tmp_path / "two.h5")
     # The other one ends up waiting for the lost one's subject.
@@ -99,7 +99,7 @@ def test_the_subject_of_a_lost_process_is_taken_over(data: Path, tmp_path: Path)
     assert other.communicate(timeout=120)[0] == "3\n"
     lost.wait()
     with Cache(tmp_path / "two.h5") as cache:
-        assert cache.subjects == dataset.subjects
+        assert cache.subjects == dataset.card.subjects
     assert verify(tmp_path / "two.h5") == []
 
 

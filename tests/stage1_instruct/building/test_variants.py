@@ -148,20 +148,20 @@ def test_bare_prompt_is_the_question_in_every_slice(demo: Demo) -> None:
 
 
 def test_text_that_comes_again_is_encoded_once() -> None:
-    asked: list[str] = []
+    encoded: list[str] = []
 
     class Lengths:
         width = 1
 
         def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-            asked.extend(texts)
+            encoded.extend(texts)
             return np.array([[len(text)] for text in texts], np.float32)
 
         def recipe(self) -> dict[str, str]:
             return {}
 
     assert encode_distinct(Lengths(), ["bb", "a", "bb", ""]).tolist() == [[2], [1], [2], [0]]
-    assert asked == ["bb", "a", ""]
+    assert encoded == ["bb", "a", ""]
 
 
 def test_each_class_has_a_layer_that_asks_for_it_alone(demo: Demo) -> None:
@@ -173,8 +173,8 @@ def test_each_class_has_a_layer_that_asks_for_it_alone(demo: Demo) -> None:
         assert "own" not in cache.variants
         for variant, name in zip(names.split(","), cache.classes):
             assert cache.recipe(f"instructions/{variant}")["instance"] == name
-            asked = {row["prompt"] for row in cache.instructions(variant).to_pylist()}
-            assert asked == {question(name, cache.card.terms[modality]) for modality in cache.modalities}
+            prompts = {row["prompt"] for row in cache.instructions(variant).to_pylist()}
+            assert prompts == {question(name, cache.card.terms[modality]) for modality in cache.modalities}
         assert cache.card.instance == "liver, right kidney, left kidney and spleen"
 
 
@@ -185,10 +185,10 @@ def test_grid_with_classes_makes_a_layer_for_every_row_and_class(demo: Demo, tmp
     done = demo.build("--grid", str(tmp_path / "grid.yaml"), "--per-class", "--labels", "binary")
     assert done.exit_code == 0, done.output
     with Cache(demo.path) as cache:
-        own = "liver-right-kidney-left-kidney-and-spleen"
+        merged = "liver-right-kidney-left-kidney-and-spleen"
         assert len(cache.classes) == 1
-        assert set(cache.variants) == {f"prompt.{own}", f"chat.{own}"}
-    for variant in (f"prompt.{own}", f"chat.{own}"):
+        assert set(cache.variants) == {f"prompt.{merged}", f"chat.{merged}"}
+    for variant in (f"prompt.{merged}", f"chat.{merged}"):
         assert f"--variant {variant} --instructions class" in done.output
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models, trained_projection
+from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
 from zeus_union.stage1_instruct.models.bridge.connectors import save_connector
 from zeus_union.stage1_instruct.models.language.prompts import QUESTION, question
+from zeus_union.stage1_instruct.models.projected_llm import trained_projection
 from zeus_union.stage1_instruct.profiles.profile import load_profile
 
 
@@ -26,8 +29,23 @@ def test_nothing_is_loaded_before_it_is_used(tiny_parts: dict[str, str]) -> None
 def test_picture_to_instruction_to_vector(tiny_parts: dict[str, str]) -> None:
     used = models(tiny_parts)
     embeddings = used.encoder.encode(np.random.default_rng(0).integers(0, 255, (2, 256, 256), dtype=np.uint8))
-    answers = used.instruct([question("liver", "MRI-T2")] * 2, embeddings)
+    answers = used.instructor.answer([question("liver", "MRI-T2")] * 2, embeddings)
     assert used.text_encoder.encode([answer.text for answer in answers]).shape == (2, 32)
+
+
+@pytest.mark.parametrize("instructor", ["llm", "blip2"])
+def test_loading_decoding_and_encoding_call_nothing_that_is_deprecated(
+    instructor: str, tiny_parts: dict[str, str], tiny_blip2: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # transformers' category
+        # Others warn of their own doings when they are imported: of these only what names our line counts.
+        warnings.filterwarnings("error", category=DeprecationWarning, module=r"(zeus_union|transformers)\.")
+        used = models(tiny_parts, instructor=instructor, blip2=str(tiny_blip2))
+        image = np.zeros((1, 256, 256), np.uint8)
+        seen = torch.from_numpy(image) if instructor == "blip2" else used.encoder.encode(image)
+        answers = used.instructor.answer([question("liver", "MRI-T2"), "Why?"], seen.expand(2, *seen.shape[1:]))
+        used.text_encoder.encode([answer.text for answer in answers])
 
 
 def test_untrained_projection_is_said_and_recorded(tiny_parts: dict[str, str]) -> None:
@@ -40,8 +58,8 @@ def test_untrained_projection_is_said_and_recorded(tiny_parts: dict[str, str]) -
 
 def test_trained_projection_kept_with_the_models_is_used_and_recorded(tiny_parts: dict[str, str]) -> None:
     first = models(tiny_parts)
-    projection = first.new_projection(seed=5)
-    facts = {"vision": first.vision_recipe(), "llm_sha256": first.llm.digest}
+    projection = first.projected_llm.new_projection(seed=5)
+    facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
     save_connector(projection, trained_projection(first.profile), facts)
     said: list[str] = []
     used = models(tiny_parts, said)
@@ -52,24 +70,24 @@ def test_trained_projection_kept_with_the_models_is_used_and_recorded(tiny_parts
 
 def test_projection_trained_on_other_features_is_refused(tiny_parts: dict[str, str]) -> None:
     first = models(tiny_parts)
-    vision = {**first.vision_recipe(), "pooling": "another"}
-    facts = {"vision": vision, "llm_sha256": first.llm.digest}
-    save_connector(first.new_projection(), trained_projection(first.profile), facts)
+    vision = {**first.projected_llm.vision_recipe(), "pooling": "another"}
+    facts = {"vision": vision, "llm_sha256": first.projected_llm.llm.digest}
+    save_connector(first.projected_llm.new_projection(), trained_projection(first.profile), facts)
     with pytest.raises(UserError, match=r"trained on other vision features \(pooling differ"):
-        _ = models(tiny_parts).projection
+        _ = models(tiny_parts).projected_llm.projection
 
 
 def test_projection_trained_through_another_llm_is_said(tiny_parts: dict[str, str]) -> None:
     first, said = models(tiny_parts), []  # type: ignore[var-annotated]
-    facts = {"vision": first.vision_recipe(), "llm_sha256": "another"}
-    save_connector(first.new_projection(), trained_projection(first.profile), facts)
-    _ = models(tiny_parts, said).projection
+    facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": "another"}
+    save_connector(first.projected_llm.new_projection(), trained_projection(first.profile), facts)
+    _ = models(tiny_parts, said).projected_llm.projection
     assert "another language model" in said[0]
 
 
 def test_missing_projection_file_is_one_clear_error(tiny_parts: dict[str, str]) -> None:
     with pytest.raises(UserError, match="no projection at"):
-        _ = models(tiny_parts, projection="absent.safetensors").projection
+        _ = models(tiny_parts, projection="absent.safetensors").projected_llm.projection
 
 
 def test_recipe_is_json_and_differs_with_every_part_that_decides_the_text(tiny_parts: dict[str, str]) -> None:
@@ -87,29 +105,33 @@ def test_bare_prompt_loads_no_language_model_and_its_recipe_says_so(tiny_parts: 
     used = models(tiny_parts, said, instructor="prompt", llm="/no/such/model")
     recipe = used.instruction_recipe()
     assert recipe == {"instructor": "prompt", "question": QUESTION, "text_encoder": used.text_encoder.recipe()}
-    assert used.prompt("Where is it?") == "Where is it?" and said == []
+    assert used.instructor.prompt("Where is it?") == "Where is it?" and said == []
     with pytest.raises(UserError, match="prompt has no language model; give --set instructor=llm"):
-        used.new_projection()
+        used.projected_llm.new_projection()
 
 
 def test_pooled_vision_is_one_image_token(tiny_parts: dict[str, str]) -> None:
-    assert models(tiny_parts, vision="pooled").image_tokens(torch.zeros(3, 256, 64, 64)).shape == (3, 1, 32)
+    assert models(tiny_parts, vision="pooled").projected_llm.image_tokens(torch.zeros(3, 256, 64, 64)).shape == (
+        3,
+        1,
+        32,
+    )
 
 
 def test_projection_of_another_kind_is_refused(tiny_parts: dict[str, str]) -> None:
     first = models(tiny_parts, connector="linear")
-    facts = {"vision": first.vision_recipe(), "llm_sha256": first.llm.digest}
-    save_connector(first.new_projection(), trained_projection(first.profile), facts)
+    facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
+    save_connector(first.projected_llm.new_projection(), trained_projection(first.profile), facts)
     with pytest.raises(UserError, match="of the kind linear, the profile wants mlp"):
-        _ = models(tiny_parts).projection
+        _ = models(tiny_parts).projected_llm.projection
 
 
 @pytest.mark.parametrize("connector", ["mlp", "linear", "qformer"])
 def test_every_connector_leads_from_picture_to_instruction(connector: str, tiny_parts: dict[str, str]) -> None:
     used = models(tiny_parts, connector=connector)
-    tokens = used.image_tokens(torch.zeros(2, 256, 64, 64))
+    tokens = used.projected_llm.image_tokens(torch.zeros(2, 256, 64, 64))
     assert tokens.shape[0] == 2 and tokens.shape[2] == 32
-    assert len(used.instruct([question("liver", "MRI-T2")] * 2, torch.zeros(2, 256, 64, 64))) == 2
+    assert len(used.instructor.answer([question("liver", "MRI-T2")] * 2, torch.zeros(2, 256, 64, 64))) == 2
 
 
 def test_processes_of_a_launcher_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:

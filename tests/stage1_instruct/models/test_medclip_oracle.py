@@ -24,7 +24,8 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from zeus_union.stage1_instruct.models.medclip import MedCLIPText, MedCLIPVision, preprocess
+from zeus_union.stage1_instruct.models.text.medclip import MedCLIPText
+from zeus_union.stage1_instruct.models.vision.medclip import MedCLIPVision, preprocess
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "liver", "spleen", "is", "dark", "large", "."]
 TEXTS = ["The liver is dark.", "spleen", "liver " * 60, "Large large spleen is dark, liver is large", ""]
@@ -93,8 +94,8 @@ class FeatureExtractor424:
 @pytest.fixture(scope="module")
 def medclip() -> Iterator[SimpleNamespace]:
     """The package's modules, by recipe: without its __init__, without the hub, without CUDA."""
-    found = importlib.util.find_spec("medclip")
-    if found is None or found.submodule_search_locations is None:
+    spec = importlib.util.find_spec("medclip")
+    if spec is None or spec.submodule_search_locations is None:
         pytest.skip("the package medclip is not installed")
     if importlib.util.find_spec("requests") is None:
         pytest.skip("medclip imports requests, which is not installed")
@@ -102,7 +103,7 @@ def medclip() -> Iterator[SimpleNamespace]:
     assert all([transformers.SwinModel, transformers.BertModel, transformers.AutoModel, transformers.CLIPProcessor])
     with pytest.MonkeyPatch.context() as patch:
         package = ModuleType("medclip")
-        package.__path__ = list(found.submodule_search_locations)
+        package.__path__ = list(spec.submodule_search_locations)
         patch.setitem(sys.modules, "medclip", package)
         for absent in ("torchvision", "torchvision.transforms", "pandas", "nltk", "sklearn", "sklearn.preprocessing"):
             patch.setitem(sys.modules, absent, MagicMock())
@@ -177,7 +178,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 def test_image_features_are_medclips(saved: Saved, medclip: SimpleNamespace) -> None:
     variant = variant_of(saved)
     extractor = medclip.dataset.MedCLIPFeatureExtractor()
-    pixels = extractor([Image.fromarray(one) for one in pictures()], return_tensors="pt")["pixel_values"]
+    pixels = extractor([Image.fromarray(picture) for picture in pictures()], return_tensors="pt")["pixel_values"]
     projected = saved.model.vision_model(pixels)
     if variant == "vit":
         pooled = saved.model.vision_model(pixels, project=False)

@@ -42,7 +42,7 @@ def test_fat_is_bright_in_t1_dark_in_fat_suppressed_t2_and_marrow_vanishes_out_o
 def test_every_patient_has_all_organs_in_their_places_and_of_another_size(phantoms: Path):
     dataset = open_dataset("chaos", phantoms / "chaos")
     volumes = []
-    for subject in dataset.subjects:
+    for subject in dataset.card.subjects:
         study = dataset.load(subject)
         labels = study.grid.to_slices(study.labels)  # slices, posterior, left
         places = {k: np.argwhere(labels == k).mean(axis=0) for k in (1, 2, 3, 4)}

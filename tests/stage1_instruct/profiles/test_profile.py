@@ -67,7 +67,7 @@ def test_bare_prompt_needs_the_text_encoder_and_no_model_that_speaks() -> None:
     assert load_profile("lite", {"instructor": "prompt"}).needs == ("litemedsam", "all-minilm-l6-v2")
     paper = load_profile("paper", {"instructor": "prompt", "vision_weights": "none", "llm": "none", "temperature": "1"})
     assert paper.needs == ("sam_vit_h", "medclip-vit", "bio-clinicalbert")
-    assert not paper.samples and not paper.sees_pictures and not paper.sees_embeddings
+    assert not paper.samples and paper.sees == "nothing"
 
 
 def test_text_encoder_alone_needs_no_other_weights(tmp_path: Path) -> None:

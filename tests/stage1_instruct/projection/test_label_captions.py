@@ -72,7 +72,7 @@ def write_cache(path: Path) -> None:
     terms = {"T1": "MRI-T1", "T2": "MRI-T2"}
     writer = CacheWriter(path, DatasetCard("phantom", ("T1", "T2"), terms, CLASSES, "organs", ("A", "B"), 1))
     writer.begin_layer("slices", {})
-    writer.begin_layer("embeddings/litemedsam", {}, {})
+    writer.begin_layer("embeddings/litemedsam", {})
     for subject in ("A", "B"):
         mask, image = slice_of({1: (slice(60, 160), slice(30, 110), 40)})
         labels = np.stack([mask, np.zeros_like(mask)]) if subject == "A" else None

@@ -19,16 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.assembly import Models, load_models, trained_projection
+from zeus_union.stage1_instruct.models.assembly import Models, load_models
 from zeus_union.stage1_instruct.models.bridge.connectors import load_connector
 from zeus_union.stage1_instruct.models.language.lora import add_lora, lora_state
 from zeus_union.stage1_instruct.models.language.prompts import question
+from zeus_union.stage1_instruct.models.projected_llm import trained_projection
 from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
 from zeus_union.stage1_instruct.projection import loop as training_loop
-from zeus_union.stage1_instruct.projection.loop import fit, steps_in_all
+from zeus_union.stage1_instruct.projection.loop import TrainingRecipe, fit, steps_in_all
 from zeus_union.stage1_instruct.projection.objective import Captioning, computes_bf16
 from zeus_union.stage1_instruct.projection.pairs import Pair, read_pairs
-from zeus_union.stage1_instruct.projection.train import TrainingRecipe, lora_path, split_by_image, train_projection
+from zeus_union.stage1_instruct.projection.train import lora_path, split_by_image, train_projection
 
 ASKED = question("liver", "MRI-T2")
 
@@ -130,7 +131,9 @@ def features(count: int) -> torch.Tensor:
 def task(models: Models, said: list[str], asked: list[str] | None = None, cut: int = 48) -> Captioning:
     """Captions of as many random images."""
     asked = asked or [ASKED] * len(said)
-    return Captioning(models.new_projection(), models.llm, features(len(said)), asked, said, cut)
+    return Captioning(
+        models.projected_llm.new_projection(), models.projected_llm.llm, features(len(said)), asked, said, cut
+    )
 
 
 @pytest.mark.parametrize("connector", ["mlp", "linear", "qformer"])
@@ -141,14 +144,14 @@ def test_gradient_reaches_the_connector_only(tiny: Models, connector: str) -> No
     reached = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in learning.connector.parameters()]
     # A Q-Former has parameters of its text side, which images do not reach.
     assert all(reached) if connector != "qformer" else sum(reached) > 0.5 * len(reached)
-    assert all(parameter.grad is None for parameter in models.llm.model.parameters())
+    assert all(parameter.grad is None for parameter in models.projected_llm.llm.model.parameters())
 
 
 def test_with_a_lora_the_gradient_reaches_it_and_nothing_else_of_the_llm(tiny: Models) -> None:
     learning = task(tiny, ["Bright.", "Dark and large."])
-    added = add_lora(tiny.llm.model, rank=2)
+    added = add_lora(tiny.projected_llm.llm.model, rank=2)
     learning.loss([0, 1]).backward()
-    with_gradient = {id(p) for p in tiny.llm.model.parameters() if p.grad is not None}
+    with_gradient = {id(p) for p in tiny.projected_llm.llm.model.parameters() if p.grad is not None}
     assert with_gradient == {id(p) for p in added}
     assert {id(p) for p in learning.trainable()} == with_gradient | {id(p) for p in learning.connector.parameters()}
 
@@ -156,7 +159,7 @@ def test_with_a_lora_the_gradient_reaches_it_and_nothing_else_of_the_llm(tiny: M
 def test_caption_loss_is_the_models_own_loss_with_the_prompt_masked(tiny: Models) -> None:
     """Against transformers' loss with labels -100 on prompt and padding."""
     learning = task(tiny, ["Bright.", "Dark and large."], [ASKED, "Why?"])
-    llm = tiny.llm
+    llm = tiny.projected_llm.llm
     rows, labels = [], []
     with torch.no_grad():
         for i in range(2):
@@ -236,10 +239,10 @@ def test_training_that_was_stopped_goes_on_and_ends_with_the_same_weights(
 def test_trained_lora_is_loaded_by_the_profile_that_names_it(tiny: Models, pairs_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
     train_projection(read_pairs(pairs_file), tiny, out=out, epochs=2, lora_rank=2, say=quiet)
-    trained = lora_state(tiny.llm.model)
+    trained = lora_state(tiny.projected_llm.llm.model)
     used = load_models(replace(tiny.profile, projection=str(out), lora=str(lora_path(out))), "cpu", quiet)
-    assert used.projection.kind == "mlp"
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in lora_state(used.llm.model).items())
+    assert used.projected_llm.projection.kind == "mlp"
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in lora_state(used.projected_llm.llm.model).items())
     with pytest.raises(UserError, match="has a LoRA already"):
         train_projection(read_pairs(pairs_file), used, out=tmp_path / "q", lora_rank=2, say=quiet)
 
@@ -270,7 +273,7 @@ def test_training_can_start_from_a_published_projection(tiny: Models, pairs_file
     torch.testing.assert_close(state["layers.weight"], weight, atol=1e-4, rtol=0)
     said: list[str] = []
     used = load_models(replace(linear, projection=str(tmp_path / "xraygpt.pth")), "cpu", said.append)
-    assert torch.equal(used.projection.state_dict()["layers.bias"], bias) and "XrayGPT" in said[0]
+    assert torch.equal(used.projected_llm.projection.state_dict()["layers.bias"], bias) and "XrayGPT" in said[0]
     with pytest.raises(UserError, match="of the kind linear, the profile wants mlp"):
         train_projection(pairs, tiny, out=out, start=tmp_path / "xraygpt.pth", say=quiet)
 
@@ -280,7 +283,7 @@ def test_saved_projection_is_found_by_the_next_build_with_its_recipe(tiny: Model
     assert written == trained_projection(tiny.profile)
     _, facts = load_connector(written, 256, 32)
     assert facts["training"]["epochs"] == 2
-    assert facts["llm_sha256"] == tiny.llm.digest
+    assert facts["llm_sha256"] == tiny.projected_llm.llm.digest
     assert facts["loss"]["held_out"] is None or facts["loss"]["held_out"] > 0
     assert set(facts["sample"]) == {"before", "after", "caption"}
 
@@ -359,7 +362,7 @@ def test_200_steps_on_32_pairs_and_the_image_alone_decides_what_is_said(lite: Pr
     learning.connector.standardise_by(learning.features)
     fit_all(learning, epochs=50, lr=2e-3, batch_size=8)
     shown = learning.connector(learning.features)
-    answers = [answer.text for answer in models.llm.generate([ASKED] * 32, shown)]
+    answers = [answer.text for answer in models.projected_llm.llm.generate([ASKED] * 32, shown)]
     assert sum(answer == wanted for answer, wanted in zip(answers, said)) >= 30
-    swapped = [answer.text for answer in models.llm.generate([ASKED] * 32, shown.flip(0))]
+    swapped = [answer.text for answer in models.projected_llm.llm.generate([ASKED] * 32, shown.flip(0))]
     assert swapped == answers[::-1]

@@ -126,7 +126,7 @@ def test_the_test_set_beside_the_training_set_is_read_without_labels(chaos: Path
     for ground in (chaos / "Test_Sets").rglob("Ground"):
         shutil.rmtree(ground)
     dataset = open_dataset("chaos", chaos)
-    assert dataset.subjects == ("chaos01", "chaos04")
+    assert dataset.card.subjects == ("chaos01", "chaos04")
     test = dataset.load("chaos04")
     assert test.labels is None and test.modality_labels == {}
     assert dataset.load("chaos01").labels is not None
@@ -221,6 +221,6 @@ def test_real_prostate_studies_are_taken_apart_into_three_series(shared_data: Pa
     for patient in ("ProstateX-0000", "ProstateX-0001"):
         groups = group_series(dicom_files(shared_data / "prostatex_dicom" / patient))
         series = [read_series(files) for files in groups.values()]
-        assert sorted(one.grid.shape for one in series) == [(84, 128, 19), (84, 128, 19), (384, 384, 19)]
-        frames = {one.header.FrameOfReferenceUID for one in series}
+        assert sorted(volume.grid.shape for volume in series) == [(84, 128, 19), (84, 128, 19), (384, 384, 19)]
+        frames = {volume.header.FrameOfReferenceUID for volume in series}
         assert len(frames) == 1

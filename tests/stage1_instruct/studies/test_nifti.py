@@ -131,15 +131,15 @@ def test_uncompressed_files_are_read_where_dataset_json_says_so(nnunet: Path):
 def test_channels_of_one_name_are_all_kept(nnunet: Path):
     edit(nnunet, channel_names={"0": "noNorm", "1": "noNorm", "2": "CT"})
     dataset = open_dataset("nnunet", nnunet)
-    assert dataset.modalities == ("noNorm-0", "noNorm-1", "CT")
-    assert dataset.terms == {"noNorm-0": "MRI-noNorm-0", "noNorm-1": "MRI-noNorm-1", "CT": "CT"}
+    assert dataset.card.modalities == ("noNorm-0", "noNorm-1", "CT")
+    assert dataset.card.terms == {"noNorm-0": "MRI-noNorm-0", "noNorm-1": "MRI-noNorm-1", "CT": "CT"}
     images = dataset.load("phantom_001").images
     assert not np.array_equal(images["noNorm-0"], images["noNorm-1"])
 
 
 def test_files_that_macos_leaves_behind_are_no_subjects(nnunet: Path):
     (nnunet / "imagesTr" / "._phantom_001_0000.nii.gz").write_bytes(b"\0\5\x16\7")
-    assert open_dataset("nnunet", nnunet).subjects == ("phantom_001", "phantom_002")
+    assert open_dataset("nnunet", nnunet).card.subjects == ("phantom_001", "phantom_002")
 
 
 @pytest.mark.parametrize(
@@ -188,5 +188,5 @@ def test_test_cases_of_msd_have_no_labels(msd: Path):
     (msd / "imagesTr" / "phantom_002.nii.gz").rename(msd / "imagesTs" / "phantom_002.nii.gz")
     edit(msd, training=[CASE], test=["./imagesTs/phantom_002.nii.gz"])
     dataset = open_dataset("msd-brain", msd)
-    assert dataset.subjects == ("phantom_001", "phantom_002")
+    assert dataset.card.subjects == ("phantom_001", "phantom_002")
     assert dataset.load("phantom_001").labels is not None and dataset.load("phantom_002").labels is None

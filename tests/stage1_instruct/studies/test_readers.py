@@ -29,8 +29,8 @@ def test_three_layouts_give_the_same_labels_and_t1_images(phantoms: Path):
         open_dataset(name, phantoms / layout, labels="native")
         for name, layout in (("chaos", "chaos"), ("msd-prostate", "msd"), ("nnunet", "nnunet"))
     ]
-    assert all(len(dataset.subjects) == 2 and len(dataset.classes) == 4 for dataset in studies)
-    chaos, msd, nnunet = (dataset.load(dataset.subjects[1]) for dataset in studies)
+    assert all(len(dataset.card.subjects) == 2 and len(dataset.card.classes) == 4 for dataset in studies)
+    chaos, msd, nnunet = (dataset.load(dataset.card.subjects[1]) for dataset in studies)
     for other in (msd, nnunet):
         assert chaos.grid.same_as(other.grid)
         np.testing.assert_array_equal(chaos.labels, other.labels)
@@ -40,10 +40,10 @@ def test_three_layouts_give_the_same_labels_and_t1_images(phantoms: Path):
 
 def test_msd_is_binary_unless_native_labels_are_asked_for(phantoms: Path):
     binary, native = (open_dataset("msd-brain", phantoms / "msd", labels=labels) for labels in ("default", "native"))
-    assert binary.classes == ("brain tumour",) and binary.instance == "brain tumour"
-    assert native.instance == "liver, right kidney, left kidney and spleen"
-    one, four = (dataset.load("phantom_001").labels for dataset in (binary, native))
-    np.testing.assert_array_equal(one, four > 0)
+    assert binary.card.classes == ("brain tumour",) and binary.card.instance == "brain tumour"
+    assert native.card.instance == "liver, right kidney, left kidney and spleen"
+    merged, separate = (dataset.load("phantom_001").labels for dataset in (binary, native))
+    np.testing.assert_array_equal(merged, separate > 0)
 
 
 def test_t2_is_resampled_onto_the_t1_grid_where_the_organs_are(phantoms: Path):
@@ -76,7 +76,7 @@ def test_studies_without_labels_are_read_for_prediction(chaos: Path, nnunet: Pat
     for file in (nnunet / "imagesTr").glob("phantom_002*"):
         file.rename(nnunet / "imagesTs" / file.name)
     dataset = open_dataset("nnunet", nnunet)
-    assert dataset.subjects == ("phantom_001", "phantom_002")
+    assert dataset.card.subjects == ("phantom_001", "phantom_002")
     assert dataset.load("phantom_002").labels is None
 
 
@@ -95,8 +95,8 @@ def test_only_the_wanted_modalities_are_read_and_checked(nnunet: Path):
 def test_the_phantom_is_the_same_twice_and_never_overwrites(tmp_path: Path):
     for name in ("a", "b"):
         write_demo("nnunet", tmp_path / name, subjects=1, seed=1)
-    one, two = (read_volume(tmp_path / name / "imagesTr" / "phantom_001_0002.nii.gz")[0] for name in ("a", "b"))
-    np.testing.assert_array_equal(one, two)
+    first, second = (read_volume(tmp_path / name / "imagesTr" / "phantom_001_0002.nii.gz")[0] for name in ("a", "b"))
+    np.testing.assert_array_equal(first, second)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds no phantom"):
@@ -254,8 +254,8 @@ def test_real_prostate_adc_is_resampled_onto_t2_by_position(shared_data: Path):
     assert moved.shape == t2.volume.shape
     # The voxel at a point in millimetres shows the same ADC in both grids.
     index = np.array([190, 200, 9, 1])
-    there = np.linalg.inv(adc.grid.affine) @ t2.grid.affine @ index
-    low, high = np.floor(there[:3]).astype(int), np.ceil(there[:3]).astype(int)
+    position = np.linalg.inv(adc.grid.affine) @ t2.grid.affine @ index
+    low, high = np.floor(position[:3]).astype(int), np.ceil(position[:3]).astype(int)
     around = adc.volume[low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1]
     assert around.min() - 1e-3 <= moved[190, 200, 9] <= around.max() + 1e-3
 

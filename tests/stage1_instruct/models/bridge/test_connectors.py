@@ -56,16 +56,16 @@ def test_untrained_is_the_same_for_one_seed_and_another_for_another(kind: str) -
 
 def test_queries_look_at_every_feature_of_the_picture() -> None:
     connector = new_connector("qformer", 16, 0, EMBEDDING)
-    shown = features(1).requires_grad_()
-    connector(shown).square().sum().backward()
-    assert shown.grad is not None and (shown.grad.abs().sum(-1) > 0).all()
+    inputs = features(1).requires_grad_()
+    connector(inputs).square().sum().backward()
+    assert inputs.grad is not None and (inputs.grad.abs().sum(-1) > 0).all()
 
 
 def test_standardising_gives_every_channel_mean_0_and_spread_1() -> None:
-    shown = features(50) * 3 + 7
+    inputs = features(50) * 3 + 7
     connector = Connector("mlp", 16, 8, 24)
-    connector.standardise_by(shown)
-    standard = (shown - connector.mean) / connector.std
+    connector.standardise_by(inputs)
+    standard = (inputs - connector.mean) / connector.std
     assert standard.flatten(0, 1).mean(0).abs().max() < 1e-4
     assert (standard.flatten(0, 1).std(0) - 1).abs().max() < 1e-4
 
@@ -106,8 +106,8 @@ def test_llama_proj_of_an_xraygpt_checkpoint_is_read_and_its_buffers_are_left(tm
     }
     torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoint_3.pth")
     connector = read_llama_proj(tmp_path / "checkpoint_3.pth")
-    shown = torch.randn(2, 1, 768)
-    assert torch.allclose(connector(shown), shown @ weight.T + bias, atol=1e-4)
+    inputs = torch.randn(2, 1, 768)
+    assert torch.allclose(connector(inputs), inputs @ weight.T + bias, atol=1e-4)
     torch.save({"model": {"a": bias}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"holds no llama_proj\.weight"):
         read_llama_proj(tmp_path / "other.pth")

@@ -33,10 +33,10 @@ def pictures(count: int = 2) -> np.ndarray:
 @pytest.fixture
 def sam_modeling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """segment_anything 1.0's modules, without its package file, which imports torchvision."""
-    found = PathFinder.find_spec("segment_anything")
-    assert found is not None
+    spec = PathFinder.find_spec("segment_anything")
+    assert spec is not None
     package = ModuleType("segment_anything")
-    package.__path__ = list(found.submodule_search_locations or [])
+    package.__path__ = list(spec.submodule_search_locations or [])
     monkeypatch.setitem(sys.modules, "segment_anything", package)
     return importlib.import_module("segment_anything.modeling")
 
@@ -75,9 +75,9 @@ def test_embeddings_equal_the_originals_to_1e_5(lite: Profile, original: torch.n
     x = (x - x.amin((1, 2), keepdim=True)) / (x.amax((1, 2), keepdim=True) - x.amin((1, 2), keepdim=True))
     with torch.no_grad():
         expected = original.image_encoder(x[:, None].repeat(1, 3, 1, 1))  # type: ignore[operator]
-    found = LiteMedSAM(lite.encoder_weights).encode(images)
-    assert found.shape == (2, 256, 64, 64)
-    assert (found - expected).abs().max() < 1e-5
+    embeddings = LiteMedSAM(lite.encoder_weights).encode(images)
+    assert embeddings.shape == (2, 256, 64, 64)
+    assert (embeddings - expected).abs().max() < 1e-5
 
 
 def test_constants_equal_segment_anythings(random_litemedsam: Path, sam_modeling: ModuleType) -> None:

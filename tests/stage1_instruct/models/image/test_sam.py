@@ -211,8 +211,8 @@ def test_half_precision_gives_float32_near_fp32(tiny: None, checkpoint: Path, pr
 
 def test_batches_and_no_slices_at_all(tiny: None, checkpoint: Path) -> None:
     images = pictures(3)
-    one, two = (SamEncoder("sam_vit_b", str(checkpoint), batch_size=size).encode(images) for size in (None, 2))
-    assert difference(one, two) < 1e-5
+    whole, by_two = (SamEncoder("sam_vit_b", str(checkpoint), batch_size=size).encode(images) for size in (None, 2))
+    assert difference(whole, by_two) < 1e-5
     assert SamEncoder("sam_vit_b", str(checkpoint)).encode(images[:0]).shape == (0, 256, 64, 64)
 
 
@@ -243,11 +243,11 @@ def fail_above(encoder: SamEncoder, most: int) -> None:
 
 def test_batch_is_found_from_the_gpus_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    found = []
+    batches = []
     for gibibytes in (0.1, 6, 141):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, g=gibibytes: (int(g * 2**30), 0))
-        found.append(fitting_batch(SIZES["vit_h"], cuda, torch.float32))
-    assert found == [1, 6, 16]
+        batches.append(fitting_batch(SIZES["vit_h"], cuda, torch.float32))
+    assert batches == [1, 6, 16]
     assert fitting_batch(SIZES["vit_h"], cuda, torch.bfloat16) == 16
     assert fitting_batch(SIZES["vit_h"], torch.device("cpu"), torch.float32) == 1
 

@@ -35,7 +35,7 @@ def test_pictures_are_prepared_as_transformers_does() -> None:
 
 def test_answers_equal_those_of_transformers_generate(tiny_blip2: Path, tiny_parts: dict[str, str]) -> None:
     used = load_models(load_profile("lite", profile(tiny_blip2, tiny_parts, max_new_tokens="12")))
-    answers = used.instruct(QUESTIONS, IMAGES)
+    answers = used.instructor.answer(QUESTIONS, IMAGES)
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(tiny_blip2, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_blip2)
     for question, image, answer in zip(QUESTIONS, IMAGES, answers):
@@ -51,10 +51,10 @@ def test_answers_equal_those_of_transformers_generate(tiny_blip2: Path, tiny_par
 
 def test_image_decides_the_answer_and_the_batch_does_not(tiny_blip2: Path, tiny_parts: dict[str, str]) -> None:
     used = load_models(load_profile("lite", profile(tiny_blip2, tiny_parts)))
-    together = used.instruct(QUESTIONS[:1] * 3, IMAGES)
-    assert [used.instruct(QUESTIONS[:1], image[None])[0] for image in IMAGES] == together
+    together = used.instructor.answer(QUESTIONS[:1] * 3, IMAGES)
+    assert [used.instructor.answer(QUESTIONS[:1], image[None])[0] for image in IMAGES] == together
     # What the language model is shown differs from image to image; greedy words of random weights need not.
-    shown = used.image_tokens(IMAGES)
+    shown = used.projected_llm.image_tokens(IMAGES)
     assert all((shown[i] - shown[j]).abs().max() > 0.01 for i, j in ((0, 1), (0, 2), (1, 2)))
 
 

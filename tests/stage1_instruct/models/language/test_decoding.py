@@ -64,8 +64,8 @@ def decode(
     **decoding: Any,
 ) -> list[Answer]:
     wanted = Decoding(**{"max_new_tokens": 20, **decoding})
-    asked = Prompts([len(row) for row in rows], lambda i: rows[i], shared)
-    return Decoder(model, wanted, slots, stop, print).run(asked, seeds or [0] * len(rows))
+    waiting = Prompts([len(row) for row in rows], lambda i: rows[i], shared)
+    return Decoder(model, wanted, slots, stop, print).run(waiting, seeds or [0] * len(rows))
 
 
 def tokens(answers: Sequence[Answer]) -> list[list[int]]:
@@ -83,8 +83,8 @@ def oracle(model: Any, row: Tensor, max_new_tokens: int = 20, **settings: Any) -
 
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi3"])
 def test_tokens_are_those_of_transformers_generate(name: str) -> None:
-    own = {"Mistral": {"sliding_window": 16}, "Phi3": {"pad_token_id": 0}}.get(name, {})
-    model, rows = tiny(name, **own), prompts()
+    sizes = {"Mistral": {"sliding_window": 16}, "Phi3": {"pad_token_id": 0}}.get(name, {})
+    model, rows = tiny(name, **sizes), prompts()
     expected = [oracle(model, row) for row in rows]
     assert tokens(decode(model, rows)) == expected
     assert len({tuple(row) for row in expected}) > 2
@@ -175,9 +175,9 @@ def test_sampled_frequencies_are_those_of_transformers_top_p() -> None:
     expected = transformers.TopPLogitsWarper(0.8)(torch.zeros(1, 0, dtype=torch.long), scores.clone()).softmax(-1)[0]
     generator = torch.Generator().manual_seed(0)
     drawn = torch.cat([_sample(scores, 0.8, [generator]) for _ in range(4000)])
-    found = torch.bincount(drawn, minlength=6) / len(drawn)
-    assert torch.equal(found > 0, expected > 0)
-    assert torch.allclose(found, expected, atol=0.03)
+    frequencies = torch.bincount(drawn, minlength=6) / len(drawn)
+    assert torch.equal(frequencies > 0, expected > 0)
+    assert torch.allclose(frequencies, expected, atol=0.03)
 
 
 def test_states_are_those_of_a_run_over_prompt_and_answer(llama: Any) -> None:

@@ -67,14 +67,14 @@ def oracle(llm: InstructionLLM, asked: str, tokens: torch.Tensor) -> Generation:
 def test_answers_are_those_of_transformers_generate(tiny_llama: Path) -> None:
     llm = tiny(tiny_llama, max_new_tokens=30, repetition_penalty=1.2, no_repeat_ngram_size=3)
     tokens = image_tokens(llm, 4)
-    assert llm.generate(QUESTIONS, tokens) == [oracle(llm, asked, tokens[i]) for i, asked in enumerate(QUESTIONS)]
+    assert llm.generate(QUESTIONS, tokens) == [oracle(llm, text, tokens[i]) for i, text in enumerate(QUESTIONS)]
 
 
 def test_batched_generation_equals_single_token_for_token(tiny_llama: Path) -> None:
     llm = tiny(tiny_llama)
     tokens = image_tokens(llm, 4)
     together = llm.generate(QUESTIONS, tokens)
-    alone = [llm.generate([asked], tokens[i : i + 1])[0] for i, asked in enumerate(QUESTIONS)]
+    alone = [llm.generate([text], tokens[i : i + 1])[0] for i, text in enumerate(QUESTIONS)]
     assert together == alone
     assert len({answer.text for answer in together}) > 1
 
@@ -220,9 +220,9 @@ def test_recipe_says_how_it_decodes_and_in_which_precision(tiny_llama: Path) -> 
 def test_smollm2_answers_are_those_of_transformers_generate(lite: Profile) -> None:
     decoding = Decoding(24, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=2)
     llm = InstructionLLM(lite.llm, template("zeus"), decoding)
-    asked = [question("liver", "MRI-T2"), question("prostate", "MRI-ADC"), "Why?"]
+    questions = [question("liver", "MRI-T2"), question("prostate", "MRI-ADC"), "Why?"]
     tokens = image_tokens(llm, 3)
-    assert llm.generate(asked, tokens) == [oracle(llm, one, tokens[i]) for i, one in enumerate(asked)]
+    assert llm.generate(questions, tokens) == [oracle(llm, text, tokens[i]) for i, text in enumerate(questions)]
 
 
 @pytest.mark.slow
@@ -230,10 +230,10 @@ def test_smollm2_batched_equals_single_for_eight_prompts_of_different_length(lit
     decoding = Decoding(24, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=8)
     llm = InstructionLLM(lite.llm, template("zeus"), decoding)
     instances = ("liver", "brain tumour", "prostate", "liver, kidneys and spleen")
-    asked = [question(instance, term) for instance in instances for term in ("MRI-T2", "MRI-T1-DUAL in-phase")]
+    questions = [question(instance, term) for instance in instances for term in ("MRI-T2", "MRI-T1-DUAL in-phase")]
     tokens = image_tokens(llm, 8)
-    together = llm.generate(asked, tokens)
-    assert together == [llm.generate([one], tokens[i : i + 1])[0] for i, one in enumerate(asked)]
+    together = llm.generate(questions, tokens)
+    assert together == [llm.generate([text], tokens[i : i + 1])[0] for i, text in enumerate(questions)]
     assert all("###" not in answer.text for answer in together)
 
 

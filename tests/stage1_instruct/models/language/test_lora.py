@@ -64,8 +64,8 @@ def test_it_is_part_of_the_profile_and_of_the_recipe(
     parts = {**tiny_parts, "projection": "untrained"}
     plain = load_models(load_profile("lite", parts))
     tuned = load_models(load_profile("lite", {**parts, "lora": str(tmp_path / "lora.safetensors")}))
-    shown = torch.randn(2, 256, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert plain.instruct(["Where?"] * 2, shown) != tuned.instruct(["Where?"] * 2, shown)
+    embeddings = torch.randn(2, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert plain.instructor.answer(["Where?"] * 2, embeddings) != tuned.instructor.answer(["Where?"] * 2, embeddings)
     assert "lora" in tuned.instruction_recipe() and "lora" not in plain.instruction_recipe()
 
 

@@ -1,13 +1,13 @@
-"""MedCLIP (Wang et al., EMNLP 2022): what of a picture the LLM is shown, and the encoder of the instruction.
+"""MedCLIP's text half (Wang et al., EMNLP 2022): the encoder of the instruction.
 
-Equal to the package medclip 0.0.3 (modeling_medclip.py, dataset.py); the networks themselves are transformers'.
+Equal to the package medclip 0.0.3 (modeling_medclip.py); the network itself is transformers'.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,122 +16,25 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.medclip_keys import (
-    BACKBONES,
     PROJECTED,
-    WIDTHS,
+    check_choice,
+    checkpoint_digest,
     checkpoint_path,
     load_half,
     new_text,
-    new_vision,
     read_checkpoint,
     variant_of,
 )
 from zeus_union.stage1_instruct.models.text.clip import batches_of_equal_length
-from zeus_union.stage1_instruct.weights.sources import SOURCES
-from zeus_union.stage1_instruct.weights.store import digest_of, path_of
+from zeus_union.stage1_instruct.weights.store import path_of
 
-FEATURES = ("pooled", "projected", "tokens")
-SIDE = 224
-# One pair for all channels (medclip/constants.py).
-MEAN, STD = 0.5862785803043838, 0.27950088968644304
-# Both backbones divide the side by 32: 7 x 7 places.
-_PLACES = (SIDE // 32) ** 2
 # 77: the length MedCLIP was trained with; 512: BERT's last position.
 _MAX_TOKENS = {"truncate": 77, "extended": 512, "mean": 77}
 _LAYERS = (1, 2, -1)
-
-
-def preprocess(images: NDArray[np.uint8]) -> Tensor:
-    """MedCLIPFeatureExtractor: centred on a black square of at least 224, bicubic to 224, scaled by one mean and std.
-
-    Args:
-        images: uint8 (B, H, W), grey.
-    Returns:
-        float32 (B, 3, 224, 224) on the CPU, the three channels alike.
-    """
-    if images.dtype != np.uint8 or images.ndim != 3:
-        raise ValueError(f"images {images.dtype} {images.shape}, expected uint8 (B, H, W)")
-    height, width = images.shape[1:]
-    side = max(SIDE, height, width)
-    values = np.empty((len(images), SIDE, SIDE), np.float32)
-    for i, image in enumerate(images):
-        canvas = Image.new("L", (side, side))
-        canvas.paste(Image.fromarray(image), ((side - width) // 2, (side - height) // 2))
-        values[i] = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-    scaled = (values / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
-    return torch.from_numpy(scaled)[:, None].expand(-1, 3, -1, -1)
-
-
-class MedCLIPVision:
-    """MedCLIP's frozen image half.
-
-    Attributes:
-        width, count: of the features an image: 768 (ResNet 2048) and 1 pooled, 512 and 1 projected, 768 (2048) and 49
-            tokens, row by row.
-    """
-
-    def __init__(
-        self,
-        variant: str,
-        weights: str,
-        feature: str = "pooled",
-        device: str | torch.device = "cpu",
-        batch_size: int = 32,
-    ) -> None:
-        """Args: variant: 'vit' (Swin-T) or 'resnet' (ResNet-50).
-            weights: a name that `fetch` knows, the released pytorch_model.bin, or its folder.
-            feature: 'pooled' is before MedCLIP's projection, 'projected' after it and not of unit length.
-
-        Raises:
-            UserError: no such file; not a whole MedCLIP checkpoint; one of the other variant.
-        """
-        _check("variant", variant, BACKBONES)
-        _check("feature", feature, FEATURES)
-        path = checkpoint_path(weights)
-        self._net = new_vision(variant)
-        load_half(self._net, read_checkpoint(path, variant), "vision_model", variant)
-        self._net.eval().requires_grad_(False).to(device)
-        self._device = torch.device(device)
-        self._batch_size = batch_size
-        self._variant, self._feature = variant, feature
-        self._digest = _digest(weights, path)
-        self.width = PROJECTED if feature == "projected" else WIDTHS[variant]
-        self.count = _PLACES if feature == "tokens" else 1
-
-    @torch.inference_mode()
-    def tokens(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W), grey, of any size -> float32 (B, count, width) on the device."""
-        pictures = images.cpu().numpy()
-        parts = [
-            self._features(preprocess(pictures[start : start + self._batch_size]).to(self._device))
-            for start in range(0, len(pictures), self._batch_size)
-        ]
-        return torch.cat(parts) if parts else torch.empty(0, self.count, self.width, device=self._device)
-
-    def recipe(self) -> dict[str, Any]:
-        return {
-            "source": f"MedCLIP {self._variant}",
-            "weights_sha256": self._digest,
-            "feature": self._feature,
-            "preprocessing": f"black square, bicubic to {SIDE}, (x / 255 - {MEAN}) / {STD}",
-            "precision": "fp32",
-        }
-
-    def _features(self, pixels: Tensor) -> Tensor:
-        # Swin in transformers 5 sets the shift of its last stage at the first forward, for good, by the size it sees;
-        # at 256 it would differ from MedCLIP's by 0.09. It must never see another size than the one it was trained at.
-        assert pixels.shape[1:] == (3, SIDE, SIDE)
-        output = self._net["model"](pixels)
-        if self._feature == "tokens":
-            states = output.last_hidden_state
-            return states if states.ndim == 3 else states.flatten(2).transpose(1, 2).contiguous()
-        pooled = output.pooler_output.flatten(1)
-        return (self._net["projection_head"](pooled) if self._feature == "projected" else pooled)[:, None]
 
 
 class MedCLIPText:
@@ -155,7 +58,7 @@ class MedCLIPText:
         Raises:
             UserError: no such file; not a whole MedCLIP checkpoint; no tokenizer, or one of another vocabulary.
         """
-        _check("window", window, _MAX_TOKENS)
+        check_choice("window", window, _MAX_TOKENS)
         self._tokenizer = _read_tokenizer(path_of(tokenizer_folder))
         path = checkpoint_path(weights)
         state = read_checkpoint(path)
@@ -174,7 +77,7 @@ class MedCLIPText:
         self._device = torch.device(device)
         self._batch_size = batch_size
         self._window = window
-        self._digest = _digest(weights, path)
+        self._digest = checkpoint_digest(weights)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -196,17 +99,16 @@ class MedCLIPText:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def recipe(self) -> dict[str, Any]:
-        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]))
-        return {
-            "source": "MedCLIP",
-            "weights_sha256": self._digest,
-            "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
-            "lower_case": self._tokenizer.tokenize("A") == self._tokenizer.tokenize("a"),
-            "pooling": "layers 1, 2 and last, mean over tokens, projected, unit length",
-            "window": self._window,
-            "max_tokens": _MAX_TOKENS[self._window],
-            "precision": "fp32",
-        }
+        return _recipe(self._digest, self._tokenizer, self._window)
+
+    @staticmethod
+    def recipe_of(weights: str, tokenizer_folder: str, window: str = "truncate") -> dict[str, Any]:
+        """`recipe` of the text half of this checkpoint; reads the tokenizer and no weights.
+
+        Raises:
+            UserError: no such file; no tokenizer.
+        """
+        return _recipe(checkpoint_digest(weights), _read_tokenizer(path_of(tokenizer_folder)), window)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Windows of token ids a text, each between [CLS] and [SEP]; a text without tokens has one, empty."""
@@ -224,6 +126,20 @@ class MedCLIPText:
         states = self._net["model"](input_ids=ids, output_hidden_states=True).hidden_states
         pooled = torch.stack([states[layer].mean(1) for layer in _LAYERS]).mean(0)
         return F.normalize(self._net["projection_head"](pooled), dim=-1)
+
+
+def _recipe(digest: str, tokenizer: Any, window: str) -> dict[str, Any]:
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    return {
+        "source": "MedCLIP",
+        "weights_sha256": digest,
+        "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "lower_case": tokenizer.tokenize("A") == tokenizer.tokenize("a"),
+        "pooling": "layers 1, 2 and last, mean over tokens, projected, unit length",
+        "window": window,
+        "max_tokens": _MAX_TOKENS[window],
+        "precision": "fp32",
+    }
 
 
 def _read_tokenizer(folder: Path) -> Any:
@@ -246,13 +162,3 @@ def _read_tokenizer(folder: Path) -> Any:
     if lacking:
         raise UserError(f"the tokenizer in {folder} has no {lacking[0]}: expected that of Bio_ClinicalBERT")
     return tokenizer
-
-
-def _digest(weights: str, path: Path) -> str:
-    """Of the checkpoint alone, so that naming the file or its folder gives one recipe."""
-    return digest_of(weights if weights in SOURCES else str(path))
-
-
-def _check(what: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise UserError(f"MedCLIP {what} {value}: expected one of {', '.join(choices)}")

@@ -1,0 +1,240 @@
+"""A language model that is shown the image: vision features, the projection to its width, its answer.
+
+Zeus, Eqs. 2 and 3. BLIP-2 comes with a projection of its own; there ours is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.bridge.connectors import Connector, check_widths, new_connector, read_connector
+from zeus_union.stage1_instruct.models.frozen import Frozen
+from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
+from zeus_union.stage1_instruct.models.language.llm import Decoding, Generation, InstructionLLM, Loading, llm_recipe
+from zeus_union.stage1_instruct.models.language.prompts import Template, template
+from zeus_union.stage1_instruct.models.vision.regions import Vision, VisionFeatures
+from zeus_union.stage1_instruct.profiles.profile import NONE, Profile, Sees
+from zeus_union.stage1_instruct.weights.store import digest_of, zeus_home
+
+if TYPE_CHECKING:
+    from zeus_union.stage1_instruct.models.language.blip2 import Blip2
+
+
+def trained_projection(profile: Profile) -> Path:
+    """Where the trained projection of a profile is kept with the models."""
+    return zeus_home() / profile.name / "projection.safetensors"
+
+
+class ProjectedLLM:
+    """The instructors 'llm' and 'blip2' of a profile, each part loaded when it is first used."""
+
+    def __init__(
+        self, profile: Profile, encoder: Frozen[ImageEncoder], device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        """Args:
+        encoder: whose embeddings it sees, where it sees embeddings.
+        say: told where the projection is untrained or another model's.
+        """
+        self._profile = profile
+        self._encoder = encoder
+        self._device = device
+        self._say = say
+        self._is_blip2 = profile.instructor == "blip2"
+
+    @property
+    def sees(self) -> Sees:
+        return self._profile.sees
+
+    @property
+    def samples(self) -> bool:
+        return self._profile.samples
+
+    @property
+    def vision(self) -> Vision:
+        return self._vision.model
+
+    @cached_property
+    def _vision(self) -> Frozen[Vision]:
+        profile = self._profile
+        if self._is_blip2:
+            from zeus_union.stage1_instruct.models.language.blip2 import Blip2
+
+            return Frozen(partial(Blip2.recipe_of, profile.blip2), lambda: self._blip2)
+        if profile.vision.startswith("medclip"):
+            from zeus_union.stage1_instruct.models.vision.medclip import MedCLIPVision
+
+            half = (profile.vision.removeprefix("medclip_"), profile.vision_weights, profile.vision_feature)
+            return Frozen(partial(MedCLIPVision.recipe_of, *half), partial(MedCLIPVision, *half, self._device))
+        regions = VisionFeatures(1 if profile.vision == "pooled" else profile.vision_grid)
+        return Frozen(lambda: {"encoder": self._encoder.recipe, **regions.recipe()}, lambda: regions)
+
+    def vision_recipe(self) -> dict[str, Any]:
+        """What decides the vision features; loads no model."""
+        return self._vision.recipe
+
+    @property
+    def llm(self) -> InstructionLLM:
+        """Raises UserError: the language model, or its LoRA, cannot be loaded."""
+        return self._llm.model
+
+    @cached_property
+    def _llm(self) -> Frozen[InstructionLLM]:
+        weights = self._profile.blip2 if self._is_blip2 else self._profile.llm
+        return Frozen(
+            lambda: llm_recipe(digest_of(weights), self._template, self._decoding, self._loading), self._load_llm
+        )
+
+    def _load_llm(self) -> InstructionLLM:
+        weights = self._blip2.loaded if self._is_blip2 else self._profile.llm
+        llm = InstructionLLM(weights, self._template, self._decoding, self._device, self._loading)
+        if self._profile.lora != NONE:
+            from zeus_union.stage1_instruct.models.language.lora import load_lora
+
+            load_lora(llm.model, Path(self._profile.lora).expanduser())
+        return llm
+
+    @cached_property
+    def _blip2(self) -> Blip2:
+        from zeus_union.stage1_instruct.models.language.blip2 import Blip2
+
+        return Blip2(self._profile.blip2, self._loading, self._device)
+
+    @property
+    def _template(self) -> Template:
+        return template("blip2" if self._is_blip2 else self._profile.template)
+
+    @property
+    def _decoding(self) -> Decoding:
+        profile = self._profile
+        return Decoding(
+            max_new_tokens=profile.max_new_tokens,
+            repetition_penalty=profile.repetition_penalty,
+            no_repeat_ngram_size=profile.no_repeat_ngram_size,
+            batch_size=profile.llm_batch,
+            temperature=profile.temperature,
+            top_p=profile.top_p,
+            keep_states=profile.keep_states,
+        )
+
+    @property
+    def _loading(self) -> Loading:
+        return Loading(self._profile.llm_precision, self._profile.llm_quantize, self._profile.llm_device_map)
+
+    @cached_property
+    def projection(self) -> Connector:
+        """The projection the profile names, on the device; says so where it is untrained.
+
+        Raises:
+            UserError: it was trained for other widths, or on another encoder's features.
+        """
+        connector = self._stored_projection
+        if connector is None:
+            connector = self.new_projection()
+        else:
+            check_widths(connector, self._projection_path, self.vision.width, self.llm.width)
+        return connector.eval().requires_grad_(False).to(self._device)
+
+    @cached_property
+    def _stored_projection(self) -> Connector | None:
+        """The projection as it is stored, without a look at the models on its two sides; None where there is none."""
+        if self._is_blip2:
+            from zeus_union.stage1_instruct.models.language.blip2 import Blip2
+
+            image_width, text_width = Blip2.widths_of(self._profile.blip2)
+            return Connector("none", image_width, 0, text_width)
+        chosen, path = self._profile.projection, self._projection_path
+        if chosen == "untrained" or (chosen == "auto" and not path.exists()):
+            self._say(
+                "the projection from image to language model is UNTRAINED: the text hardly depends on the image; "
+                f"zeus-instruct train-projection --models {self._profile.name} trains one"
+            )
+            return None
+        if not path.exists():
+            raise UserError(f"no projection at {path}: expected 'auto', 'untrained' or a file of train-projection")
+        connector, facts = read_connector(path)
+        if connector.kind != self._profile.connector:
+            raise UserError(
+                f"the projection {path} is of the kind {connector.kind}, the profile wants {self._profile.connector}; "
+                f"--set connector={connector.kind}, or train another (zeus-instruct train-projection)"
+            )
+        if not facts:
+            self._say(f"the projection {path} was trained on another model's vision features (XrayGPT's, MiniGPT-4's)")
+            return connector
+        differing = [part for part, value in self.vision_recipe().items() if facts.get("vision", {}).get(part) != value]
+        if differing:
+            raise UserError(
+                f"the projection {path} was trained on other vision features ({', '.join(differing)} differ); "
+                "train one for this profile (zeus-instruct train-projection) or --set projection=untrained"
+            )
+        if facts.get("llm_sha256") != self._llm.recipe["weights_sha256"]:
+            self._say(f"the projection {path} was trained through another language model of the same width")
+        return connector
+
+    @property
+    def _projection_path(self) -> Path:
+        chosen = self._profile.projection
+        return trained_projection(self._profile) if chosen == "auto" else Path(chosen).expanduser()
+
+    def new_projection(self, seed: int = 0) -> Connector:
+        """A seeded, untrained projection for this profile; BLIP-2, which has its own, needs none."""
+        if self._is_blip2:
+            return Connector("none", self.vision.width, 0, self.llm.width)
+        embedding = self.llm.embedding.weight.detach()
+        profile = self._profile
+        return new_connector(profile.connector, self.vision.width, profile.projection_hidden, embedding, seed)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """Vision features float32 (B, T, C) on the device.
+
+        Args:
+            images: B of what it `sees`: embeddings float32 (B, 256, 64, 64), or pictures uint8 (B, H, W).
+        """
+        return self.vision.tokens(images if self.sees == "pictures" else images.to(self._device))
+
+    @torch.inference_mode()
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Images as for `features` -> image tokens for the LLM, float32 (B, T, H)."""
+        return self.projection(self.features(images))
+
+    def load(self) -> None:
+        """Loads vision, projection and language model.
+
+        Raises:
+            UserError: one of them cannot be loaded, or the projection does not fit the other two.
+        """
+        _ = self.projection, self.vision, self.llm
+
+    def prompt(self, question: str) -> str:
+        """The whole prompt as a person reads it, with <image> where the image tokens go."""
+        return self._template.prompt(question)
+
+    def answer(
+        self, questions: Sequence[str], images: Tensor | None, seeds: Sequence[int] | None = None
+    ) -> list[Generation]:
+        """One instruction per question and image (as for `features`), in order; `seeds` count where it samples."""
+        if images is None:
+            raise ValueError("images = None, expected one for each question")
+        return self.llm.generate(questions, self.image_tokens(images), seeds)
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides an instruction's text, JSON-able, without paths; loads no model but the projection."""
+        connector = self._stored_projection
+        recipe = {
+            "vision": self.vision_recipe(),
+            "connector": self._profile.connector if connector is None else connector.kind,
+            "projection": "untrained" if connector is None else {"sha256": connector.digest(), **connector.sizes},
+            "llm": self._llm.recipe,
+        }
+        if self._profile.lora != NONE:
+            from zeus_union.stage1_instruct.models.language.lora import lora_digest
+
+            recipe["lora"] = lora_digest(Path(self._profile.lora).expanduser())
+        return recipe
