@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from zeus_union.cache.terminal import PanelOption
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage2_segment.cli import main as zeus_segment
@@ -36,6 +37,15 @@ def entries(text: str, heading: str) -> dict[str, str]:
     return {word: " ".join(said.split()) for word, said in found.items()}
 
 
+def option_entries(group: str, command: str) -> dict[str, str]:
+    """What --help lists of a command's options, under whichever headings."""
+    text = shown(group, command)
+    options = GROUPS[group].commands[command].params
+    panels = dict.fromkeys(option.panel for option in options if isinstance(option, PanelOption))
+    headings = [*panels, "Where and how it runs"] if panels else ["Options"]
+    return {name: entry for heading in headings for name, entry in entries(text, heading).items()}
+
+
 def sentence_of(entry: str) -> str:
     """An option's text without its names, the values it takes and its default."""
     bare = re.sub(r"\[[^\]]*\]|^(-[-\w]+(, | / |/)?)+", "", entry).strip()
@@ -44,9 +54,9 @@ def sentence_of(entry: str) -> str:
 
 @pytest.mark.parametrize(("group", "command"), COMMANDS)
 def test_every_option_is_listed_and_explained(group: str, command: str) -> None:
-    listed = entries(shown(group, command), "Options")
+    listed = option_entries(group, command)
     options = [p for p in GROUPS[group].commands[command].params if isinstance(p, click.Option) and not p.hidden]
-    assert [option.opts[0] for option in options] == [name for name in listed if name != "-h"]
+    assert {option.opts[0] for option in options} == set(listed) - {"-h"}
     for option in options:
         name, said = option.opts[0], listed[option.opts[0]]
         if name in SAID_BY_THEIR_NAME:
@@ -56,8 +66,8 @@ def test_every_option_is_listed_and_explained(group: str, command: str) -> None:
 
 
 def test_a_default_is_shown() -> None:
-    assert "[default: lite]" in entries(shown("zeus-instruct", "build-cache"), "Options")["--models"]
-    assert "[default: stable]" in entries(shown("zeus-segment", "train"), "Options")["--recipe"]
+    assert "[default: lite]" in option_entries("zeus-instruct", "build-cache")["--models"]
+    assert "[default: stable]" in option_entries("zeus-segment", "train")["--recipe"]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -76,7 +86,7 @@ def test_the_group_says_of_every_command_what_it_does(group: str) -> None:
 def test_usage_names_the_command_and_what_it_cannot_do_without(group: str, command: str) -> None:
     text = shown(group, command)
     assert text.startswith(f"Usage: {group} {command} ")
-    listed = entries(text, "Options")
+    listed = option_entries(group, command)
     for param in GROUPS[group].commands[command].params:
         if isinstance(param, click.Option) and not param.multiple:
             assert ("[required]" in listed[param.opts[0]]) == param.required, param.name

@@ -60,7 +60,7 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
         ({"model": "unet", "form": "tokens", "aligner_depth": 1}, "leave out --form, --aligner-depth"),
         ({"model": "unet", "iou_token": True}, "leave out --iou-token"),
         ({"preset": "quarter", "merge": "mean"}, "zeus starts from the cache's decoder; leave out --merge, --preset"),
-        ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --variant, --combine"),
+        ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --combine, --variant"),
         ({"fusion": "early"}, "zeus has no early fusion"),
         ({"model": "vnet"}, "unknown model vnet; there are: zeus, unet, attention_unet"),
         ({"model": "unet", "fusion": "middle"}, "unknown fusion middle; there are: early, hybrid, late"),

@@ -85,7 +85,7 @@ def test_a_constant_text_is_kept_with_the_weights_and_reads_no_instruction(toy_c
         text = typical_text(cache, config, cache.rows_of(["ada"]))
         model.set_constant_text(torch.from_numpy(text))
         embeddings = torch.randn(1, 2, 256, 64, 64)
-        plain = build_model(planned(cache, fusion="hybrid", **split))
+        plain = build_model(planned(cache, fusion="hybrid", **split).architecture)
         plain.load_state_dict({name: t for name, t in model.state_dict().items() if name != "constant_text"})
         nothing = torch.empty(1, 2, 0)
         torch.testing.assert_close(model(embeddings, nothing), plain(embeddings, torch.from_numpy(text)[None]))

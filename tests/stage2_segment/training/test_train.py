@@ -65,7 +65,7 @@ def test_a_run_folder_holds_config_metrics_weights_and_events(whole_run: Path) -
     assert any((whole_run / "tensorboard").iterdir())
     assert not list(whole_run.rglob("*.tmp"))
     text = (whole_run / "config.json").read_text()
-    assert json.loads(text)["cache"].startswith("..")
+    assert json.loads(text)["inputs"]["cache"].startswith("..")
     assert_same(weights(whole_run), load_state(whole_run)["model"])
 
 
@@ -123,7 +123,7 @@ def test_resuming_a_finished_run_changes_nothing(whole_run: Path, toy_cache: Pat
 def test_a_run_is_never_overwritten_nor_resumed_with_other_options(whole_run: Path, toy_cache: Path) -> None:
     with pytest.raises(UserError, match="exists; go on with it by --resume"):
         train_run(toy_cache, whole_run, epochs=3, seed=5, **QUICK)
-    with pytest.raises(UserError, match=r"other options \(lr: 0.0002 -> 0.001"):
+    with pytest.raises(UserError, match=r"other options \(.*recipe.lr_pretrained: 0.0002 -> 0.001"):
         train_run(toy_cache, whole_run, epochs=3, seed=5, lr=1e-3, resume=True, **QUICK)
 
 
