@@ -69,11 +69,11 @@ class PanelCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                named = isinstance(parameter, PanelOption)
-                (panels.setdefault(parameter.panel, []) if named else rest).append(record)
-        for heading, records in {**panels, "Where and how it runs": rest}.items():
+                records = panels.setdefault(parameter.panel, []) if isinstance(parameter, PanelOption) else rest
+                records.append(record)
+        for heading, listed in {**panels, "Where and how it runs": rest}.items():
             with formatter.section(heading):
-                formatter.write_dl(records)
+                formatter.write_dl(listed)
 
 
 def _one_line(error: Exception) -> str | None:

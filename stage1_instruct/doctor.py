@@ -92,13 +92,11 @@ def _picture(size: int) -> np.ndarray:
     return np.tile(np.linspace(0, 255, size).astype(np.uint8), (1, size, 1))
 
 
-def _seen(models: Models) -> torch.Tensor | None:
-    """The test picture as the instructor sees it."""
+def _image(models: Models) -> torch.Tensor:
+    """The test picture as an instructor sees it that sees anything."""
     if models.instructor.sees == "pictures":
         return torch.from_numpy(_picture(256))
-    if models.instructor.sees == "embeddings":
-        return models.encoder.encode(_picture(models.encoder.input_size))
-    return None
+    return models.encoder.encode(_picture(models.encoder.input_size))
 
 
 def _encoder(models: Models) -> str:
@@ -112,19 +110,20 @@ def _encoder(models: Models) -> str:
 
 
 def _vision(models: Models) -> str:
-    features = models.projected_llm.features(_seen(models))
+    features = models.projected_llm.features(_image(models))
     return f"{models.profile.vision}: {features.shape[1]} tokens, {features.shape[2]} wide"
 
 
 def _projection(models: Models) -> str:
     llm = models.projected_llm
-    tokens = llm.image_tokens(_seen(models))
+    tokens = llm.image_tokens(_image(models))
     return f"{llm.projection.kind}: {tokens.shape[1]} image tokens, {tokens.shape[2]} wide, as the language model's"
 
 
 def _instruction(models: Models) -> str:
     start = time.perf_counter()
-    instruction = models.instructor.answer([question("liver", "MRI-T2")], _seen(models), [0])[0]
+    image = None if models.instructor.sees == "nothing" else _image(models)
+    instruction = models.instructor.answer([question("liver", "MRI-T2")], image, [0])[0]
     seconds = time.perf_counter() - start
     if models.instructor.sees == "nothing":
         return f"no language model, the text is the question: {instruction.text!r}"
