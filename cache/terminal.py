@@ -139,6 +139,12 @@ def split_names(value: str | None) -> tuple[str, ...] | None:
     return names
 
 
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """'A, B, C' for a message; beyond `most` of them how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def choose(wanted: Sequence[str] | None, available: Sequence[str], what: str) -> tuple[str, ...]:
     """`wanted` in the order of `available` (all of them for None).
 
