@@ -85,7 +85,7 @@ class CacheWriter:
         UserError: `path` holds another dataset, has another schema version, or is damaged.
     """
 
-    def __init__(self, path: Path | str, card: DatasetCard, own: Iterable[str] | None = None) -> None:
+    def __init__(self, path: Path | str, card: DatasetCard, *, own: Iterable[str] | None = None) -> None:
         self.path = Path(path)
         self.card = card
         self._subjects = frozenset(card.subjects)
@@ -104,6 +104,11 @@ class CacheWriter:
             self._read_index()
             self._check_card(self._index.card)
         self._sweep()
+
+    @property
+    def packed(self) -> bool:
+        """Whether the cache is one file that holds finished layers."""
+        return self._index.state == "packed"
 
     def _create(self) -> None:
         for shard in find_shards(self._files.folder)[:1]:
