@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
-import socket
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from zeus_union.cache.errors import UserError
+from zeus_union.cache.descriptors import FLAGS, read_at, write_at
+from zeus_union.cache.errors import NoSpaceError
 
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-_TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?P<final>.+)\.[0-9a-f]{8}\.tmp")
+
+# What a file system answers that has no such operation (exFAT, some network and user-space ones).
+NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 class AtomicFile:
@@ -26,12 +31,12 @@ class AtomicFile:
     closed = False
 
     def __init__(self, final: Path, mode: int = 0o444) -> None:
-        """Args: mode: the file's permissions from `commit` on; read-only by default."""
+        """Args: mode: the file's permissions from `commit` on, as far as the umask allows; read-only by default."""
         make_folder(final.parent)
         self.final = final
         self._mode = mode
-        self.temporary = final.with_name(f".{final.name}.{_HOST}.{os.getpid()}.tmp")
-        self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self.temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o666)
         self._position = 0
         self._error: BaseException | None = None
 
@@ -39,7 +44,7 @@ class AtomicFile:
         view = memoryview(data).cast("B")
         try:
             while self._error is None and len(view):
-                written = os.pwrite(self._fd, view, offset)
+                written = write_at(self._fd, view, offset)
                 view, offset = view[written:], offset + written
         except BaseException as error:
             self._error = error
@@ -51,14 +56,14 @@ class AtomicFile:
         return count
 
     def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self._fd, [buffer], self._position)
+        count = read_at(self._fd, buffer, self._position)
         self._position += count
         return count
 
     def read(self, count: int) -> bytes:
-        data = os.pread(self._fd, count, self._position)
-        self._position += len(data)
-        return data
+        data = bytearray(count)
+        read = self.readinto(data)
+        return bytes(data[:read])
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
@@ -99,13 +104,35 @@ class AtomicFile:
             self._error = error
             self.check()
 
-    def commit(self) -> None:
-        """Makes the file durable and gives it its final name, replacing what had it."""
+    def commit(self, replace: bool = True) -> None:
+        """Makes the file durable and gives it its final name.
+
+        Args:
+            replace: what has the name; else it stays.
+
+        Raises:
+            FileExistsError: not `replace`, and something has the name.
+        """
         self.sync()
-        os.fchmod(self._fd, self._mode)
-        os.replace(self.temporary, self.final)
+        self._restrict()
+        if os.name == "nt":  # where an open file cannot be renamed
+            os.close(self._fd)
+            self._fd = -1
+        if replace:
+            os.replace(self.temporary, self.final)
+        else:
+            _rename_to_free_name(self.temporary, self.final)
         self.close()
         sync_folder(self.final.parent)
+
+    def _restrict(self) -> None:
+        """Permissions of `mode` that the umask left when the file was created; nothing where there are none."""
+        if hasattr(os, "fchmod") and os.name != "nt":
+            try:
+                os.fchmod(self._fd, self._mode & os.fstat(self._fd).st_mode)
+            except OSError as error:
+                if error.errno not in (*NOT_SUPPORTED, errno.EPERM):
+                    raise
 
     def discard(self) -> None:
         """Removes the temporary file; nothing happens after `commit`."""
@@ -116,13 +143,44 @@ class AtomicFile:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            os.close(self._fd)
+            if self._fd >= 0:
+                os.close(self._fd)
+
+
+def _rename_to_free_name(temporary: Path, final: Path) -> None:
+    """Renames unless something has the name.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    if os.name == "nt":
+        os.rename(temporary, final)  # refuses there
+        return
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (*NOT_SUPPORTED, errno.EPERM, errno.EMLINK, errno.EXDEV):
+            raise
+        # No hard links: whoever creates the name has it.
+        os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS, 0o666))
+        os.replace(temporary, final)
+    else:
+        sync_folder(final.parent)
+        os.unlink(temporary)
 
 
 def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    """Makes names in a folder durable, where the system can do that."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY | FLAGS)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
     finally:
         os.close(fd)
 
@@ -139,29 +197,29 @@ def require_space(folder: Path, count: int, what: str) -> None:
     """Refuses to begin what would not fit.
 
     Raises:
-        UserError: fewer than `count` bytes (and 2 %) are free where `folder` is.
+        NoSpaceError: fewer than `count` bytes (and 2 %) are free where `folder` is.
     """
     free, needed = shutil.disk_usage(folder).free, int(count * 1.02) + (1 << 16)
     if free < needed:
-        raise UserError(
+        raise NoSpaceError(
             f"no space left: {what} needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {folder}; "
             "free some and run the same command again: it goes on where it stopped"
         )
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno == errno.EPERM
-    return True
+def find_temporaries(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(final name, temporary file) of what is being written in `folder`, or was left there by a process that was killed."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if temporary := _TEMPORARY.fullmatch(entry.name):
+                yield temporary["final"], Path(entry.path)
 
 
-def remove_stale(folder: Path) -> None:
-    """Removes the temporary files of processes of this machine that have ended (or had this process's own id)."""
-    for file in folder.glob(".*.tmp"):
-        name = _TEMPORARY.fullmatch(file.name)
-        if name and name["host"] == _HOST and (int(name["pid"]) == os.getpid() or not _alive(int(name["pid"]))):
+def remove_temporaries(folder: Path, finals: Iterable[str] | None = None) -> None:
+    """Removes the temporary files of the final names `finals` (None: of all), which must be nobody else's work."""
+    wanted = None if finals is None else set(finals)
+    for final, file in list(find_temporaries(folder)):
+        if wanted is None or final in wanted:
             file.unlink(missing_ok=True)
 
 

@@ -1,38 +1,117 @@
-"""Who works on what, where several processes build one cache: a lock a subject, which ends with its process.
+"""Who works on what, where several processes build one cache: locks that end with their process.
 
 Nothing is split beforehand. Whoever is free takes the next subject that is neither finished nor taken, so the load
 balances itself by the time that slices really take, and the subject of a process that was lost is taken by another.
+
+A cache has one lock beside it, which is never deleted: whoever has a subject in work shares it, whoever finishes the
+cache (packs it, removes shards) has it alone. The lock files of the subjects are opened only under the shared lock, so
+the one that is alone may remove them with the shard folder.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from zeus_union.cache.atomic import make_folder
+from zeus_union.cache.locks import LockFile, NoLocksError, acquire
+
+
+@dataclass
+class _Held:
+    """A lock of this process.
+
+    Attributes:
+        file: None where the file system has no locks.
+        users: how many blocks share it.
+    """
+
+    file: LockFile | None
+    shared: bool
+    users: int = 0
+
+
+# Record locks belong to a process and end when it closes any descriptor of the file, so no file is opened twice. By
+# process id, as a forked child inherits this table but not the locks.
+_held: dict[tuple[int, str], _Held] = {}
 
 
 @contextmanager
-def claim(folder: Path, name: str, wait: bool = False) -> Iterator[bool]:
-    """Whether `name` is this process's for the time of the block.
+def lock(path: Path, shared: bool = False, wait: bool = False, real: bool = True) -> Iterator[bool]:
+    """Whether the lock `path` is this process's for the time of the block.
 
-    A POSIX record lock: the kernel (on NFS the server) gives it back when its process ends, however it ends.
+    Args:
+        shared: with all others that share it; this process may share it several times.
+        wait: until whoever has it is done.
+        real: False guards against this process alone, for a file system without locks.
+
+    Raises:
+        RuntimeError: this process waits for itself.
+        NoLocksError: the file system has no locks.
+    """
+    key = os.getpid(), os.path.realpath(path)
+    held = _held.get(key)
+    if held is not None and not (shared and held.shared):
+        if wait:
+            raise RuntimeError(f"this process has {path} already and would wait for itself")
+        yield False
+        return
+    if held is None:
+        file = acquire(path, shared, wait) if real else None
+        if real and file is None:
+            yield False
+            return
+        held = _held[key] = _Held(file, shared)
+    held.users += 1
+    try:
+        yield True
+    finally:
+        held.users -= 1
+        if not held.users:
+            del _held[key]
+            if held.file is not None:
+                held.file.close()
+
+
+@contextmanager
+def claim(folder: Path, name: str, wait: bool = False, real: bool = True) -> Iterator[bool]:
+    """Whether `name` is this process's for the time of the block; a nested claim of the same name is refused.
 
     Args:
         folder: where the lock files are; one that all processes see.
-        wait: until whoever has it is done.
+        wait, real: as for `lock`.
     """
-    make_folder(folder)
-    fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    if real:
+        make_folder(folder)
+    with lock(folder / f"{name}.lock", wait=wait, real=real) as ours:
+        yield ours
+
+
+@contextmanager
+def lock_if_possible(path: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """As `lock`; also True where the file system has no locks or cannot be written, so that nobody builds there."""
+    with ExitStack() as stack:
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (BlockingIOError, PermissionError):
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+            ours = stack.enter_context(lock(path, shared, wait))
+        except (NoLocksError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            ours = True
+        yield ours
+
+
+def has_locks(path: Path) -> bool:
+    """Whether the file system of the lock file `path` has locks; takes and gives back a shared one.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        with lock(path, shared=True):
+            return True
+    except NoLocksError:
+        return False

@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line: what was found, where, what was expected, what to do. It is raised where that knowledge is
     and printed in one place (`zeus_union.cache.terminal`), with exit code 2.
     """
+
+
+class NoSpaceError(UserError):
+    """A disk without the space for what comes next: no subject's fault, the whole job stops."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -131,28 +131,80 @@ def table_seal_holds(path: Path) -> bool:
         return file.read(64) == _digests(path, place)
 
 
+class TextTable:
+    """A table of texts that is open: its bytes were compared with its seal once, its row groups are looked up.
+
+    Args:
+        sealed: whether the seal of the file holds; looked at before pyarrow reads, which ends the process, or waits for
+            ever, over some damaged files.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+
+    def __init__(self, path: Path, sealed: Callable[[Path], bool] = table_seal_holds) -> None:
+        self.path = path
+        self._values: dict[str, dict[str | None, set[int]]] = {}
+        with _damage_named(path):
+            if not sealed(path):
+                raise ValueError("bytes differ from what was written")
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            if not self._file.schema_arrow.equals(SCHEMA):
+                raise ValueError(f"its columns are {', '.join(self._file.schema_arrow.names)}")
+
+    def read(self, **equal: str) -> pa.Table:
+        """The rows in which the named text columns have the given values.
+
+        Raises:
+            UserError: damaged.
+        """
+        with _damage_named(self.path):
+            groups = set(range(self._file.num_row_groups))
+            for column, value in equal.items():
+                values = self._values_of(column)
+                groups &= values.get(value, set()) | values.get(None, set())
+            table = self._file.read_row_groups(sorted(groups), use_threads=False).replace_schema_metadata(None)
+            for column, value in equal.items():
+                table = table.filter(pc.equal(table[column], value))
+            return table
+
+    def _values_of(self, column: str) -> dict[str | None, set[int]]:
+        """Value -> its row groups: each is one subject of one variant. Those with several values stand under None."""
+        if column not in self._values:
+            values: dict[str | None, set[int]] = {}
+            index, metadata = SCHEMA.get_field_index(column), self._file.metadata
+            for group in range(metadata.num_row_groups):
+                found = metadata.row_group(group).column(index).statistics
+                single = found is not None and found.has_min_max and found.min == found.max
+                values.setdefault(found.min if single else None, set()).add(group)
+            self._values[column] = values
+        return self._values[column]
+
+
 def read_table(path: Path, **equal: str) -> pa.Table:
     """The rows of a table in which the named text columns have the given values.
 
     Raises:
         UserError: missing or damaged.
     """
+    return TextTable(path, _sealed_since).read(**equal)
+
+
+def _sealed_since(path: Path) -> bool:
+    """As `table_seal_holds`, which is asked again only where the file has changed."""
+    status = path.stat()
+    return _seal_held(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _seal_held(path: Path, *_: int) -> bool:
+    return table_seal_holds(path)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        status = path.stat()
-        if not _seal_held(path, status.st_ino, status.st_size, status.st_mtime_ns):
-            raise ValueError("bytes differ from what was written")
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if not file.schema_arrow.equals(SCHEMA):
-                raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)}")
-            groups = [
-                number
-                for number in range(file.num_row_groups)
-                if all(_may_hold(file.metadata.row_group(number), column, value) for column, value in equal.items())
-            ]
-            table = file.read_row_groups(groups, use_threads=False).replace_schema_metadata(None)
-        for column, value in equal.items():
-            table = table.filter(pc.equal(table[column], value))
-        return table
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing; it holds the instruction texts: copy it beside the cache") from None
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -160,15 +212,3 @@ def read_table(path: Path, **equal: str) -> pa.Table:
             f"{path} is damaged ({' '.join(str(error).split())[:200]}); copy it again from where it came, "
             "or delete the cache and build it again"
         ) from error
-
-
-@lru_cache
-def _seal_held(path: Path, *_: int) -> bool:
-    """Looked at before pyarrow reads, which ends the process, or waits for ever, over some damaged files."""
-    return table_seal_holds(path)
-
-
-def _may_hold(group: Any, column: str, value: str) -> bool:
-    """Whether a row group's statistics allow it to hold `value`; each group is one subject of one variant."""
-    statistics = group.column(SCHEMA.get_field_index(column)).statistics
-    return statistics is None or not statistics.has_min_max or statistics.min <= value <= statistics.max

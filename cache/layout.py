@@ -6,6 +6,7 @@ Beside `chaos.h5`, the one path the user passes, there may be
     chaos.h5.d/<layer>/_constants.<12 digits>.h5                       what a layer needs besides its rows
     chaos.instructions.parquet                                         the instruction texts
     chaos.h5.d/locks/<subject>.lock                                    while it is built: which process is at work on it
+    .chaos.h5.lock                                                     shared while it is built, held alone to finish it
 
 Every HDF5 file begins with a seal (`zeus_union.cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a
 subject's arrays in `/<layer>/<subject>/`: the same path in a shard and in a packed cache. All datasets are contiguous
@@ -155,6 +156,11 @@ def shard_folder(path: Path) -> Path:
 
 def locks_folder(path: Path) -> Path:
     return shard_folder(path) / "locks"
+
+
+def lock_path(path: Path) -> Path:
+    """The lock of the whole cache; it stays for good, as deleting it would let two processes hold it."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def shard_name(layer: str, subject: str, fingerprint: str, suffix: str = ".h5") -> str:

@@ -18,6 +18,7 @@ from zeus_union.cache.folds import assign_folds
 from zeus_union.cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, shard_folder
 from zeus_union.cache.recipe import canonical_json
 from zeus_union.cache.seal import check_seal
+from zeus_union.cache.terminal import some_of
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,9 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
             parts.setdefault(layer, {}).update(found)
     subjects = index.card.subjects
     lacking = {layer: [name for name in subjects if name not in found] for layer, found in parts.items()}
-    done = [name for name in subjects if parts and not any(name in names for names in lacking.values())]
+    done = [name for name in subjects if parts and all(name in found for found in parts.values())]
     if not allow_partial or not done or "slices" not in parts:
-        missing = "; ".join(f"{layer} lacks {', '.join(names)}" for layer, names in lacking.items() if names)
+        missing = "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in lacking.items() if names)
         raise UserError(
             f"{path} is unfinished: {len(done)} of {len(subjects)} subjects are finished"
             + (f" ({missing})" if missing else "")

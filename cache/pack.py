@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from zeus_union.cache.atomic import make_folder, remove_stale, require_space
+from zeus_union.cache.atomic import make_folder, remove_temporaries, require_space
+from zeus_union.cache.claims import lock_if_possible
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.instructions import read_table, write_table
-from zeus_union.cache.layout import CONSTANTS, parquet_path, short_names, split_shard_name
-from zeus_union.cache.manifest import Manifest, Part, find_shards
+from zeus_union.cache.instructions import write_table
+from zeus_union.cache.layout import CONSTANTS, lock_path, parquet_path, short_names, split_shard_name
+from zeus_union.cache.manifest import Manifest, Part, find_shards, finished_so_far
 from zeus_union.cache.shard import FileBuilder, Files
+from zeus_union.cache.terminal import some_of
 
 
 def part_bytes(manifest: Manifest) -> int:
@@ -32,7 +34,7 @@ def texts_path(files: Files, part: Part) -> Path:
 
 def read_texts(files: Files, variant: str, subject: str, part: Part) -> pa.Table:
     """The instructions of one subject, in row order."""
-    return read_table(texts_path(files, part), subject=subject, variant=variant)
+    return files.texts(texts_path(files, part)).read(subject=subject, variant=variant)
 
 
 def write_texts(target: Path, manifest: Manifest, files: Files) -> None:
@@ -47,11 +49,12 @@ def write_texts(target: Path, manifest: Manifest, files: Files) -> None:
     write_table(target, tables())
 
 
-def write_packed(target: Path, manifest: Manifest, files: Files) -> None:
+def write_packed(target: Path, manifest: Manifest, files: Files, replace_target: bool = True) -> None:
     """One file with every row that `manifest` lists, and the table of texts beside it; the texts get their name first.
 
     Raises:
-        UserError: no space for it. OSError: the disk is full after all.
+        NoSpaceError: no space for it.
+        OSError: the disk is full after all, or, not `replace_target`, something has the name by now.
     """
     make_folder(target.parent)
     require_space(target.parent, part_bytes(manifest), f"packing {target.name}")
@@ -73,7 +76,7 @@ def write_packed(target: Path, manifest: Manifest, files: Files) -> None:
                 )
                 for name in names
             }
-        builder.commit(replace(manifest, state="packed", parts=packed))
+        builder.commit(replace(manifest, state="packed", parts=packed), replace_target)
 
 
 def write_index(target: Path, manifest: Manifest, files: Files) -> None:
@@ -100,21 +103,43 @@ def remove_packed(manifest: Manifest, folder: Path) -> None:
 
 
 def pack(source: Path | str, target: Path | str) -> None:
-    """Packs the finished cache `source` into `target`, one file (and its table of texts); the source stays as it is.
+    """Packs the cache `source` into `target`, one file (and its table of texts); the source stays as it is.
 
     Raises:
-        UserError: `source` is not a finished cache, `target` exists, or there is no space.
+        UserError: `source` does not exist or a subject is missing in one of its layers, `target` exists or is being
+            written, or there is no space.
     """
     source, target = Path(source), Path(target)
     if not source.exists():
         raise UserError(f"cache {source} does not exist")
-    if target.exists():
-        raise UserError(f"{target} exists; choose another name or remove it")
-    files = Files(source)
-    manifest = files.manifest()
-    if manifest.state not in ("sharded", "packed"):
-        raise UserError(f"{source} is not finished; run the same build-cache command again, then pack it")
     make_folder(target.parent)
-    remove_stale(target.parent)
-    write_packed(target, manifest, files)
-    files.close()
+    with lock_if_possible(lock_path(source), shared=True, wait=True), lock_if_possible(lock_path(target)) as ours:
+        if not ours:
+            raise UserError(f"{target} is being written by another process; choose another name or wait for it")
+        if target.exists():
+            raise UserError(f"{target} exists; choose another name or remove it")
+        files = Files(source)
+        manifest = _finished(files.manifest(), source)
+        remove_temporaries(target.parent, [target.name, parquet_path(target).name])
+        write_packed(target, manifest, files, replace_target=False)
+        files.close()
+
+
+def _finished(manifest: Manifest, path: Path) -> Manifest:
+    """What a cache holds, also one of which every part is there and only the end is missing.
+
+    Raises:
+        UserError: a subject is missing in a layer, or it is a shard.
+    """
+    if manifest.state == "shard":
+        raise UserError(f"{path} is one subject's shard; give the cache file beside its .h5.d folder")
+    if manifest.state == "building":
+        complete = finished_so_far(manifest, path, allow_partial=True)
+        missing = [name for name in manifest.card.subjects if name not in complete.parts["slices"]]
+        if missing:
+            raise UserError(
+                f"{path} is not finished, {some_of(missing)} are missing; run the same build-cache command again, then "
+                "pack it"
+            )
+        return complete
+    return manifest

@@ -21,12 +21,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from zeus_union.cache.atomic import AtomicFile
+from zeus_union.cache.descriptors import FLAGS, read_at
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.instructions import TextTable
 from zeus_union.cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
 from zeus_union.cache.manifest import Manifest, Part, StoredArray, read_manifest
 from zeus_union.cache.seal import SEAL_BYTES, read_seal, seal_holds, seal_of
 
 OPEN_FILES = 32  # well under the 256 descriptors a process gets on some systems, and the 64 of a strict batch queue
+OPEN_TABLES = 2  # the merged one beside a cache, and a subject's
 
 
 class Files:
@@ -37,6 +40,7 @@ class Files:
         self.folder = shard_folder(path)
         self._seal: bytes | None = None
         self._open = lru_cache(maxsize=OPEN_FILES)(self._open_file)
+        self._tables = lru_cache(maxsize=OPEN_TABLES)(TextTable)
 
     def manifest(self) -> Manifest:
         """Reads the cache file's manifest; from then on, a cache file that was replaced since is refused.
@@ -50,7 +54,8 @@ class Files:
 
     def _open_file(self, name: str) -> _OpenFile:
         opened = _OpenFile(self.locate(name))
-        if not name and self._seal is not None and os.pread(opened.fd, SEAL_BYTES, 0) != self._seal:
+        seal = bytearray(SEAL_BYTES)
+        if not name and self._seal is not None and seal[: read_at(opened.fd, seal, 0)] != self._seal:
             raise UserError(f"{self.path} was replaced while it was in use (a layer was added?); start again")
         return opened
 
@@ -59,6 +64,15 @@ class Files:
 
     def close(self) -> None:
         self._open.cache_clear()
+        self._tables.cache_clear()
+
+    def texts(self, path: Path) -> TextTable:
+        """A table of instruction texts, opened (and its seal checked) once for all subjects.
+
+        Raises:
+            UserError: as `TextTable`.
+        """
+        return self._tables(path)
 
     def read_into(self, file: str, offset: int, buffer: NDArray[Any]) -> None:
         """Fills `buffer` (C-contiguous) with the bytes at `offset`.
@@ -69,16 +83,22 @@ class Files:
         opened = self._open(file)
         view = buffer.data.cast("B")
         while len(view):
-            count = os.preadv(opened.fd, [view], offset)
+            count = read_at(opened.fd, view, offset)
             if count == 0:
                 raise UserError(f"{self.locate(file)} is truncated; zeus-instruct verify says what is lost")
             view, offset = view[count:], offset + count
 
-    def array(self, part: Part, name: str) -> NDArray[Any]:
-        """A whole array, in fresh memory."""
+    def array(self, part: Part, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """An array, or some neighbouring rows of its leading axis, in fresh memory."""
         stored = part.arrays[name]
-        values = np.empty(stored.shape, stored.dtype)
-        self.read_into(part.file, stored.offset, values)
+        if not stored.shape:
+            first, shape = 0, stored.shape
+        else:
+            first, last, _ = rows.indices(stored.shape[0])
+            shape = (max(last - first, 0), *stored.shape[1:])
+        values = np.empty(shape, stored.dtype)
+        if values.size:
+            self.read_into(part.file, stored.row_at(first, 1) if first else stored.offset, values)
         return values
 
 
@@ -88,7 +108,7 @@ class _OpenFile:
     def __init__(self, path: Path) -> None:
         self.fd = -1
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | FLAGS)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; copy the shard folder {path.name} lies in beside the cache") from None
 
@@ -201,11 +221,20 @@ class FileBuilder:
         """Lets people who browse the index follow it to a shard; nothing here reads through links."""
         self._h5[name] = h5py.ExternalLink(str(target), inside)
 
-    def commit(self, manifest: Manifest) -> None:
+    def write_rows(self, stored: StoredArray, first: int, array: NDArray[Any]) -> None:
+        """Writes `array` (rows, ...) into what `allocate` gave, from row `first` of its leading axis on."""
+        array = little_endian(array)
+        self.file.write_at(stored.row_at(first, 1), array.reshape(-1).view(np.uint8))
+        self.file.check()
+
+    def commit(self, manifest: Manifest, replace: bool = True) -> None:
         """Writes the manifest and the seal, reads everything back, and gives the file its name.
 
+        Args:
+            replace: what has the name; else it stays.
+
         Raises:
-            OSError: the disk is full, or what was written does not read back.
+            OSError: the disk is full, what was written does not read back, or, not `replace`, something has the name.
         """
         self.add("manifest", np.array(manifest.to_bytes()))
         self._h5.close()
@@ -223,4 +252,4 @@ class FileBuilder:
         written.close()
         if not sound:
             raise OSError(errno.EIO, "what was written does not read back", str(self.file.final))
-        self.file.commit()
+        self.file.commit(replace)

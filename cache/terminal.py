@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +30,10 @@ T = TypeVar("T")
 
 
 class ZeusGroup(click.Group):
-    """A command group that prints a `UserError` (and a full disk) as one line and exits with 2; `--debug` shows the traceback."""
+    """A command group that prints a `UserError` and what the system refuses as one line and exits with 2.
+
+    `--debug` shows the traceback.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,15 +41,19 @@ class ZeusGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug", False)
+        _prepare_output()
         try:
-            return super().invoke(ctx)
-        except (UserError, OSError) as error:
-            if debug:
-                raise
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except (UserError, OSError, UnicodeError) as error:
             message = _one_line(error)
-            if message is None:
+            if debug or message is None:
                 raise
-            click.echo(f"error: {message}", err=True)
+            if isinstance(error, BrokenPipeError):
+                _silence_output()
+            with suppress(BrokenPipeError):
+                click.echo(f"error: {message}", err=True)
             sys.exit(2)
 
 
@@ -76,18 +85,62 @@ class PanelCommand(click.Command):
                 formatter.write_dl(listed)
 
 
-def _one_line(error: Exception) -> str | None:
+# What the system answered -> what it means and what to do. {file}: which file, where the system says so.
+_SYSTEM_ERRORS: Mapping[int, str] = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "no space left on the device{file}; free some and run the same command again: it goes on where it stopped",
+    ),
+    errno.EROFS: "the file system is read-only{file}; choose another folder",
+    errno.ENOLCK: "the file system has no locks to give{file}; choose a folder on another one",
+    **dict.fromkeys(
+        (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
+        "the file system cannot do what is needed{file}; choose a folder on another one, e.g. a local disk",
+    ),
+    errno.EEXIST: "something of that name exists already{file}; choose another name or remove it",
+    errno.ENOENT: "no such file or folder{file}; check the name",
+    errno.ENOTDIR: "a file is where a folder is expected{file}; choose another folder or remove the file",
+    errno.EISDIR: "a folder is where a file is expected{file}; give the name of a file",
+    errno.ENOTEMPTY: "the folder is not empty{file}; choose another or empty it",
+    errno.ENAMETOOLONG: "the name is too long for the file system{file}; choose shorter names",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), "no permission{file}; choose another folder or change its permissions"
+    ),
+    errno.EMFILE: "too many open files{file}; raise the limit (ulimit -n)",
+    errno.EIO: "the disk or network share does not answer properly{file}; check it, then run the same command again",
+    errno.ESTALE: "the network share has changed under the command{file}; run the same command again",
+    errno.EPIPE: "whatever read the output has ended before all was written (broken pipe)",
+}
+
+
+def _one_line(error: BaseException) -> str | None:
     """The line to print for `error`, or None where it is a fault of ours and the traceback should be seen."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        where = f" while writing {error.filename}" if error.filename else ""
+    if isinstance(error, UnicodeEncodeError):
         return (
-            f"no space left on the device{where}; free some and run the same command again: it goes on where it stopped"
+            f"the system's encoding {error.encoding} cannot hold {error.object[error.start : error.end]!a}; "
+            "set PYTHONUTF8=1 (or LANG=C.UTF-8) and run the same command again"
         )
-    if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}; choose another folder or change its permissions"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a text file is not in {error.encoding} (byte {error.start}); save it as UTF-8, or set PYTHONUTF8=1"
+    if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+        names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, Path))]
+        return _SYSTEM_ERRORS[error.errno].format(file=f": {' -> '.join(names)}" if names else "")
     return None
+
+
+def _prepare_output() -> None:
+    """Letters that standard output cannot hold are written as escapes, so that no result is lost to one name."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    if encoding != "utf8" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _silence_output() -> None:
+    """Lets the interpreter flush at its end what nobody reads any more."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
@@ -137,6 +190,12 @@ def split_names(value: str | None) -> tuple[str, ...] | None:
     if not names:
         raise UserError(f"an empty list of names: {value!r}; give names separated by commas")
     return names
+
+
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """'A, B, C' for a message; beyond `most` of them how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def choose(wanted: Sequence[str] | None, available: Sequence[str], what: str) -> tuple[str, ...]:

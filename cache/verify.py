@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.instructions import table_seal_holds, text_hashes
+from zeus_union.cache.instructions import text_hashes
 from zeus_union.cache.layout import CONSTANTS, ROW_HASH
 from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard
 from zeus_union.cache.pack import read_texts, texts_path
@@ -62,9 +62,11 @@ def _findings(files: Files) -> Iterator[str]:
                     yield f"{files.locate(name)} is not the shard that {files.path} was made with"
                 parts.setdefault((layer, subject), part)
     hit = set()
+    unreadable: dict[Path, str] = {}
     for (layer, subject), part in sorted(parts.items()):
         if subject != CONSTANTS:
-            for finding in _check_part(files, index, layer, subject, part, parts.get(("slices", subject))):
+            slices = parts.get(("slices", subject))
+            for finding in _check_part(files, index, layer, subject, part, slices, unreadable):
                 hit.add(part.file)
                 yield finding
     for name in sorted(damaged - hit):
@@ -72,8 +74,15 @@ def _findings(files: Files) -> Iterator[str]:
 
 
 def _check_part(
-    files: Files, index: Manifest, layer: str, subject: str, part: Part, slices: Part | None
+    files: Files,
+    index: Manifest,
+    layer: str,
+    subject: str,
+    part: Part,
+    slices: Part | None,
+    unreadable: dict[Path, str],
 ) -> Iterator[str]:
+    """What is wrong with one subject of one layer; `unreadable`: tables of texts that cannot be read -> why."""
     where = f"{files.locate(part.file)}: {layer}, subject {subject}"
     try:
         if slices is None:
@@ -92,7 +101,7 @@ def _check_part(
         if layer.startswith("instructions/"):
             merged = [replace(part, file="")] if subject in index.parts.get(layer, {}) else []
             for texts in {part.file: part, **{other.file: other for other in merged}}.values():
-                yield from _check_texts(files, layer, subject, texts, files.array(part, "text_xxh3"), row)
+                yield from _check_texts(files, layer, subject, texts, files.array(part, "text_xxh3"), row, unreadable)
     except Exception as error:  # a flipped byte of the manifest can lead anywhere
         yield f"{where}: unreadable ({' '.join(repr(error).split())})"
 
@@ -104,13 +113,19 @@ def _check_texts(
     part: Part,
     expected: NDArray[np.uint8],
     row: Callable[[tuple[int, ...]], str],
+    unreadable: dict[Path, str],
 ) -> Iterator[str]:
     variant = layer.partition("/")[2]
     path = texts_path(files, part)
     where = f"{path}: {layer}, subject {subject}"
     try:
-        if not table_seal_holds(path):
-            raise ValueError("bytes differ from what was written")
+        if path not in unreadable:
+            files.texts(path)
+    except (UserError, OSError, ValueError) as error:
+        unreadable[path] = str(error)
+    try:
+        if path in unreadable:
+            raise ValueError(unreadable[path])
         found = text_hashes(read_texts(files, variant, subject, part))
     except (UserError, OSError, ValueError) as error:
         yield f"{where}: unreadable ({error})"

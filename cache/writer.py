@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zeus_union.cache.atomic import make_folder, remove_stale, require_space
-from zeus_union.cache.claims import claim
+from zeus_union.cache.atomic import find_temporaries, make_folder, remove_temporaries, require_space
+from zeus_union.cache.claims import claim, has_locks, lock
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import assign_folds
 from zeus_union.cache.grid import Grid
@@ -29,17 +29,19 @@ from zeus_union.cache.layout import (
     DatasetCard,
     check_arrays,
     kind_of,
+    lock_path,
     locks_folder,
+    parquet_path,
     row_axes,
     shard_name,
     split_shard_name,
 )
-from zeus_union.cache.manifest import Manifest, Part, check_uniform, find_shards, read_shard
+from zeus_union.cache.manifest import Manifest, Part, StoredArray, check_uniform, find_shards, read_shard
 from zeus_union.cache.pack import part_bytes, remove_packed, write_index, write_packed
 from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
 from zeus_union.cache.recipe import describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import say, some_of
 
 PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
 
@@ -72,28 +74,104 @@ class SubjectSlices:
 class CacheWriter:
     """Creates the cache at `path`, or goes on with it.
 
+    Args:
+        own: where the file system has no locks, the subjects that no other process builds (None: all); left temporary
+            files of others are not touched.
+
+    Attributes:
+        locks: whether the file system has locks; without them, nothing keeps two processes apart.
+
     Raises:
         UserError: `path` holds another dataset, has another schema version, or is damaged.
     """
 
-    def __init__(self, path: Path | str, card: DatasetCard) -> None:
+    def __init__(self, path: Path | str, card: DatasetCard, *, own: Iterable[str] | None = None) -> None:
         self.path = Path(path)
         self.card = card
+        self._subjects = frozenset(card.subjects)
+        self._own = None if own is None else frozenset(own)
         self._files = Files(self.path)
         self._recipes: dict[str, dict[str, Any]] = {}
         self._known: dict[tuple[str, str], Part] = {}
-        remove_stale(self.path.parent)
-        for folder, _, _ in os.walk(self._files.folder):
-            remove_stale(Path(folder))
-        if self.path.exists():
-            self._index = self._files.manifest()
+        self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
+        self._refused: set[str] = set()
+        self._version: tuple[int, int, int] | None = None  # of the index
+        make_folder(self.path.parent)
+        self.locks = has_locks(lock_path(self.path))
+        with self.at_work():
+            if not self.path.exists():
+                self._create()
+            self._read_index()
             self._check_card(self._index.card)
-        else:
-            for shard in find_shards(self._files.folder)[:1]:
-                self._check_card(read_shard(self._files.folder, shard).card)
-            self._index = Manifest("building", card)
-            with FileBuilder(self.path) as builder:
-                builder.commit(self._index)
+        self._sweep()
+
+    @property
+    def packed(self) -> bool:
+        """Whether the cache is one file that holds finished layers."""
+        return self._index.state == "packed"
+
+    def _create(self) -> None:
+        for shard in find_shards(self._files.folder)[:1]:
+            card = read_shard(self._files.folder, shard).card
+            self._check_card(replace(card, subjects=self.card.subjects))
+        with suppress(FileExistsError), FileBuilder(self.path) as builder:  # another process was quicker
+            builder.commit(Manifest("building", self.card), replace=False)
+
+    def _read_index(self) -> None:
+        """Reads the index where it is another file than the one that was read last."""
+        status = self.path.stat()
+        version = status.st_ino, status.st_size, status.st_mtime_ns
+        if version != self._version:
+            self._index = self._files.manifest()
+            self._version = version
+            self._known.clear()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keeps others from finishing the cache, and so from removing shards, for the time of the block."""
+        if not self.locks:
+            yield
+            return
+        with lock(lock_path(self.path), shared=True) as free:
+            if free:
+                yield
+                return
+        say(f"waiting for another process that finishes {self.path}")
+        with lock(lock_path(self.path), shared=True, wait=True):
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps others from working at the cache for the time of the block."""
+        with lock(lock_path(self.path), real=self.locks) as free:
+            if free:
+                yield
+                return
+        say(f"waiting for other processes that build {self.path}, to finish it")
+        with lock(lock_path(self.path), wait=True, real=self.locks):
+            yield
+
+    def _sweep(self) -> None:
+        """Removes what killed processes left of their files, or remembers it where others are at work."""
+        if not self.locks:
+            self._remove_left(self._own)
+            return
+        with lock(lock_path(self.path)) as alone:
+            if alone:
+                self._remove_left(None)
+                return
+        for folder, _, _ in os.walk(self._files.folder):
+            for final, file in find_temporaries(Path(folder)):
+                self._left.setdefault(split_shard_name(final)[1], []).append(file)
+
+    def _remove_left(self, subjects: Collection[str] | None) -> None:
+        """Removes the temporary files of `subjects` (None: all, and the cache's) which nobody else may be writing."""
+        if subjects is None:
+            remove_temporaries(self.path.parent, [self.path.name, parquet_path(self.path).name])
+        for folder, _, _ in os.walk(self._files.folder):
+            for final, file in list(find_temporaries(Path(folder))):
+                if subjects is None or split_shard_name(final)[1] in subjects:
+                    file.unlink(missing_ok=True)
 
     def _check_card(self, card: DatasetCard) -> None:
         changed = differences(card.to_json(), self.card.to_json())
@@ -114,6 +192,16 @@ class CacheWriter:
             UserError: the layer exists and was made from something else, naming what differs.
         """
         kind_of(layer)  # refuses what is no layer's name
+        with self.at_work():
+            self._check_recipe(layer, recipe)
+            self._recipes[layer] = dict(recipe)
+            if constants is None or self._part(layer, CONSTANTS) is not None:
+                return
+            with self.claim(CONSTANTS, wait=True):
+                if self._part(layer, CONSTANTS) is None:
+                    self._write(layer, CONSTANTS, iter([constants()]), None, {})
+
+    def _check_recipe(self, layer: str, recipe: Mapping[str, Any]) -> None:
         begun = self._index.recipes.get(layer)
         for shard in find_shards(self._files.folder, layer):
             if not shard.endswith(f".{fingerprint(recipe)[:12]}.h5"):
@@ -124,20 +212,24 @@ class CacheWriter:
             )
             changed = describe(differences(begun, recipe))
             raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
-        self._recipes[layer] = dict(recipe)
-        if constants is not None and self._part(layer, CONSTANTS) is None:
-            self._write(layer, CONSTANTS, constants(), {})
 
     @contextmanager
-    def claim(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Whether a subject (or the end of the build) is this process's for the time of the block; see `zeus_union.cache.claims`.
+    def claim(self, subject: str, wait: bool = False) -> Iterator[bool]:
+        """Whether a subject is this process's for the time of the block; see `zeus_union.cache.claims`.
 
-        What other processes have finished until then is known inside the block.
+        What other processes have finished until then is known inside the block, and what a process that was lost has
+        left of the subject is removed.
         """
-        with claim(locks_folder(self.path), name, wait) as ours:
+        with self.at_work(), claim(locks_folder(self.path), subject, wait, real=self.locks) as ours:
             if ours:
-                self._index = self._files.manifest()
-                self._known.clear()
+                self._read_index()
+                for file in self._left.pop(subject, ()):
+                    file.unlink(missing_ok=True)
+                if subject in self._refused:  # whoever had it may have been lost since the folders were listed
+                    self._refused.remove(subject)
+                    self._remove_left({subject})
+            else:
+                self._refused.add(subject)
             yield ours
 
     def finished(self, layer: str, subject: str) -> bool:
@@ -177,7 +269,7 @@ class CacheWriter:
             "images": slices.images,
         }
         arrays |= {name: array for name in _OPTIONAL if (array := getattr(slices, name)) is not None}
-        self._write_rows("slices", subject, arrays, {"grid": slices.grid.to_json(), "sources": dict(slices.sources)})
+        self._write_rows("slices", subject, [arrays], {"grid": slices.grid.to_json(), "sources": dict(slices.sources)})
 
     def slices(self, subject: str) -> SubjectSlices:
         """What is stored of a finished subject."""
@@ -187,29 +279,36 @@ class CacheWriter:
         grid = Grid.from_json(part.facts["grid"])
         return SubjectSlices(grid, arrays["numbers"], arrays["images"], sources=part.facts["sources"], **optional)
 
-    def write_embeddings(self, layer: str, subject: str, embeddings: NDArray[np.float32], store: str = "uint8") -> None:
+    def write_embeddings(
+        self,
+        layer: str,
+        subject: str,
+        embeddings: NDArray[np.float32] | Iterable[NDArray[np.float32]],
+        store: str = "uint8",
+    ) -> None:
         """Finishes a subject of a layer `embeddings/...`.
 
         Args:
-            embeddings: float32 (n, M, 256, 64, 64).
+            embeddings: float32 (n, M, 256, 64, 64), or pieces of it, some slices each: one is held at a time.
             store: 'uint8' or 'fp16'.
 
         Raises:
             UserError: NaN or infinite values, or values beyond fp16's range.
         """
-        if store == "uint8":
-            values, scale, offset = encode_uint8(embeddings)
-            arrays: dict[str, NDArray[Any]] = {"values": values, "scale": scale, "offset": offset}
-        elif store == "fp16":
-            arrays = {"values": encode_fp16(embeddings)}
-        else:
+        if store not in ("uint8", "fp16"):
             raise UserError(f"unknown way to store embeddings {store!r}; there are uint8 and fp16")
-        self._write_rows(layer, subject, arrays, {"slices": self._slices_digest(subject)})
+        pieces = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
+        stored = (_encode(piece, store) for piece in pieces)
+        self._write_rows(layer, subject, stored, {"slices": self._slices_digest(subject)})
 
-    def embeddings(self, layer: str, subject: str) -> NDArray[np.float32]:
-        """float32 (n, M, 256, 64, 64) of a finished subject, exactly as stage 2 will see it."""
+    def embeddings(self, layer: str, subject: str, slices: slice = slice(None)) -> NDArray[np.float32]:
+        """float32 (n, M, 256, 64, 64) of a finished subject, exactly as stage 2 will see it.
+
+        Args:
+            slices: only these of the subject's.
+        """
         part = self._require(layer, subject)
-        arrays = {name: self._files.array(part, name) for name in part.arrays}
+        arrays = {name: self._files.array(part, name, slices) for name in part.arrays if name != ROW_HASH}
         return decode(arrays["values"], arrays.get("scale"), arrays.get("offset")).numpy()
 
     def write_instructions(
@@ -238,7 +337,7 @@ class CacheWriter:
         arrays: dict[str, NDArray[Any]] = {"text_embedding": embeddings, "text_xxh3": hashes}
         if states is not None:
             arrays["states"] = states
-        self._write_rows(layer, subject, arrays, {"slices": self._slices_digest(subject)})
+        self._write_rows(layer, subject, [arrays], {"slices": self._slices_digest(subject)})
 
     def finalize(self, pack: bool | None = None) -> None:
         """Makes the cache one that can be read, from all layers in which every subject is finished.
@@ -250,13 +349,20 @@ class CacheWriter:
         Raises:
             UserError: a subject is missing in a layer that was begun here; no space for packing.
         """
+        with self._alone():
+            self._read_index()
+            if self.locks or self._own is None:
+                self._remove_left(None)
+            self._finish(pack)
+
+    def _finish(self, pack: bool | None) -> None:
         parts = self._all_parts()
         missing = {layer: [s for s in self.card.subjects if s not in found] for layer, found in parts.items()}
         begun = {layer: missing.get(layer, self.card.subjects) for layer in ("slices", *self._recipes)}
-        if lacking := "; ".join(f"{layer} lacks {', '.join(names)}" for layer, names in begun.items() if names):
+        if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
             raise UserError(f"{self.path} is not finished: {lacking}; run the same build-cache command again")
         for layer in [layer for layer in parts if missing[layer]]:
-            say(f"layer {layer} is left out: it is not finished, {', '.join(missing[layer])} are missing")
+            say(f"layer {layer} is left out: it is not finished, {some_of(missing[layer])} are missing")
             del parts[layer]
         for layer in parts:
             for subject in self.card.subjects:
@@ -269,14 +375,13 @@ class CacheWriter:
         if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
             if any(part.file for found in parts.values() for part in found.values()):
                 write_packed(self.path, manifest, self._files)
-            self._index = self._files.manifest()
+            self._read_index()
             shutil.rmtree(locks_folder(self.path), ignore_errors=True)
             remove_packed(self._index, self._files.folder)
         else:
             write_index(self.path, manifest, self._files)
-            self._index = self._files.manifest()
+            self._read_index()
             shutil.rmtree(locks_folder(self.path), ignore_errors=True)
-        self._known.clear()
 
     def _recipe(self, layer: str, found: Mapping[str, Part]) -> dict[str, Any]:
         if layer in self._index.recipes:
@@ -296,10 +401,17 @@ class CacheWriter:
     def _part(self, layer: str, subject: str) -> Part | None:
         known = self._index.parts.get(layer, {}).get(subject) or self._known.get((layer, subject))
         if known is None:
-            for shard in find_shards(self._files.folder, layer, subject):
+            for shard in self._shards_of(layer, subject):
                 known = read_shard(self._files.folder, shard).parts[layer][subject]
                 self._known[layer, subject] = known
         return known
+
+    def _shards_of(self, layer: str, subject: str) -> list[str]:
+        """The shard of a subject, if there is one; a look at one name where the layer's recipe is known."""
+        if layer not in self._recipes:
+            return find_shards(self._files.folder, layer, subject)
+        shard = shard_name(layer, subject, fingerprint(self._recipes[layer]))
+        return [shard] if (self._files.folder / shard).is_file() else []
 
     def _require(self, layer: str, subject: str) -> Part:
         part = self._part(layer, subject)
@@ -317,23 +429,89 @@ class CacheWriter:
         return self._files.folder / shard_name(layer, subject, fingerprint(self._recipes[layer]), suffix)
 
     def _write_rows(
-        self, layer: str, subject: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
+        self, layer: str, subject: str, pieces: Iterable[Mapping[str, NDArray[Any]]], facts: Mapping[str, Any]
     ) -> None:
-        if subject not in self.card.subjects:
+        """Writes rows, some slices at a time."""
+        if subject not in self._subjects:
             raise ValueError(f"{subject!r} is not a subject of {self.path}")
+        slices = None if layer == "slices" else self._require("slices", subject).arrays["numbers"].shape[0]
         sizes = {"modality": len(self.card.modalities)}
-        if layer != "slices":
-            sizes["slice"] = self._require("slices", subject).arrays["numbers"].shape[0]
-        check_arrays(layer, arrays, sizes)
-        self._write(layer, subject, {**arrays, ROW_HASH: row_hashes(arrays, row_axes(layer))}, facts)
 
-    def _write(self, layer: str, subject: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        def hashed() -> Iterator[Mapping[str, NDArray[Any]]]:
+            for arrays in pieces:
+                check_arrays(layer, arrays, sizes)
+                yield {**arrays, ROW_HASH: row_hashes(arrays, row_axes(layer))}
+
+        self._write(layer, subject, hashed(), slices, facts)
+
+    def _write(
+        self,
+        layer: str,
+        subject: str,
+        pieces: Iterator[Mapping[str, NDArray[Any]]],
+        rows: int | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Writes a shard.
+
+        Args:
+            pieces: the arrays, or `rows` rows of each in several pieces along their leading axis.
+            rows: None: one piece, of whatever rows.
+        """
+        first = next(pieces, None)
+        if first is None:
+            raise ValueError(f"{layer} of {subject}: no rows")
+        share = 1 if rows is None else rows / max(len(first[ROW_HASH]), 1)
         final = self._shard(layer, subject)
         make_folder(final.parent)
-        require_space(final.parent, sum(array.nbytes for array in arrays.values()), f"{layer} of {subject}")
+        require_space(final.parent, int(sum(array.nbytes for array in first.values()) * share), f"{layer} of {subject}")
         with FileBuilder(final) as builder:
-            stored = {name: builder.add(f"{layer}/{subject}/{name}", array) for name, array in arrays.items()}
+            inside = f"{layer}/{subject}"
+            if rows is None:
+                stored = {name: builder.add(f"{inside}/{name}", array) for name, array in first.items()}
+            else:
+                stored = _store_pieces(builder, inside, first, pieces, rows)
             part = Part("", 0, stored, facts)
-            builder.commit(Manifest("shard", self.card, {layer: self._recipes[layer]}, {layer: {subject: part}}))
+            card = replace(self.card, subjects=() if subject == CONSTANTS else (subject,))
+            builder.commit(Manifest("shard", card, {layer: self._recipes[layer]}, {layer: {subject: part}}))
         self._known.pop((layer, subject), None)
         self._files.close()
+
+
+def _store_pieces(
+    builder: FileBuilder,
+    inside: str,
+    first: Mapping[str, NDArray[Any]],
+    pieces: Iterator[Mapping[str, NDArray[Any]]],
+    rows: int,
+) -> dict[str, StoredArray]:
+    """Writes `first` and then `pieces` one below the other, one of them in memory at a time.
+
+    Raises:
+        ValueError: they do not fit together, or are not `rows` rows.
+    """
+    kinds = {name: (array.dtype, array.shape[1:]) for name, array in first.items()}
+    stored = {
+        name: builder.allocate(f"{inside}/{name}", dtype.newbyteorder("<").str, (rows, *shape))
+        for name, (dtype, shape) in kinds.items()
+    }
+    at, piece = 0, first
+    del first
+    while piece is not None:
+        count = len(piece[ROW_HASH])
+        if at + count > rows or {name: (array.dtype, array.shape[1:]) for name, array in piece.items()} != kinds:
+            raise ValueError(f"{inside}: a piece of {count} rows from row {at} does not fit {rows} rows of {kinds}")
+        for name, array in piece.items():
+            builder.write_rows(stored[name], at, array)
+        at += count
+        piece = next(pieces, None)
+    if at != rows:
+        raise ValueError(f"{inside}: {at} rows, expected {rows}")
+    return stored
+
+
+def _encode(embeddings: NDArray[np.float32], store: str) -> dict[str, NDArray[Any]]:
+    if store == "fp16":
+        return {"values": encode_fp16(embeddings)}
+    values, scale, offset = encode_uint8(embeddings)
+    return {"values": values, "scale": scale, "offset": offset}

@@ -102,6 +102,11 @@ def main() -> None:
 @click.option(
     "--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]"
 )
+@click.option(
+    "--part",
+    metavar="I/N|slurm",
+    help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
+)
 def build_cache_command(
     dataset_name: str,
     data_root: Path | None,
@@ -122,6 +127,7 @@ def build_cache_command(
     per_class: bool,
     layers: str,
     pack: bool | None,
+    part: str | None,
 ) -> None:
     """Run the frozen models over every slice and modality; the same command again goes on where it stopped.
 
@@ -131,14 +137,20 @@ def build_cache_command(
     A control: --variant prompt --set instructor=prompt makes a layer of the bare questions, without a language model.
 
     Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
-    takes the next subject that is free, and a process that is lost costs the subject it had in work.
+    takes the next subject that is free, and a process that is lost costs the subject it had in work. Where the file
+    system has no locks (it says so), each process needs --part; the last one, or the same command without it, finishes.
+
+    A study that cannot be read is left out and named at the end; mend it, and the same command takes up only that.
 
     \b
     accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m zeus_union.stage1_instruct.cli build-cache --dataset chaos
     """
+    import os
     from dataclasses import replace
 
+    from zeus_union.stage1_instruct.building.failures import BuildFailures
     from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache, parse_layers
+    from zeus_union.stage1_instruct.building.parts import parse_part
     from zeus_union.stage1_instruct.building.variants import VariantRow, class_variants, read_grid
     from zeus_union.stage1_instruct.datasets import open_dataset
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
@@ -146,6 +158,7 @@ def build_cache_command(
     if grid and variant:
         raise UserError("--grid names its variants itself; leave out --variant")
     wanted = choose(split_names(layers), ("slices", "embeddings", "instructions"), "layer")
+    share = parse_part(part, os.environ) if part else None
     if per_class and "instructions" not in wanted:
         raise UserError("--per-class makes layers of instructions and --layers leaves them out; give one of the two")
     dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
@@ -158,6 +171,7 @@ def build_cache_command(
     rows = read_grid(grid) if grid else (VariantRow(variant or "", {}),)
     out = out or Path("cache") / f"{dataset_name}.h5"
     next_steps = []
+    complete, failures = True, None
     for row in rows:
         models = _models(profile, {**row.parts, **parts}, device, batch_size)
         options = BuildOptions(
@@ -170,14 +184,28 @@ def build_cache_command(
             batch_size=batch_size,
             pack=pack if row is rows[-1] else False,  # packing once, at the end
             seed=seed,
+            part=share,
+            check=True,
         )
         if grid:
             say(f"variant {row.variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
         step = f"zeus-segment train --cache {out}"
         if per_class:
             step += f" --variant {','.join(class_variants(options.variant, card.classes))} --instructions class"
-        _say_report(build_cache(dataset, models, options))
+        try:
+            report = build_cache(dataset, models, options)
+        except BuildFailures as error:  # the other variants of the other subjects are built all the same
+            failures = error
+            continue
+        _say_report(report)
+        complete = complete and report.complete
         next_steps.append(step)
+    if failures is not None:
+        failures.say()
+        raise failures
+    if not complete:
+        click.echo(f"part {share} of {out} is built")
+        return
     click.echo(f"{out} is complete: {len(card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}")
 
 
@@ -211,6 +239,44 @@ def _models(
     if not is_present(wanted):
         fetch(wanted)
     return load_models(profile, device or best_device(), batch_size=batch_size)
+
+
+@main.command()
+@click.option(
+    "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
+)
+@click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]")
+@click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]")
+@click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]")
+@click.option("--labels", type=click.Choice(["default", "binary", "native"]), default="default", show_default=True)
+@click.option(
+    "--voxels", is_flag=True, help="Read every voxel of every image too: as long as building the slices takes."
+)
+def check(
+    dataset_name: str,
+    data_root: Path | None,
+    modalities: str | None,
+    subjects: str | None,
+    labels: str,
+    voxels: bool,
+) -> None:
+    """Check a data set before hours of computing: headers, grids and label values of every study; loads no model.
+
+    Exit code 2 where something is wrong; every study with which something is wrong is listed.
+    """
+    from zeus_union.stage1_instruct.datasets import open_dataset
+    from zeus_union.stage1_instruct.studies.check import check_studies
+
+    dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
+    wanted = choose(split_names(subjects), dataset.card.subjects, "subject")
+    failures = check_studies(dataset, wanted, "voxels" if voxels else "labels")
+    for subject, reason in failures.items():
+        click.echo(f"WRONG  {subject}: {' '.join(reason.split())}")
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(wanted)} studies cannot be used; mend them, or leave them out with --subjects"
+        )
+    click.echo(f"{len(wanted)} studies of {dataset.card.name} are in order")
 
 
 @main.command()
@@ -426,6 +492,8 @@ def verify(cache: Path) -> None:
 @click.argument("out", type=FILE)
 def pack(cache: Path, out: Path) -> None:
     """Copy a sharded cache (chaos.h5 beside chaos.h5.d) into one file that can be taken anywhere.
+
+    Also a cache that was built in parts, when all of them are there.
 
     Needs the space twice for a while; every row is verified before OUT appears.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -21,10 +21,12 @@ from zeus_union.stage1_instruct.profiles.profile import Sees
 
 Timing = Callable[[str, int], AbstractContextManager[None]]  # part of the work, its slice-modalities
 
+EMBEDDINGS_AT_ONCE = 128  # slice-modalities before the instructor: 512 MiB as float32
+
 
 @dataclass(frozen=True, eq=False)
 class SubjectImages:
-    """A subject as the instructor sees it.
+    """A subject, or some of its slices, as the instructor sees it.
 
     Attributes:
         subject: its name.
@@ -53,19 +55,36 @@ class SubjectInstructions:
     states: NDArray[np.float16] | None
 
 
-def stored_images(writer: CacheWriter, subject: str, embeddings: str, sees: Sees) -> SubjectImages:
+def stored_images(writer: CacheWriter, subject: str, embeddings: str, sees: Sees) -> Iterator[SubjectImages]:
     """What the instructor sees of a subject, as it is stored, so that a later variant sees what the first one saw.
+
+    In pieces of slices, as the embeddings of a whole subject may not fit into memory (155 slices of four modalities:
+    2.6 GB).
 
     Args:
         embeddings: name of that layer.
     """
     slices = writer.slices(subject)
-    images = None
-    if sees == "pictures":
-        images = torch.from_numpy(slices.images)
-    elif sees == "embeddings":
-        images = torch.from_numpy(writer.embeddings(embeddings, subject))
-    return SubjectImages(subject, slices.numbers, images)
+    if sees != "embeddings":
+        images = torch.from_numpy(slices.images) if sees == "pictures" else None
+        yield SubjectImages(subject, slices.numbers, images)
+        return
+    at_once = max(1, EMBEDDINGS_AT_ONCE // slices.images.shape[1])
+    for first in range(0, len(slices.numbers), at_once):
+        piece = slice(first, first + at_once)
+        images = torch.from_numpy(writer.embeddings(embeddings, subject, piece))
+        yield SubjectImages(subject, slices.numbers[piece], images)
+
+
+def joined(pieces: Iterable[SubjectInstructions]) -> SubjectInstructions:
+    """The instructions of a subject from those of its pieces, in order."""
+    parts = list(pieces)
+    states = [part.states for part in parts if part.states is not None]
+    return SubjectInstructions(
+        [row for part in parts for row in part.rows],
+        np.concatenate([part.embeddings for part in parts]),
+        np.concatenate(states) if states else None,
+    )
 
 
 def _untimed(part: str, slice_modalities: int) -> AbstractContextManager[None]:

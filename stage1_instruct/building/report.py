@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import psutil
 
 from zeus_union.cache.instructions import Instruction
 
@@ -21,6 +22,8 @@ class BuildReport:
         seconds: by part.
         done: slice-modalities by part.
         subjects: finished.
+        failures: subject -> why it could not be built.
+        complete: whether the cache is finished; not so where other parts of it are still being built.
         empty: instructions without a word.
         endless: instructions that were cut at max_new_tokens.
     """
@@ -28,6 +31,8 @@ class BuildReport:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     subjects: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    complete: bool = False
     empty: int = 0
     endless: int = 0
 
@@ -50,5 +55,9 @@ class BuildReport:
 
     @staticmethod
     def peak_memory_bytes() -> int:
+        if sys.platform == "win32":
+            return psutil.Process().memory_info().peak_wset
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

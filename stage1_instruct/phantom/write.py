@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,29 +46,43 @@ def write_demo(layout: str, out: Path, subjects: int = 6, seed: int = 0) -> None
         UserError: `out` exists and is not this very phantom, or is no folder.
     """
     mark = {"layout": layout, "subjects": subjects, "seed": seed, "version": VERSION}
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder for the phantom")
-    if out.exists() and any(out.iterdir()):
-        if not is_demo(out):
-            raise UserError(f"{out} is not empty and holds no phantom; give another folder")
-        try:
-            existing = json.loads((out / MARK).read_text())
-        except ValueError:
-            existing = f"{MARK} is damaged"
-        if existing != mark:
-            raise UserError(f"{out} holds another phantom ({existing}); delete it or give another folder")
+    if _holds(out, mark):
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)
         WRITERS[layout](temporary, subjects, seed)
         (temporary / MARK).write_text(json.dumps(mark, indent=2) + "\n")
-        if out.exists():
+        with suppress(OSError):  # an empty folder, which not every system lets a folder replace
             out.rmdir()
-        temporary.rename(out)
+        try:
+            temporary.rename(out)
+        except OSError:
+            if not _holds(out, mark):  # else another process was quicker, with the same bytes
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _holds(out: Path, mark: Mapping[str, object]) -> bool:
+    """Whether this very phantom is in `out`; False where nothing is.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder for the phantom")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not is_demo(out):
+        raise UserError(f"{out} is not empty and holds no phantom; give another folder")
+    try:
+        existing = json.loads((out / MARK).read_text())
+    except ValueError:
+        existing = f"{MARK} is damaged"
+    if existing != mark:
+        raise UserError(f"{out} holds another phantom ({existing}); delete it or give another folder")
+    return True
 
 
 def is_demo(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
+from zeus_union.stage1_instruct.studies.depth import wanted
 
 # Share of the usual distance between slices by which one may differ: real series repeat it to 1e-3.
 GAP_TOLERANCE = 0.1
@@ -171,6 +172,8 @@ def resample_to(volume: NDArray[Any], grid: Grid, target: Grid, order: int) -> N
     Returns:
         the volume's dtype, target.shape.
     """
+    if not wanted(labels=order == 0):
+        return np.zeros(target.shape, volume.dtype)
     matrix = np.linalg.inv(grid.affine) @ target.affine
     index = np.indices(target.shape, dtype=np.float64).reshape(3, -1)
     where = matrix[:3, :3] @ index + matrix[:3, 3:]
@@ -209,7 +212,7 @@ def _read_slice(path: Path) -> _Slice:
     Raises:
         UserError: not DICOM, or without a usable position, orientation, spacing or size.
     """
-    header = _read(path, pixels=True)
+    header = _read(path, pixels=wanted())
     directions = _numbers(path, header, "ImageOrientationPatient", 6).reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
         raise UserError(f"{path} has ImageOrientationPatient {directions.tolist()}, which is no pair of right angles")
@@ -223,6 +226,8 @@ def _read_slice(path: Path) -> _Slice:
 
 def _pixels(one: _Slice) -> NDArray[np.float32]:
     """float32 (columns, rows), rescaled."""
+    if not wanted():
+        return np.zeros(one.size, np.float32)
     try:
         stored = one.header.pixel_array
     except (*_DAMAGED, RuntimeError) as error:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
+from zeus_union.stage1_instruct.studies.depth import wanted
 
 _UNREADABLE = (
     ImageFileError,
@@ -29,7 +30,7 @@ _UNREADABLE = (
 )
 
 
-def _load(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _load(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The array as float32 and the affine; any number of axes.
 
     Raises:
@@ -38,11 +39,13 @@ def _load(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     if not path.is_file():
         raise UserError(f"{path} is missing; expected a NIfTI file there")
     try:
-        if path.suffix == ".gz":
+        if path.suffix == ".gz" and wanted(labels):
             _check_gzip(path)
         image: Any = nibabel.load(path)
         if image.get_data_dtype().kind == "c":
             raise UserError(f"{path} holds complex numbers, expected magnitudes; write those instead")
+        if not wanted(labels):
+            return np.zeros(image.shape, np.float32), np.asarray(image.affine)
         return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine)
     except _UNREADABLE as error:
         raise UserError(
@@ -67,13 +70,13 @@ def _grid(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Gr
         raise UserError(f"{path}: {error}; correct its header") from error
 
 
-def read_volume(path: Path) -> tuple[NDArray[np.float32], Grid]:
+def read_volume(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], Grid]:
     """A 3D volume float32 and its grid.
 
     Raises:
         UserError: unreadable, not 3D, or with NaN or infinite voxels.
     """
-    volume, affine = _load(path)
+    volume, affine = _load(path, labels)
     if volume.ndim == 4 and volume.shape[3] == 1:
         volume = volume[..., 0]
     if volume.ndim != 3:
@@ -110,7 +113,7 @@ def read_labels(path: Path, grid: Grid, allowed: Sequence[int], image_path: Path
     Raises:
         UserError: unreadable, on another grid than the image, or with a value that dataset.json does not name.
     """
-    volume, label_grid = read_volume(path)
+    volume, label_grid = read_volume(path, labels=True)
     check_same_grid(label_grid, path, grid, image_path)
     values = np.unique(volume)
     unknown = [f"{value:g}" for value in values if value not in allowed]

@@ -24,7 +24,7 @@ from tiny_cache import build, content
 from zeus_union.cache.atomic import AtomicFile
 from zeus_union.cache.verify import verify
 
-CHANGES = ("pwrite", "ftruncate", "fsync", "fchmod", "replace", "unlink", "mkdir", "rmdir")
+CHANGES = ("pwrite", "ftruncate", "fsync", "fchmod", "replace", "link", "unlink", "mkdir", "rmdir")
 NO_SPACE = 78
 Call = Callable[[str, Callable, tuple], object]
 
@@ -122,7 +122,7 @@ class Scenario:
 
     def state(self) -> tuple[object, ...]:
         """What is on disk. Temporary files of an ended process count by name only: nothing ever reads one."""
-        temporary = re.compile(r"(.*)\.\d+\.tmp")
+        temporary = re.compile(r"(.*)\.[0-9a-f]{8}\.tmp")
         found = []
         for path in sorted(self.path.parent.rglob("*")):
             ended = temporary.fullmatch(path.name)
@@ -136,7 +136,7 @@ class Scenario:
         made = []
         commit = AtomicFile.commit
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(AtomicFile, "commit", lambda file: made.append(str(file.final)) or commit(file))
+            patch.setattr(AtomicFile, "commit", lambda file, *rest: made.append(str(file.final)) or commit(file, *rest))
             patch.setattr(os, "fsync", lambda fd: None)
             self.build(self.path)
         assert [name for name in made for subject in finished if subject in name] == []
@@ -248,11 +248,13 @@ def test_what_gets_its_name_was_on_disk_before(scenario: Scenario) -> None:
         target = os.readlink(f"/proc/self/fd/{arguments[0]}") if isinstance(arguments[0], int) else str(arguments[0])
         if name == "fsync":
             unsynced.discard(target)
-        elif unsynced & {str(path.parent) for path in (Path(target),)} or (name == "replace" and target in unsynced):
+        elif unsynced & {str(path.parent) for path in (Path(target),)} or (
+            name in ("replace", "link") and target in unsynced
+        ):
             wrong.append(f"{name} {target} while {unsynced} are not synced")
         elif name in ("pwrite", "ftruncate"):
             unsynced.add(target)
-        elif name == "replace":
+        elif name in ("replace", "link"):
             unsynced.add(os.path.dirname(os.path.realpath(arguments[1])))
         return real(*arguments)
 

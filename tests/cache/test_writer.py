@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -136,7 +135,9 @@ def test_building_again_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPat
     shards = [name for name in before if name.endswith(".h5") and name.split(".")[0] in CARD.subjects]
     assert len(shards) == (0 if pack else 9)
     commit = AtomicFile.commit
-    monkeypatch.setattr(AtomicFile, "commit", lambda self: written.append(self.final.name) or commit(self))
+    monkeypatch.setattr(
+        AtomicFile, "commit", lambda self, *rest: written.append(self.final.name) or commit(self, *rest)
+    )
     build(path, pack=pack)
     assert written == ([] if pack else ["chaos.instructions.parquet", "chaos.h5"])
     assert files() == before
@@ -267,19 +268,60 @@ def test_a_full_disk_is_one_line_and_exit_code_2_and_can_be_resumed(path: Path, 
     assert verify(path) == []
 
 
-def test_temporary_files_of_ended_processes_are_removed_and_those_of_others_kept(path: Path) -> None:
-    build(path, finalize=False)
+HOLD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import tiny_cache
+from pathlib import Path
+from zeus_union.cache.writer import CacheWriter
+with CacheWriter(Path({path!r}), tiny_cache.CARD).claim("A") as ours:
+    print(ours, flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Another process that has the subject A of the cache in work."""
+    code = HOLD.format(tests=str(Path(__file__).parent), path=str(path))
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout is not None and process.stdout.readline() == "True\n"
+    return process
+
+
+def leave_temporaries(path: Path) -> list[Path]:
+    """What a killed build of A, of B and of the cache itself would leave."""
     folder = path.with_name("chaos.h5.d") / "slices"
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    host = AtomicFile(folder / "x.h5").temporary.name.split(".")[-3]
-    stale = folder / f".A.000000000000.h5.{host}.{ended.pid}.tmp"
-    alive = folder / f".A.000000000000.h5.{host}.{os.getppid()}.tmp"
-    elsewhere = folder / f".A.000000000000.h5.{host}x.{ended.pid}.tmp"
-    for file in (stale, alive, elsewhere):
+    left = [folder / f".{subject}.000000000000.h5.0123abcd.tmp" for subject in "AB"]
+    left.append(path.with_name(".chaos.h5.0123abcd.tmp"))
+    for file in left:
         file.touch()
+    return left
+
+
+def test_temporary_files_of_killed_builds_are_removed(path: Path) -> None:
+    build(path, finalize=False)
+    left = leave_temporaries(path)
     CacheWriter(path, CARD)
-    assert [stale.exists(), alive.exists(), elsewhere.exists()] == [False, True, True]
+    assert [file.exists() for file in left] == [False, False, False]
+
+
+def test_temporary_files_belong_to_whoever_has_the_subject(path: Path) -> None:
+    build(path, finalize=False)
+    other = hold(path)
+    try:
+        left = leave_temporaries(path)
+        writer = CacheWriter(path, CARD)
+        with writer.claim("A") as a, writer.claim("B") as b:
+            assert (a, b) == (False, True)
+            assert [file.exists() for file in left] == [True, False, True]
+    finally:
+        other.kill()
+        other.wait()
+    late = left[0].with_name(".A.000000000000.h5.4567cdef.tmp")  # made after the folder was listed
+    late.touch()
+    with writer.claim("A", wait=True) as ours:
+        assert ours and not late.exists() and not left[0].exists()
 
 
 def _build_part(path: Path, subjects: tuple[str, ...]) -> None:

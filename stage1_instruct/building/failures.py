@@ -1,0 +1,31 @@
+"""Subjects that could not be built: the others go on, and the end says all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say, some_of
+
+
+class BuildFailures(UserError):
+    """Subjects of a cache could not be built; everything else was.
+
+    Attributes:
+        reasons: subject -> what was wrong with it.
+    """
+
+    def __init__(self, out: Path, reasons: Mapping[str, str], total: int) -> None:
+        self.reasons = dict(reasons)
+        first, reason = next(iter(self.reasons.items()))
+        super().__init__(
+            f"{len(reasons)} of {total} subjects could not be built and {out} stays unfinished: {some_of(list(reasons))} "
+            f"({first}: {reason}); mend or leave them out with --subjects under another --out, and run the same command "
+            "again: it takes up only those"
+        )
+
+    def say(self) -> None:
+        """One line for each subject."""
+        for subject, reason in self.reasons.items():
+            say(f"not built: {subject}: {reason}")
