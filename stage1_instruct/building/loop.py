@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies import slices as slicing
+from zeus_union.stage1_instruct.studies.intensity import Window, windows_of
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 LAYERS = ("slices", "embeddings", "instructions")
@@ -39,6 +40,8 @@ class BuildOptions:
         batch_size: slice-modalities at a time through the encoder, None: as many as fit; not part of the recipe.
         pack: one file (True), shards (False), or by size (None).
         seed: of sampled instructions; greedy ones do not depend on it.
+        view: of the slices of every study; None: each study's plane of acquisition.
+        windows: modality -> window of grey values, None for percentiles; those of `intensity.windows_of` for the others.
     """
 
     out: Path
@@ -50,6 +53,8 @@ class BuildOptions:
     batch_size: int | None = None
     pack: bool | None = None
     seed: int = 0
+    view: str | None = None
+    windows: Mapping[str, Window | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options
     card = dataset.card
     embeddings, instances = "", {}
     slices_recipe = {
-        "preprocessing": slicing.recipe(),
+        "preprocessing": slicing.recipe(windows_of(card.terms, options.windows), options.view),
         "slice_step": options.slice_step,
         "dataset": {"name": card.name, "modalities": list(card.modalities), **dataset.facts},
     }
@@ -188,7 +193,11 @@ def _build_subject(build: _Build, study: Study) -> int:
     subject, embeddings_layer = study.subject, build.layers.embeddings
     _say_agreement(study)
     sources = {name: sha256_file(path) for name, path in sorted(study.sources.items())}
-    pictures = slicing.study_to_slices(study, step=build.options.slice_step)
+    options = build.options
+    windows = windows_of(build.dataset.card.terms, options.windows)
+    pictures = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
+    if pictures.grid.view != "axial":
+        say(f"{subject}: {pictures.grid.view} slices")
     count = pictures.images.shape[0] * pictures.images.shape[1]
     if writer.finished("slices", subject):
         writer.check_sources(subject, sources)
@@ -197,7 +206,7 @@ def _build_subject(build: _Build, study: Study) -> int:
             writer.write_slices(
                 subject,
                 SubjectSlices(
-                    grid=study.grid,
+                    grid=pictures.grid,
                     numbers=pictures.numbers,
                     images=pictures.images,
                     masks=pictures.masks,

@@ -11,7 +11,7 @@ import pytest
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid, from_square
 from zeus_union.stage1_instruct.datasets import open_dataset
-from zeus_union.stage1_instruct.studies.slices import study_to_slices, to_grey
+from zeus_union.stage1_instruct.studies.slices import study_to_slices
 from zeus_union.stage1_instruct.studies.study import Study
 
 RAS = Grid((30, 40, 10), np.diag([1.0, 1.0, 4.0, 1.0]))
@@ -38,21 +38,11 @@ def test_slices_without_any_signal_are_left_out_unless_labelled():
     assert len(study_to_slices(study(volume), skip_empty=False).numbers) == 10
 
 
-def test_a_constant_volume_is_black_not_a_division_by_zero():
-    assert not to_grey(np.full((4, 8, 8), 7, np.float32), np.arange(4)).any()
-
-
 def test_a_study_that_shows_nothing_is_refused_by_name():
     empty = study(np.full(RAS.shape, 7))
     with pytest.raises(UserError, match=r"a: none of the 10 slices taken \(of 10\) shows anything"):
         study_to_slices(empty)
     assert not study_to_slices(empty, skip_empty=False).images.any()
-
-
-def test_a_binary_volume_keeps_its_two_values():
-    volume = np.zeros((4, 8, 8), np.float32)
-    volume[:, 2:5, 2:5] = 3
-    assert set(np.unique(to_grey(volume, np.arange(4)))) == {0, 255}
 
 
 def test_pictures_for_sam_come_from_the_native_resolution():
@@ -61,7 +51,7 @@ def test_pictures_for_sam_come_from_the_native_resolution():
     large = pictures.images_at(1024)
     assert large.shape == (10, 2, 1024, 1024)
     np.testing.assert_array_equal(pictures.images_at(256), pictures.images)
-    back = from_square(large, RAS.slice_shape[1:], RAS.slice_spacing[1:])
+    back = from_square(large, pictures.grid.slice_shape[1:], pictures.grid.slice_spacing[1:])
     np.testing.assert_array_equal(back, pictures.native_images)
 
 
