@@ -61,7 +61,13 @@ LAYOUT: Mapping[str, tuple[ArrayLayout, ...]] = {
         ArrayLayout("images", ("uint8",), (*_BY_MODALITY, "row", "column"), "intensity 0 to 255, 256 x 256"),
         ArrayLayout("masks", ("uint8",), ("slice", "row", "column"), "0 background, k = classes[k - 1]", False),
         ArrayLayout("modality_masks", ("uint8",), (*_BY_MODALITY, "row", "column"), "masks of each modality", False),
-        ArrayLayout("native_masks", ("uint8",), ("slice", "native row", "native column"), "masks as the grid's view shows them", False),
+        ArrayLayout(
+            "native_masks",
+            ("uint8",),
+            ("slice", "native row", "native column"),
+            "masks as the grid's view shows them",
+            False,
+        ),
     ),
     "embeddings": (
         ArrayLayout(

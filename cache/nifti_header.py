@@ -47,7 +47,9 @@ class NiftiHeader:
 
         def numbers(*names: str) -> tuple[float, ...]:
             # NaN can only stand where nothing reads it, else the affine would be NaN; JSON has none.
-            return tuple(float(value) for name in names for value in np.nan_to_num(np.ravel(header[name]), posinf=0, neginf=0))
+            return tuple(
+                float(value) for name in names for value in np.nan_to_num(np.ravel(header[name]), posinf=0, neginf=0)
+            )
 
         return cls(
             pixdim=numbers("pixdim"),

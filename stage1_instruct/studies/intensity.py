@@ -102,9 +102,7 @@ def recipe(windows: Mapping[str, Window | None]) -> dict[str, Any]:
 
 def windows_in(recipe: Mapping[str, Any]) -> dict[str, Window | None]:
     """modality -> window, from what `recipe` gave."""
-    return {
-        name: None if value == BY_PERCENTILES else Window(*value) for name, value in recipe["windows"].items()
-    }
+    return {name: None if value == BY_PERCENTILES else Window(*value) for name, value in recipe["windows"].items()}
 
 
 def foreground(slices: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:

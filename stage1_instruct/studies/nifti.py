@@ -61,9 +61,7 @@ def _check_gzip(path: Path) -> None:
             pass
 
 
-def _grid(
-    path: Path, shape: tuple[int, ...], geometry: tuple[NDArray[np.float64], NiftiHeader | None]
-) -> Grid:
+def _grid(path: Path, shape: tuple[int, ...], geometry: tuple[NDArray[np.float64], NiftiHeader | None]) -> Grid:
     affine, header = geometry
     try:
         return Grid((shape[0], shape[1], shape[2]), affine, header=header)

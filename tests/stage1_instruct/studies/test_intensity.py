@@ -113,11 +113,10 @@ def test_a_hundred_voxels_of_any_value_change_no_other_grey_value_by_more_than_o
 @pytest.mark.parametrize("name", VOLUMES)
 def test_tissue_takes_most_of_the_grey_values(name: str):
     _, body = tissue()
-    inside = grey(VOLUMES[name])[ndimage.binary_erosion(body, iterations=2)]
+    inside = grey(VOLUMES[name])[ndimage.binary_erosion(body, iterations=2) & (VOLUMES[name] > -1500)]
     low, high = np.percentile(inside, (1, 99))
-    if name in ("padded_ct", "padded_mr"):  # the air counts: no more than that it lies below the tissue
-        assert high > 250 and low > 40
-    else:
+    assert high > 225
+    if name != "padded_ct":  # its air counts: that is what the window is for
         assert high - low > 120
     assert (inside == 255).mean() < 0.02
 
@@ -168,12 +167,23 @@ def test_windows_are_read_from_the_command_line():
     assert intensity.parse_windows(["CT=40,400", "a=b=-600, 1.5e3", "PET=percentiles"]) == {
         "CT": Window(40, 400), "a=b": Window(-600, 1500), "PET": None,
     }  # fmt: skip
-    for wrong in (["CT=40"], ["CT"], ["=40,400"], ["CT=40,0"], ["CT=40,-4"], ["CT=a,b"], ["CT=1.2.3,4"], ["CT=40,400"] * 2):
+    for wrong in (
+        ["CT=40"],
+        ["CT"],
+        ["=40,400"],
+        ["CT=40,0"],
+        ["CT=40,-4"],
+        ["CT=a,b"],
+        ["CT=1.2.3,4"],
+        ["CT=40,400"] * 2,
+    ):
         with pytest.raises(UserError, match="MODALITY=LEVEL,WIDTH"):
             intensity.parse_windows(wrong)
 
 
 def test_an_image_that_a_window_does_not_show_is_refused():
-    with pytest.raises(UserError, match=r"p7: CT has values from 0 to 1 and shows nothing in the window from -160 to 240"):
+    with pytest.raises(
+        UserError, match=r"p7: CT has values from 0 to 1 and shows nothing in the window from -160 to 240"
+    ):
         intensity.check_window(Window(40, 400), (0.0, 1.0), "p7", "CT")
     intensity.check_window(Window(40, 400), (-998.0, 598.0), "p7", "CT")
