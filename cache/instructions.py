@@ -44,7 +44,7 @@ class Instruction:
     """What the LLM was asked about one slice of one modality, and what it said.
 
     Attributes:
-        slice_number: in the axial view of the native grid.
+        slice_number: in the view of the native grid.
         prompt, text: the question and the answer, whole.
         prompt_tokens, output_tokens: their lengths in the LLM's tokens.
         stop_reason: why the answer ends, e.g. 'marker' or 'length'.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CONSTANTS = "_constants"
 ROW_HASH = "row_xxh3"
 
@@ -57,12 +57,18 @@ _BY_MODALITY = ("slice", "modality")
 
 LAYOUT: Mapping[str, tuple[ArrayLayout, ...]] = {
     "slices": (
-        ArrayLayout("numbers", ("int32",), ("slice",), "slice number in the axial view of the native grid"),
+        ArrayLayout("numbers", ("int32",), ("slice",), "slice number in the view of the native grid"),
         ArrayLayout("foreground", ("int32",), ("slice",), "labelled pixels of the 256 x 256 mask; -1 without labels"),
         ArrayLayout("images", ("uint8",), (*_BY_MODALITY, "row", "column"), "intensity 0 to 255, 256 x 256"),
         ArrayLayout("masks", ("uint8",), ("slice", "row", "column"), "0 background, k = classes[k - 1]", False),
         ArrayLayout("modality_masks", ("uint8",), (*_BY_MODALITY, "row", "column"), "masks of each modality", False),
-        ArrayLayout("native_masks", ("uint8",), ("slice", "native row", "native column"), "masks, axial view", False),
+        ArrayLayout(
+            "native_masks",
+            ("uint8",),
+            ("slice", "native row", "native column"),
+            "masks as the grid's view shows them",
+            False,
+        ),
     ),
     "embeddings": (
         ArrayLayout(
@@ -96,7 +102,9 @@ class DatasetCard:
         classes: label k is classes[k - 1]; background is not named.
         instance: what the instruction asks to segment.
         subjects: every subject a finished cache holds, in order.
-        slice_step: every how many-th axial slice is kept.
+        slice_step: every how many-th slice is kept.
+        channels: modality -> its number in the original data set, where files or channels are numbered there; with only some of
+            the modalities these are not 0, 1, 2.
     """
 
     name: str
@@ -106,9 +114,11 @@ class DatasetCard:
     instance: str
     subjects: tuple[str, ...]
     slice_step: int = 1
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", dict(self.terms))
+        object.__setattr__(self, "channels", dict(self.channels))
         for name in ("modalities", "classes", "subjects"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)

@@ -53,7 +53,7 @@ class Cache:
         card: the dataset.
         subjects: their names.
         layers: their names.
-        rows: recarray, one per slice: subject (index into `subjects`), number (slice in the axial view), fold (-1
+        rows: recarray, one per slice: subject (index into `subjects`), number (slice in the view of its grid), fold (-1
             unlabelled), labelled, foreground (labelled pixels at 256 x 256, -1 unlabelled).
 
     Raises:
@@ -135,7 +135,7 @@ class Cache:
         return dict(self._part("slices", subject).facts["sources"])
 
     def native_masks(self, subject: str) -> NDArray[np.uint8] | None:
-        """uint8 (n, rows, columns) in the axial view at the native resolution; None without labels."""
+        """uint8 (n, rows, columns) in the grid's view at the native resolution; None without labels."""
         part = self._part("slices", subject)
         return self._files.array(part, "native_masks") if "native_masks" in part.arrays else None
 

@@ -53,12 +53,12 @@ class SubjectSlices:
     """The slices of one subject.
 
     Attributes:
-        grid: the native grid.
-        numbers: int32 (n,), slice numbers in the axial view of `grid`.
+        grid: the native grid, with the view of the slices.
+        numbers: int32 (n,), slice numbers in the view of `grid`.
         images: uint8 (n, M, 256, 256).
         masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1]; None without labels.
         modality_masks: uint8 (n, M, 256, 256), where modalities were labelled on their own.
-        native_masks: uint8 (n, rows, columns), the masks in the axial view at the native resolution.
+        native_masks: uint8 (n, rows, columns), the masks in that view at the native resolution.
         sources: name of each file that was read -> its sha256.
     """
 

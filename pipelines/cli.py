@@ -191,6 +191,13 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 @click.option("--models", "profile", default="lite", show_default=True, help="As build-cache was given for the run.")
 @click.option("--set", "overrides", multiple=True, metavar="PART=VALUE", help="As build-cache was given for the run.")
 @click.option("--cache", type=FILE, help="The run's cache, where it has moved.  [default: where it was]")
+@click.option(
+    "--modality",
+    "choices",
+    multiple=True,
+    metavar="MODALITY=FILE",
+    help="The file of a modality, e.g. T1Gd=scan.nii.gz, where its name does not say it; repeatable.",
+)
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 def segment(
@@ -200,24 +207,35 @@ def segment(
     profile: str,
     overrides: tuple[str, ...],
     cache: Path | None,
+    choices: tuple[str, ...],
     slice_step: int,
     device: str | None,
 ) -> None:
     """A new study through both stages: mask out, in the study's own grid.
 
     STUDY is a folder with a NIfTI file for each modality, on one grid: FLAIR.nii.gz, patient_FLAIR.nii.gz, or numbered as
-    nnU-Net does, patient_0000.nii.gz. A run takes what there is of its modalities and says what was missing.
+    the run's data set is (nnU-Net), patient_0000.nii.gz. What was taken for which modality is printed; a name that can be
+    read in two ways is refused, --modality decides. A run takes what there is of its modalities and says what was missing.
 
     \b
     zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
     """
     from zeus_union.pipelines.segment import segment_study
+    from zeus_union.pipelines.study_files import parse_choices
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
 
     out = out or study.with_name(f"{study.resolve().name}-mask.nii.gz")
     parts = parse_overrides(overrides)
     mask = segment_study(
-        study, run, out, profile=profile, overrides=parts, cache=cache, slice_step=slice_step, device=device
+        study,
+        run,
+        out,
+        profile=profile,
+        overrides=parts,
+        cache=cache,
+        modalities=parse_choices(choices),
+        slice_step=slice_step,
+        device=device,
     )
     click.echo(f"mask in {mask}")
 

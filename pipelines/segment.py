@@ -14,16 +14,16 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import say
+from zeus_union.pipelines.study_files import ENDINGS, find_modalities
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
 from zeus_union.stage1_instruct.profiles.profile import load_profile
+from zeus_union.stage1_instruct.studies.intensity import windows_in
 from zeus_union.stage1_instruct.studies.nifti import check_same_grid, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.predict import open_cache, predict_run
-
-ENDINGS = (".nii.gz", ".nii")
 
 
 def segment_study(
@@ -34,16 +34,20 @@ def segment_study(
     profile: str = "lite",
     overrides: Mapping[str, str] | None = None,
     cache: Path | None = None,
+    modalities: Mapping[str, Path] | None = None,
     slice_step: int = 1,
     device: str | None = None,
 ) -> Path:
     """Writes the run's mask of a study that is in no cache, in the study's own grid; returns its path.
 
+    Slices and grey values are made as those of the run's cache were.
+
     Args:
-        study: folder with one NIfTI file a modality, see `find_modalities`.
+        study: folder with one NIfTI file a modality, see `study_files`.
         out: the mask, .nii.gz.
         profile, overrides: the frozen models, the same that made the run's cache.
         cache: the run's, where it is no longer where it was; it says what the classes and modalities are called.
+        modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
         slice_step: every n-th slice; the others stay 0.
 
     Raises:
@@ -53,15 +57,28 @@ def segment_study(
     if not out.name.endswith(ENDINGS):
         raise UserError(f"--out {out}: the mask is NIfTI, give a name that ends in .nii.gz")
     with open_cache(run, cache) as known:
-        files = find_modalities(study, known.modalities, config.inputs.modalities)
-        dataset = _dataset(study, files, known)
+        files = find_modalities(
+            study, config.inputs.modalities, config.inputs.channels, known=known.modalities, chosen=modalities
+        )
+        say("; ".join(f"{name} from {path.name}" for name, path in files.items()))
+        view = config.inputs.views[0] if len(config.inputs.views) == 1 else None
+        dataset = _dataset(study, files, known, view)
+        windows = windows_in(known.recipe("slices")["preprocessing"]["intensity"])
         models = load_models(load_profile(profile, overrides), device or best_device())
         for name in config.inputs.texts_read:
             _check_text(known.recipe(f"instructions/{name}"), models)
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / "study.h5"
             wanted = LAYERS if config.inputs.texts_read else LAYERS[:2] if config.is_zeus else LAYERS[:1]
-            options = BuildOptions(temporary, wanted, slice_step=slice_step, pack=True, **_variant(config))
+            options = BuildOptions(
+                temporary,
+                wanted,
+                slice_step=slice_step,
+                pack=True,
+                view=view,
+                windows={name: windows[name] for name in files},
+                **_variant(config),
+            )
             build_cache(dataset, models, options)
             with Cache(temporary) as built:
                 (mask,) = predict_run(run, built, Path(folder), modalities=tuple(files), device=device)
@@ -72,39 +89,12 @@ def segment_study(
     return out
 
 
-def find_modalities(study: Path, known: tuple[str, ...], wanted: tuple[str, ...]) -> dict[str, Path]:
-    """Modality -> file, of the run's modalities that a folder has.
-
-    A file belongs to the modality it is called after (FLAIR.nii.gz, patient_FLAIR.nii.gz, in any case), or to the one whose
-    number it ends in, as nnU-Net counts them (patient_0000.nii.gz).
+def _dataset(study: Path, files: Mapping[str, Path], known: Cache, view: str | None) -> Dataset:
+    """The study as a data set of one, described as the run's cache is.
 
     Args:
-        known: the cache's modalities, in order.
-        wanted: the run's.
-
-    Raises:
-        UserError: no folder, none of them in it, or two files for one.
+        view: of all the run's studies, if they have one.
     """
-    if not study.is_dir():
-        raise UserError(f"{study} is no folder; give one with a NIfTI file for each of {', '.join(wanted)}")
-    modalities = {}
-    for name in wanted:
-        pattern = re.compile(rf"(?:.*_)?{re.escape(name)}|.*_{known.index(name):04d}", re.IGNORECASE)
-        files = [path for path in sorted(study.iterdir()) if path.name.endswith(ENDINGS)]
-        matching = [path for path in files if pattern.fullmatch(path.name.removesuffix(".gz").removesuffix(".nii"))]
-        if len(matching) > 1:
-            raise UserError(
-                f"{study} has several files of {name}: {', '.join(path.name for path in matching)}; keep one"
-            )
-        if matching:
-            modalities[name] = matching[0]
-    if not modalities:
-        raise UserError(f"{study} has no NIfTI file of {', '.join(wanted)}; call them {wanted[0]}.nii.gz and so on")
-    return modalities
-
-
-def _dataset(study: Path, files: Mapping[str, Path], known: Cache) -> Dataset:
-    """The study as a data set of one, described as the run's cache is."""
     subject = re.sub(r"[^A-Za-z0-9._-]+", "-", study.resolve().name).strip("-.") or "study"
 
     def load(_: str) -> Study:
@@ -114,10 +104,15 @@ def _dataset(study: Path, files: Mapping[str, Path], known: Cache) -> Dataset:
             first = first or (grid, path)
             check_same_grid(grid, path, *first)
         assert first is not None
+        if view not in (None, first[0].acquired_view):
+            say(f"{study}: cut into {view} slices, as all studies of the run are")
         return Study(subject, first[0], images, None, sources={path.name: path for path in files.values()})
 
     terms = {name: known.card.terms[name] for name in files}
-    card = replace(known.card, modalities=tuple(files), terms=terms, subjects=(subject,), slice_step=1)
+    channels = {name: known.card.channels[name] for name in files if name in known.card.channels}
+    card = replace(
+        known.card, modalities=tuple(files), terms=terms, channels=channels, subjects=(subject,), slice_step=1
+    )
     return Dataset(card, load)
 
 

@@ -74,7 +74,21 @@ def main() -> None:
     show_default=True,
     help="binary merges all labels into one (the paper, for MSD); native keeps the classes.",
 )
-@click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th axial slice.")
+@click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
+@click.option(
+    "--view",
+    type=click.Choice(["axial", "coronal", "sagittal"]),
+    help="How to cut every study into slices.  [default: each in its plane of acquisition, across a spacing that is 1.5 "
+    "times both others; axial where there is none]",
+)
+@click.option(
+    "--window",
+    "windows",
+    multiple=True,
+    metavar="MODALITY=LEVEL,WIDTH",
+    help="Grey values of a modality, e.g. CT=-600,1500 (Hounsfield), or MODALITY=percentiles; repeatable.  [default: 40,400 for "
+    "CT, the 0.5 and 99.5 percentiles of the foreground for others]",
+)
 @click.option(
     "--store",
     type=click.Choice(["uint8", "fp16"]),
@@ -119,6 +133,8 @@ def build_cache_command(
     subjects: str | None,
     labels: str,
     slice_step: int,
+    view: str | None,
+    windows: tuple[str, ...],
     store: str,
     batch_size: int | None,
     seed: int,
@@ -154,6 +170,7 @@ def build_cache_command(
     from zeus_union.stage1_instruct.building.variants import VariantRow, class_variants, read_grid
     from zeus_union.stage1_instruct.datasets import open_dataset
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+    from zeus_union.stage1_instruct.studies.intensity import parse_windows
 
     if grid and variant:
         raise UserError("--grid names its variants itself; leave out --variant")
@@ -186,6 +203,8 @@ def build_cache_command(
             seed=seed,
             part=share,
             check=True,
+            view=view,
+            windows=parse_windows(windows),
         )
         if grid:
             say(f"variant {row.variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
@@ -206,7 +225,21 @@ def build_cache_command(
     if not complete:
         click.echo(f"part {share} of {out} is built")
         return
+    _say_views(out)
     click.echo(f"{out} is complete: {len(card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}")
+
+
+def _say_views(path: Path) -> None:
+    """Says how many subjects have which view, where they differ."""
+    from collections import Counter
+
+    from zeus_union.cache.reader import Cache
+
+    with Cache(path) as cache:
+        views = Counter(cache.grid(subject).view for subject in cache.subjects)
+    if len(views) > 1:
+        counts = ", ".join(f"{count} {view}" for view, count in views.most_common())
+        say(f"{path} mixes views, since its studies were acquired so: {counts}; --view gives all of them one")
 
 
 def _say_report(report: BuildReport) -> None:
@@ -454,7 +487,7 @@ def train_projection_command(
 @main.command()
 @click.argument("cache", type=FILE)
 @click.option("--subject", help="Show one of its slices.")
-@click.option("--slice", "number", type=int, help="Slice number in the axial view, from below.")
+@click.option("--slice", "number", type=int, help="Slice number in the view of the subject, e.g. axial: from below.")
 @click.option("--variant", help="Which instructions.  [default: the first]")
 @click.option("--png", type=FILE, help="Write images, labels and instructions of that slice as a picture.")
 @click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")

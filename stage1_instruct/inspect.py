@@ -31,7 +31,7 @@ def describe(cache: Cache) -> None:
         click.echo(
             f"layer      {layer}  {cache.layer_bytes(layer) / 2**20:,.1f} MiB  recipe {cache.fingerprint(layer)[:12]}"
         )
-    click.echo("subject            slices  with foreground  fold  native grid (mm, orientation)")
+    click.echo("subject            slices  with foreground  fold  view      native grid (mm, orientation)")
     for index, subject in enumerate(cache.subjects):
         slices = rows[rows["subject"] == index]
         grid = cache.grid(subject)
@@ -39,7 +39,9 @@ def describe(cache: Cache) -> None:
         shape = " x ".join(str(n) for n in grid.shape)
         fold = slices["fold"][0] if len(slices) else -1
         foreground = int((slices["foreground"] > 0).sum())
-        click.echo(f"{subject:18} {len(slices):6}  {foreground:15}  {fold:4}  {shape} ({spacing}, {grid.orientation})")
+        click.echo(
+            f"{subject:18} {len(slices):6}  {foreground:15}  {fold:4}  {grid.view:8}  {shape} ({spacing}, {grid.orientation})"
+        )
 
 
 def pick_slice(cache: Cache, subject: str | None, number: int | None) -> int:

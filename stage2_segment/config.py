@@ -49,6 +49,8 @@ class Inputs:
         text: what the aligner reads, a key of `choices.TEXTS`.
         variants: whose instructions: one, or one a class; none without text.
         modalities, classes: their names, in the cache's order.
+        channels: modality -> its number in the original data set, where it has one.
+        views: how the cache's subjects are cut into slices, keys of `cache.grid.VIEWS`, the most frequent first.
         pretrained: sha256 of the weights that a baseline's encoders began from; None: none.
         cache: its path relative to the run folder.
         fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
@@ -60,6 +62,8 @@ class Inputs:
     variants: tuple[str, ...]
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
+    channels: dict[str, int]
+    views: tuple[str, ...]
     pretrained: str | None
     cache: str
     fingerprints: dict[str, str]

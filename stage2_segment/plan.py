@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -69,12 +70,16 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path) -> Inputs:
     variants = _variants(cache, text, options["instructions"], options["variant"])
     embeddings = [f"embeddings/{encoder}"] if encoder else []
     layers = ["slices", *embeddings, *(f"instructions/{name}" for name in variants)]
+    modalities = choose(options["modalities"], cache.modalities, "modality")
+    views = Counter(cache.grid(subject).view for subject in cache.subjects)
     return Inputs(
         encoder=encoder,
         text=text,
         variants=variants,
-        modalities=choose(options["modalities"], cache.modalities, "modality"),
+        modalities=modalities,
         classes=tuple(cache.classes),
+        channels={name: cache.card.channels[name] for name in modalities if name in cache.card.channels},
+        views=tuple(view for view, _ in views.most_common()),
         pretrained=sha256_file(options["pretrained"]) if options["pretrained"] else None,
         cache=os.path.relpath(cache.path, run),
         fingerprints={layer: cache.fingerprint(layer) for layer in layers},

@@ -152,7 +152,7 @@ def predict_inputs(model: nn.Module, inputs: RunInputs, data: SliceData, batch_s
 
 
 def to_native_slices(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
-    """Label maps (n, 256, 256) -> (n, rows, columns) of the axial view at the native resolution."""
+    """Label maps (n, 256, 256) -> (n, rows, columns) of the view of `grid` at the native resolution."""
     return from_square(labels, grid.slice_shape[1:], grid.slice_spacing[1:])
 
 
@@ -173,7 +173,7 @@ def predict_run(
     which: str = "last",
     device: str | None = None,
 ) -> list[Path]:
-    """Writes SUBJECT.nii.gz with the study's own shape and affine for every subject; the files written.
+    """Writes SUBJECT.nii.gz with the study's own shape and geometry for every subject; the files written.
 
     Args:
         subjects: all of the cache if None.
@@ -197,10 +197,18 @@ def predict_run(
 
 
 def write_labels(path: Path, volume: NDArray[np.uint8], grid: Grid) -> Path:
-    """A label map uint8 (grid.shape) as NIfTI, whole under its name or not there."""
-    image = nibabel.Nifti1Image(volume, grid.affine)
-    image.set_qform(grid.affine, code=1)
-    image.set_sform(grid.affine, code=1)
+    """A label map uint8 (grid.shape) as NIfTI, whole under its name or not there.
+
+    Its header says where it lies in the very fields of the NIfTI file that the study came from (both transforms, their
+    codes, the unit), so that every program lays it over that file; without such a file both transforms are the affine.
+    """
+    if grid.header is not None:
+        image = nibabel.Nifti1Image(volume, None, grid.header.new_header())
+    else:
+        image = nibabel.Nifti1Image(volume, grid.affine)
+        image.set_qform(grid.affine, code="scanner")
+        image.set_sform(grid.affine, code="scanner")
+        image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:

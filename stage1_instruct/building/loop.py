@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies import slices as slicing
 from zeus_union.stage1_instruct.studies.check import check_studies, load_study
+from zeus_union.stage1_instruct.studies.intensity import Window, windows_of
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 LAYERS = ("slices", "embeddings", "instructions")
@@ -47,6 +48,8 @@ class BuildOptions:
         seed: of sampled instructions; greedy ones do not depend on it.
         part: only this share of the subjects, for one of several processes on a file system without locks.
         check: read the headers of all studies that are not finished before a model is loaded.
+        view: of the slices of every study; None: each study's plane of acquisition.
+        windows: modality -> window of grey values, None for percentiles; those of `intensity.windows_of` for the others.
     """
 
     out: Path
@@ -60,6 +63,8 @@ class BuildOptions:
     seed: int = 0
     part: Share | None = None
     check: bool = False
+    view: str | None = None
+    windows: Mapping[str, Window | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options
     card = dataset.card
     embeddings, instances = "", {}
     slices_recipe = {
-        "preprocessing": slicing.recipe(),
+        "preprocessing": slicing.recipe(windows_of(card.terms, options.windows), options.view),
         "slice_step": options.slice_step,
         "dataset": {"name": card.name, "modalities": list(card.modalities), **dataset.facts},
     }
@@ -280,7 +285,11 @@ def _build_subject(build: _Build, study: Study) -> int:
     subject, embeddings_layer = study.subject, build.layers.embeddings
     _say_agreement(study)
     sources = _digest_sources(study)
-    pictures = slicing.study_to_slices(study, step=build.options.slice_step)
+    options = build.options
+    windows = windows_of(build.dataset.card.terms, options.windows)
+    pictures = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
+    if pictures.grid.view != "axial":
+        say(f"{subject}: {pictures.grid.view} slices")
     count = pictures.images.shape[0] * pictures.images.shape[1]
     if writer.finished("slices", subject):
         writer.check_sources(subject, sources)
@@ -289,7 +298,7 @@ def _build_subject(build: _Build, study: Study) -> int:
             writer.write_slices(
                 subject,
                 SubjectSlices(
-                    grid=study.grid,
+                    grid=pictures.grid,
                     numbers=pictures.numbers,
                     images=pictures.images,
                     masks=pictures.masks,

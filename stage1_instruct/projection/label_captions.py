@@ -20,14 +20,23 @@ if TYPE_CHECKING:
 SMALL, LARGE = 0.03, 0.12
 # Distance of an organ's mean grey value from the body's, in the body's standard deviations.
 CONTRAST = 0.4
+# View -> the patient's directions along the thirds of the rows and of the columns (see `cache.grid.VIEWS`). The middle third is
+# named only where both are in the middle.
+DIRECTIONS = {
+    "axial": (("front", "back"), ("right", "left")),
+    "coronal": (("top", "bottom"), ("right", "left")),
+    "sagittal": (("top", "bottom"), ("front", "back")),
+}
 
 
-def describe(mask: NDArray[np.uint8], image: NDArray[np.uint8], classes: Sequence[str], term: str) -> str:
-    """A caption of one labelled slice, in the words of its axial view.
+def describe(
+    mask: NDArray[np.uint8], image: NDArray[np.uint8], classes: Sequence[str], term: str, view: str = "axial"
+) -> str:
+    """A caption of one labelled slice, in the patient's directions, those that its view shows.
 
     Args:
         mask: uint8 (256, 256), 0 background, k = classes[k - 1].
-        image: uint8 (256, 256), the same slice; rows run to posterior, columns to the patient's left.
+        image: uint8 (256, 256), the same slice; rows and columns run as `cache.grid.VIEWS` says.
         term: what the modality is called, e.g. 'MRI-T2'.
     Returns:
         e.g. 'The MRI-T2 slice shows a large dark liver on the right and a small bright spleen at the back left; no left
@@ -38,7 +47,9 @@ def describe(mask: NDArray[np.uint8], image: NDArray[np.uint8], classes: Sequenc
     for label, name in enumerate(classes, start=1):
         organ = mask == label
         if organ.any():
-            visible.append(f"a {_size(organ, body)} {_brightness(organ, body, image)} {name} {_position(organ, body)}")
+            visible.append(
+                f"a {_size(organ, body)} {_brightness(organ, body, image)} {name} {_position(organ, body, view)}"
+            )
         else:
             absent.append(name)
     if not visible:
@@ -62,18 +73,17 @@ def _brightness(organ: NDArray[np.bool_], body: NDArray[np.bool_], image: NDArra
     return "bright" if contrast > CONTRAST else "dark" if contrast < -CONTRAST else "grey"
 
 
-def _position(organ: NDArray[np.bool_], body: NDArray[np.bool_]) -> str:
+def _position(organ: NDArray[np.bool_], body: NDArray[np.bool_], view: str) -> str:
     """Where the organ's centre lies within the body's bounding box, in thirds."""
-    names = (("at the front", "in the middle", "at the back"), ("right", "centre", "left"))
-    thirds = []
-    for axis in (1, 0):
-        extent = np.flatnonzero(body.any(axis))
-        centre = (np.nonzero(organ)[1 - axis].mean() - extent[0] + 0.5) / (extent[-1] - extent[0] + 1)
-        thirds.append(min(2, max(0, int(centre * 3))))
-    depth, side = names[0][thirds[0]], names[1][thirds[1]]
-    if side == "centre":
-        return "in the centre" if thirds[0] == 1 else depth
-    return f"on the {side}" if thirds[0] == 1 else f"{depth} {side}"
+    words = []
+    for axis, (first, last) in enumerate(DIRECTIONS[view]):
+        extent = np.flatnonzero(body.any(1 - axis))
+        centre = (np.nonzero(organ)[axis].mean() - extent[0] + 0.5) / (extent[-1] - extent[0] + 1)
+        words.append((first, "", last)[min(2, max(0, int(centre * 3)))])
+    named = " ".join(word for word in words if word)
+    if not named:
+        return "in the centre"
+    return f"on the {named}" if named in ("left", "right") else f"at the {named}"
 
 
 def make_pairs(cache: Cache, subjects: Sequence[str], out: Path) -> int:
@@ -91,13 +101,15 @@ def make_pairs(cache: Cache, subjects: Sequence[str], out: Path) -> int:
     images, masks = cache.images(rows), cache.masks(rows)
     card = cache.card
     lines = []
+    views = {subject: cache.grid(subject).view for subject in subjects}
     for row, slice_images, mask in zip(cache.rows[rows], images, masks):
+        subject = cache.subjects[int(row["subject"])]
         for modality, image in zip(cache.modalities, slice_images):
             pair = {
-                "subject": cache.subjects[int(row["subject"])],
+                "subject": subject,
                 "slice": int(row["number"]),
                 "modality": modality,
-                "caption": describe(mask, image, cache.classes, card.terms[modality]),
+                "caption": describe(mask, image, cache.classes, card.terms[modality], views[subject]),
             }
             lines.append(json.dumps(pair, ensure_ascii=False))
     write_atomically(out, ("\n".join(lines) + "\n").encode())

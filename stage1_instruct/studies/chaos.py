@@ -71,6 +71,7 @@ def open_chaos(root: Path, labels: str, modalities: Sequence[str] | None) -> Dat
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
         subjects=tuple(sorted(folders)),
+        channels={name: number for number, name in enumerate(TERMS) if name in wanted},
     )
     return Dataset(
         card, load, facts={**mapping.facts(), "reference": IN_PHASE, "resampling": "linear by position, labels nearest"}
@@ -98,7 +99,7 @@ def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mappi
     read = [*in_phase.files, *pictures]
     if OUT_PHASE in wanted:
         out_phase = read_series(phases[OUT_PHASE])
-        if not out_phase.grid.same_as(grid, tolerance_mm=0.1):
+        if not out_phase.grid.same_as(grid):
             raise UserError(
                 f"{folder / 'T1DUAL'}: in-phase {grid.shape} and out-of-phase {out_phase.grid.shape} images do not share "
                 "one grid; both echoes of one acquisition are needed"

@@ -54,6 +54,7 @@ def open_msd(name: str, root: Path, labels: str, modalities: Sequence[str] | Non
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
         subjects=tuple(sorted(cases)),
+        channels={name: channels[name] for name in wanted},
     )
     return Dataset(card, load, facts=mapping.facts())
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.nifti_header import NiftiHeader, affine_in_mm
 from zeus_union.stage1_instruct.studies.depth import wanted
 
 _UNREADABLE = (
@@ -30,8 +31,10 @@ _UNREADABLE = (
 )
 
 
-def _load(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The array as float32 and the affine; any number of axes.
+def _load(
+    path: Path, labels: bool = False
+) -> tuple[NDArray[np.float32], tuple[NDArray[np.float64], NiftiHeader | None]]:
+    """The array as float32, any number of axes; the affine in mm, with the header's own geometry.
 
     Raises:
         UserError: missing, truncated, damaged, or not a NIfTI file.
@@ -45,8 +48,8 @@ def _load(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], NDArra
         if image.get_data_dtype().kind == "c":
             raise UserError(f"{path} holds complex numbers, expected magnitudes; write those instead")
         if not wanted(labels):
-            return np.zeros(image.shape, np.float32), np.asarray(image.affine)
-        return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine)
+            return np.zeros(image.shape, np.float32), affine_in_mm(image)
+        return np.asarray(image.dataobj, dtype=np.float32), affine_in_mm(image)
     except _UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as NIfTI ({error}); it may be truncated or damaged, copy it again"
@@ -63,9 +66,10 @@ def _check_gzip(path: Path) -> None:
             pass
 
 
-def _grid(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Grid:
+def _grid(path: Path, shape: tuple[int, ...], geometry: tuple[NDArray[np.float64], NiftiHeader | None]) -> Grid:
+    affine, header = geometry
     try:
-        return Grid((shape[0], shape[1], shape[2]), affine)
+        return Grid((shape[0], shape[1], shape[2]), affine, header=header)
     except UserError as error:
         raise UserError(f"{path}: {error}; correct its header") from error
 
@@ -76,13 +80,13 @@ def read_volume(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], 
     Raises:
         UserError: unreadable, not 3D, or with NaN or infinite voxels.
     """
-    volume, affine = _load(path, labels)
+    volume, geometry = _load(path, labels)
     if volume.ndim == 4 and volume.shape[3] == 1:
         volume = volume[..., 0]
     if volume.ndim != 3:
         raise UserError(f"{path} has shape {volume.shape}, expected a 3D volume")
     check_finite(volume, str(path))
-    return volume, _grid(path, volume.shape, affine)
+    return volume, _grid(path, volume.shape, geometry)
 
 
 def read_channels(path: Path, channels: Mapping[str, int], count: int) -> tuple[dict[str, NDArray[np.float32]], Grid]:
@@ -94,7 +98,7 @@ def read_channels(path: Path, channels: Mapping[str, int], count: int) -> tuple[
     Raises:
         UserError: unreadable, another number of channels, or NaN or infinite voxels in a wanted channel.
     """
-    volume, affine = _load(path)
+    volume, geometry = _load(path)
     if volume.ndim == 3 and count == 1:
         volume = volume[..., None]
     if volume.ndim != 4 or volume.shape[3] != count:
@@ -104,7 +108,7 @@ def read_channels(path: Path, channels: Mapping[str, int], count: int) -> tuple[
     images = {name: np.ascontiguousarray(volume[..., index]) for name, index in channels.items()}
     for name, image in images.items():
         check_finite(image, f"{path}, modality {name}")
-    return images, _grid(path, volume.shape[:3], affine)
+    return images, _grid(path, volume.shape[:3], geometry)
 
 
 def read_labels(path: Path, grid: Grid, allowed: Sequence[int], image_path: Path) -> NDArray[np.uint8]:
@@ -136,13 +140,13 @@ def check_finite(volume: NDArray[np.float32], where: str) -> None:
 
 
 def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path) -> None:
-    """Raises a UserError unless both volumes have one shape and lie at one place (to 0.1 mm)."""
+    """Raises a UserError unless both volumes have one shape and lie at one place (to a twentieth of a voxel)."""
     if grid.shape != reference.shape:
         raise UserError(
             f"{path} has shape {grid.shape}, {reference_path} has {reference.shape}; "
             "all files of a study must lie on one grid, resample them first"
         )
-    if not grid.same_as(reference, tolerance_mm=0.1):
+    if not grid.same_as(reference):
         raise UserError(
             f"{path} and {reference_path} have one shape but lie at different places (their affines differ); "
             "all files of a study must lie on one grid, resample them first"

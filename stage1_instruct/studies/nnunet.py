@@ -64,6 +64,7 @@ def open_nnunet(root: Path, labels: str, modalities: Sequence[str] | None) -> Da
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
         subjects=tuple(sorted(folders)),
+        channels={name: channels[name] for name in wanted},
     )
     return Dataset(card, load, facts=mapping.facts())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import Grid, from_square, to_square
+from zeus_union.cache.grid import VIEWS, Grid, from_square, to_square
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
@@ -31,7 +32,7 @@ def grids(draw: st.DrawFn) -> Grid:
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ axes * spacing
     affine[:3, 3] = draw(st.tuples(*[st.floats(-300, 300)] * 3))
-    return Grid(draw(st.tuples(*[st.integers(2, 24)] * 3)), affine)
+    return Grid(draw(st.tuples(*[st.integers(2, 24)] * 3)), affine, draw(st.sampled_from(list(VIEWS))))
 
 
 def blob(shape: tuple[int, ...], seed: int) -> NDArray[np.uint8]:
@@ -61,12 +62,40 @@ def test_each_of_the_48_orientations_shows_the_same_slices(order: tuple[int, ...
 
 
 @given(grids())
-def test_slices_run_to_superior_rows_to_posterior_columns_to_left(grid: Grid):
+def test_slices_rows_and_columns_run_as_dicom_shows_them(grid: Grid):
     index = np.indices(grid.shape).reshape(3, -1)
     right, anterior, superior = (grid.affine[:3, :3] @ index).reshape(3, *grid.shape)
-    for axis, (coordinate, sign) in enumerate(((superior, 1), (anterior, -1), (right, -1))):
+    directions = {
+        "axial": ((superior, 1), (anterior, -1), (right, -1)),
+        "coronal": ((anterior, -1), (superior, -1), (right, -1)),
+        "sagittal": ((right, 1), (superior, -1), (anterior, -1)),
+    }
+    for axis, (coordinate, sign) in enumerate(directions[grid.view]):
         steps = np.diff(grid.to_slices(coordinate), axis=axis)
         assert (sign * steps > 0).all()
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+@pytest.mark.parametrize(
+    ("spacing", "shape", "view"),
+    [
+        ((4.0, 0.9, 0.9), (20, 30, 30), "sagittal"),
+        ((0.9, 4.0, 0.5), (30, 20, 30), "coronal"),
+        ((0.9, 0.9, 4.0), (30, 30, 20), "axial"),
+        ((1.4, 1.0, 1.0), (20, 30, 30), "axial"),  # near isotropic
+        ((4.0, 3.5, 0.5), (20, 30, 30), "axial"),  # no saying which
+        ((1.0, 1.0, 1.0), (1, 30, 30), "sagittal"),  # a single slice
+    ],
+)
+def test_slices_lie_in_the_plane_of_acquisition(
+    order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple, shape: tuple, view: str
+):
+    """`spacing` and `shape` along right, anterior, superior, stored in any axis order and direction."""
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (ras, sign) in enumerate(zip(order, signs)):
+        affine[ras, axis] = sign * spacing[ras]
+    assert Grid(tuple(shape[ras] for ras in order), affine).acquired_view == view
 
 
 @settings(max_examples=40)
@@ -103,7 +132,26 @@ def test_grids_are_equal_by_the_place_of_their_voxels():
     assert not Grid((4, 5, 6), affine).same_as(Grid((4, 5, 6), moved))
 
 
-@pytest.mark.parametrize("affine", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3)])
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e6])
+def test_equal_grids_and_invertible_affines_are_so_in_any_unit(unit: float):
+    """Voxels of 20 micrometres, or an affine in metres."""
+    affine = np.diag([unit, unit, 3 * unit, 1])
+    moved = affine.copy()
+    moved[0, 3] = 0.04 * unit
+    assert Grid((40, 50, 60), affine).same_as(Grid((40, 50, 60), moved))
+    moved[0, 3] = 0.06 * unit
+    assert not Grid((40, 50, 60), affine).same_as(Grid((40, 50, 60), moved))
+
+
+def test_an_unknown_view_is_refused():
+    with pytest.raises(UserError, match="no view 'oblique'; there are axial, coronal, sagittal"):
+        Grid((4, 5, 6), np.eye(4), "oblique")
+
+
+FLAT = np.array([[1.0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1e-9, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("affine", [FLAT, np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3)])
 def test_an_affine_that_cannot_be_inverted_is_refused(affine: NDArray[np.float64]):
     with pytest.raises(UserError, match="affine"):
         Grid((4, 5, 6), affine)
@@ -111,4 +159,6 @@ def test_an_affine_that_cannot_be_inverted_is_refused(affine: NDArray[np.float64
 
 @given(grids())
 def test_a_grid_survives_json(grid: Grid):
-    assert Grid.from_json(grid.to_json()).same_as(grid, tolerance_mm=0)
+    again = Grid.from_json(json.loads(json.dumps(grid.to_json())))
+    assert again.same_as(grid, tolerance_mm=0)
+    assert (again.view, again.header) == (grid.view, grid.header)

@@ -263,11 +263,11 @@ def test_what_is_no_cache_is_told(tmp_path: Path) -> None:
 
 def test_another_schema_version_is_refused(path: Path) -> None:
     data = path.read_bytes()
-    path.write_bytes(data.replace(b"schema: 1\n", b"schema: 2\n", 1))
+    path.write_bytes(data.replace(b"schema: 2\n", b"schema: 3\n", 1))
     for read in (Cache, lambda path: CacheWriter(path, CARD)):
-        with pytest.raises(UserError, match="schema version 2, this program reads version 1"):
+        with pytest.raises(UserError, match="schema version 3, this program reads version 2"):
             read(path)
-    assert "schema version 2" in verify(path)[0]
+    assert "schema version 3" in verify(path)[0]
 
 
 def test_a_damaged_manifest_is_told(path: Path) -> None:

@@ -10,11 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.verify import verify
 from zeus_union.pipelines.cli import main as zeus
-from zeus_union.pipelines.segment import find_modalities
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.datasets import open_dataset
 
@@ -121,21 +119,7 @@ def test_a_study_that_is_in_no_cache_gets_the_mask_it_would_have_had_from_one(de
     out = tmp_path / "masks" / "p7.nii.gz"
     done = run(zeus, *common, "--set", f"projection={demo / 'projection.safetensors'}", "--out", out)
     assert done.exit_code == 0, done.output
+    assert "T2-SPIR from scan_T2-SPIR.nii.gz" in done.output
     found, expected = nibabel.load(out), nibabel.load(mask)
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
-
-
-def test_files_are_found_by_name_or_by_number(tmp_path: Path):
-    for name in ("p_flair.nii.gz", "p_0001.nii", "T2w.txt", "mask.nii.gz"):
-        (tmp_path / name).touch()
-    known = ("FLAIR", "T1w", "T2w")
-    found = find_modalities(tmp_path, known, known)
-    assert {name: path.name for name, path in found.items()} == {"FLAIR": "p_flair.nii.gz", "T1w": "p_0001.nii"}
-    with pytest.raises(UserError, match="no NIfTI file of T2w; call them T2w"):
-        find_modalities(tmp_path, known, ("T2w",))
-    (tmp_path / "T1w.nii.gz").touch()
-    with pytest.raises(UserError, match=r"several files of T1w: T1w\.nii\.gz, p_0001\.nii; keep one"):
-        find_modalities(tmp_path, known, known)
-    with pytest.raises(UserError, match="is no folder"):
-        find_modalities(tmp_path / "T1w.nii.gz", known, known)

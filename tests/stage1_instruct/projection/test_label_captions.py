@@ -54,6 +54,22 @@ def test_grey_organ_in_the_centre() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("view", "places"),
+    [
+        ("axial", ["at the front right", "at the back", "on the left", "in the centre"]),
+        ("coronal", ["at the top right", "at the bottom", "on the left", "in the centre"]),
+        ("sagittal", ["at the top front", "at the bottom", "at the back", "in the centre"]),
+    ],
+)
+def test_captions_name_the_directions_that_a_view_shows(view: str, places: list[str]) -> None:
+    low, middle, high = slice(40, 60), slice(118, 138), slice(200, 220)
+    for (rows, columns), place in zip([(low, low), (high, middle), (middle, high), (middle, middle)], places):
+        mask, image = slice_of({1: (rows, columns, 200)})
+        caption = describe(mask, image, ("tumour",), "MRI-T1", view)
+        assert caption == f"The MRI-T1 slice shows a small bright tumour {place}."
+
+
 def test_black_picture_is_described_without_a_warning() -> None:
     mask = np.ones((256, 256), np.uint8)
     assert "a large grey liver" in describe(mask, np.zeros((256, 256), np.uint8), ("liver",), "MRI-T1")

@@ -1,0 +1,184 @@
+"""Which file of a study's folder holds which modality.
+
+A file's name is read as words, separated by '_', '-', '.', spaces and brackets, in any case. It belongs to the modality that it
+ends in (FLAIR.nii.gz, patient_ce_T1.nii.gz; the longest one: ce_T1, not T1), or to the one whose channel number it ends in
+(patient_0001.nii.gz, as nnU-Net writes them). Where more than that can be read in a name, nobody guesses: a second modality in
+it (FLAIR_to_T1Gd.nii.gz), a word for a label map (mask_T1.nii.gz), or a second file that fits is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose
+
+ENDINGS = (".nii.gz", ".nii")
+
+Words = tuple[str, ...]
+
+# Names of modalities that a run need not know to see that a file is about two of them.
+_COMMON = frozenset(
+    ("adc", "asl", "bold", "cbct", "ct", "dce", "dti", "dwi", "flair", "mra", "pet", "pd", "pdw", "spir", "swi", "tof")
+    + ("t1", "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2f", "t2s", "t2star", "t2w")
+)
+# FLAIR_to_T1Gd: what stands before was moved onto what stands behind.
+_LINKS = frozenset(("to", "in", "on", "onto", "reg"))
+# ce_T1: with contrast agent, not T1.
+_QUALIFIERS = frozenset(("ce", "contrast", "enhanced", "gd", "post", "postcontrast"))
+_LABELS = frozenset(("annotation", "gt", "label", "labels", "mask", "masks", "roi", "seg", "segmentation", "truth"))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file's name says.
+
+    Attributes:
+        modality: the modality that it ends in or whose number it ends in.
+        doubts: what else can be read in it: names of modalities, or words; empty where it is clear.
+    """
+
+    modality: str
+    doubts: tuple[str, ...]
+
+
+def words(name: str) -> Words:
+    """'BraTS-0001_ce.T1' -> ('brats', '0001', 'ce', 't1')."""
+    return tuple(word for word in re.split(r"[\s_.,()\[\]{}-]+", name.casefold()) if word)
+
+
+def read_name(
+    stem: str, wanted: Sequence[str], channels: Mapping[str, int], known: Iterable[str] = ()
+) -> Reading | None:
+    """The modality of `wanted` that a file is called after; None where it is called after none.
+
+    Args:
+        stem: the file's name without .nii.gz.
+        channels: modality -> channel number in the original data set, of the modalities that have one.
+        known: further modalities of the data set.
+    """
+    parts = words(stem)
+    names = {name: words(name) for name in (*wanted, *known)}
+    ends = [name for name in names if names[name] and parts[-len(names[name]) :] == names[name]]
+    longest = max((len(names[name]) for name in ends), default=0)
+    ends = [name for name in ends if len(names[name]) == longest]
+    before = parts[: len(parts) - longest]
+    number = re.fullmatch(r".*_(\d{4})", stem, re.DOTALL)
+    if not ends and number:
+        ends = [name for name, channel in channels.items() if channel == int(number[1])]
+        before = parts[:-1]
+        if ends and names.get(ends[0]) and before[-len(names[ends[0]]) :] == names[ends[0]]:
+            before = before[: -len(names[ends[0]])]  # patient_T1_0001: name and number agree
+    if not any(name in wanted for name in ends):
+        return None
+    modality = next(name for name in ends if name in wanted)
+    if before[-1:] == ("t2",) and names[modality] == ("flair",):
+        before = before[:-1]  # T2-FLAIR is the sequence's full name
+    doubts = [name for name in ends if name != modality]
+    doubts += _modalities_in(before, modality, names)
+    doubts += [word for word in before if word in _LABELS]
+    doubts += [word for word in before[-1:] if word in _LINKS | _QUALIFIERS]
+    return Reading(modality, tuple(dict.fromkeys(doubts)))
+
+
+def find_modalities(
+    study: Path,
+    wanted: Sequence[str],
+    channels: Mapping[str, int],
+    *,
+    known: Sequence[str] = (),
+    chosen: Mapping[str, Path] | None = None,
+) -> dict[str, Path]:
+    """Modality -> file, of the run's modalities that a folder has, in the run's order.
+
+    Args:
+        wanted: the run's modalities.
+        channels: modality -> channel number in the original data set.
+        known: all modalities of the run's cache.
+        chosen: modality -> file, as the user says; a name without a folder is one in `study`.
+
+    Raises:
+        UserError: no folder; no modality in it; several files for one, or a name that can be read in several ways; a chosen
+            file that is not there or chosen twice.
+    """
+    if not study.is_dir():
+        raise UserError(f"{study} is no folder; give one with a NIfTI file for each of {', '.join(wanted)}")
+    modalities = _chosen_files(study, wanted, chosen or {})
+    taken = {path.resolve() for path in modalities.values()}
+    candidates: dict[str, list[tuple[Path, Reading]]] = {name: [] for name in wanted if name not in modalities}
+    files = [path for path in sorted(study.iterdir()) if path.name.endswith(ENDINGS) and not path.name.startswith(".")]
+    for path in files:
+        reading = read_name(path.name.removesuffix(".gz").removesuffix(".nii"), wanted, channels, known)
+        if reading and reading.modality in candidates and path.resolve() not in taken:
+            candidates[reading.modality].append((path, reading))
+    for name, fitting in candidates.items():
+        paths = [path.name for path, _ in fitting]
+        if len(fitting) > 1:
+            raise UserError(
+                f"{study} has several files of {name}: {', '.join(paths)}; say which with --modality {name}=FILE"
+            )
+        if fitting and fitting[0][1].doubts:
+            raise UserError(
+                f"{study}: {paths[0]} could be {name}, but its name also says {', '.join(fitting[0][1].doubts)}; say which file "
+                f"is {name} with --modality {name}=FILE"
+            )
+        if fitting:
+            modalities[name] = fitting[0][0]
+    if not modalities:
+        first = wanted[0]
+        calls = [f"{first}.nii.gz", *([f"PATIENT_{channels[first]:04d}.nii.gz"] if first in channels else [])]
+        raise UserError(
+            f"{study} has no NIfTI file of {', '.join(wanted)} (it has {_some(files)}); call it {' or '.join(calls)}, "
+            f"or give --modality {first}=FILE"
+        )
+    return {name: modalities[name] for name in wanted if name in modalities}
+
+
+def parse_choices(texts: Iterable[str]) -> dict[str, Path]:
+    """('T1Gd=scan.nii.gz',) -> {'T1Gd': Path('scan.nii.gz')}.
+
+    Raises:
+        UserError: anything else, or a modality named twice.
+    """
+    choices: dict[str, Path] = {}
+    for text in texts:
+        name, _, file = (part.strip() for part in text.partition("="))
+        if not name or not file or name in choices:
+            raise UserError(f"--modality {text!r}: expected one MODALITY=FILE for a modality, e.g. T1Gd=scan.nii.gz")
+        choices[name] = Path(file)
+    return choices
+
+
+def _chosen_files(study: Path, wanted: Sequence[str], chosen: Mapping[str, Path]) -> dict[str, Path]:
+    if chosen:
+        choose(tuple(chosen), tuple(wanted), "modality of the run")
+    files: dict[str, Path] = {}
+    for name, path in chosen.items():
+        inside = study / path
+        file = inside if inside.is_file() else path
+        if not file.is_file() or not file.name.endswith(ENDINGS):
+            raise UserError(f"--modality {name}={path}: no NIfTI file of that name in {study} or here")
+        for other, known in files.items():
+            if known.resolve() == file.resolve():
+                raise UserError(f"--modality names {path} for {other} and for {name}; a file holds one modality")
+        files[name] = file
+    return files
+
+
+def _modalities_in(parts: Words, modality: str, names: Mapping[str, Words]) -> list[str]:
+    """The modalities other than `modality` that `parts` names as whole words, those of the data set first."""
+    others = {name: sought for name, sought in names.items() if sought and name != modality}
+    spelled = {sought for sought in names.values() if len(sought) == 1}
+    others |= {word: (word,) for word in sorted(_COMMON) if (word,) not in spelled}
+    return [
+        name
+        for name, sought in others.items()
+        if any(parts[at : at + len(sought)] == sought for at in range(len(parts)))
+    ]
+
+
+def _some(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files[:8]) + (" ..." if len(files) > 8 else "") or "none"
