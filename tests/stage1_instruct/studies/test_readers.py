@@ -15,8 +15,8 @@ from PIL import Image
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.phantom.write import write_demo
-from zeus_union.stage1_instruct.studies.ground import read_ground
 from zeus_union.stage1_instruct.studies.dicom import dicom_files, group_series, read_series, resample_to
+from zeus_union.stage1_instruct.studies.ground import read_ground
 from zeus_union.stage1_instruct.studies.nifti import read_volume
 
 
