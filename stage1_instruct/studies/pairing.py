@@ -99,7 +99,7 @@ def _same_run(
     if not set(a) & set(b):
         return True
     if step_a != step_b:
-        return a[0] <= step_a
+        return len(a) > 2 and a[0] <= step_a  # any two numbers make a run
     return _letters(slices[0]) != _letters(pictures[0].name) and {a[0], b[0]} == {0, 1}
 
 
