@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.stage1_instruct.phantom import anatomy as phantom
-from zeus_union.stage1_instruct.studies.chaos import GREY
+from zeus_union.stage1_instruct.studies.ground import GREY
 
 MARK = "phantom.json"
 VERSION = 1

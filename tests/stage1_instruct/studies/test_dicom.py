@@ -15,8 +15,8 @@ from pydicom.uid import generate_uid
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.datasets import open_dataset
-from zeus_union.stage1_instruct.studies.chaos import read_ground
 from zeus_union.stage1_instruct.studies.dicom import dicom_files, group_series, read_series
+from zeus_union.stage1_instruct.studies.ground import read_ground
 from zeus_union.stage1_instruct.studies.study import Study
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.phantom.write import write_demo
-from zeus_union.stage1_instruct.studies.chaos import read_ground
 from zeus_union.stage1_instruct.studies.dicom import dicom_files, group_series, read_series, resample_to
+from zeus_union.stage1_instruct.studies.ground import read_ground
 from zeus_union.stage1_instruct.studies.nifti import read_volume
 
 
@@ -70,7 +70,8 @@ def test_phases_are_told_apart_by_echo_time_not_by_folder(chaos: Path):
 
 
 def test_studies_without_labels_are_read_for_prediction(chaos: Path, nnunet: Path):
-    shutil.rmtree(chaos / "MR" / "1" / "T1DUAL" / "Ground")
+    for sequence in ("T1DUAL", "T2SPIR"):
+        shutil.rmtree(chaos / "MR" / "1" / sequence / "Ground")
     assert open_dataset("chaos", chaos).load("chaos01").labels is None
     (nnunet / "imagesTs").mkdir()
     for file in (nnunet / "imagesTr").glob("phantom_002*"):
