@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from zeus_union.cache.atomic import make_folder, remove_stale, require_space
 from zeus_union.cache.claims import claim
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import assign_folds
+from zeus_union.cache.folds import UNLABELLED, assign_folds, check_same_folds, folds_of_labelled
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
+    IGNORE,
     ROW_HASH,
     DatasetCard,
     check_arrays,
@@ -54,7 +55,7 @@ class SubjectSlices:
         grid: the native grid.
         numbers: int32 (n,), slice numbers in the axial view of `grid`.
         images: uint8 (n, M, 256, 256).
-        masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1]; None without labels.
+        masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1], `IGNORE` unlabelled; None without labels.
         modality_masks: uint8 (n, M, 256, 256), where modalities were labelled on their own.
         native_masks: uint8 (n, rows, columns), the masks in the axial view at the native resolution.
         sources: name of each file that was read -> its sha256.
@@ -72,11 +73,23 @@ class SubjectSlices:
 class CacheWriter:
     """Creates the cache at `path`, or goes on with it.
 
+    Every subject's fold is decided when the cache is created, so that it never depends on what is finished.
+
+    Args:
+        folds: subject -> the fold it is tested in, -1 for none; drawn if not given.
+        labelled: subjects to draw folds for; all of them if not given.
+
     Raises:
-        UserError: `path` holds another dataset, has another schema version, or is damaged.
+        UserError: `path` holds another dataset or other folds than `folds`, has another schema version, or is damaged.
     """
 
-    def __init__(self, path: Path | str, card: DatasetCard) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        card: DatasetCard,
+        folds: Mapping[str, int] | None = None,
+        labelled: Iterable[str] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.card = card
         self._files = Files(self.path)
@@ -88,10 +101,14 @@ class CacheWriter:
         if self.path.exists():
             self._index = self._files.manifest()
             self._check_card(self._index.card)
+            if folds is not None:
+                check_same_folds(self.path, self._index.folds, folds)
         else:
             for shard in find_shards(self._files.folder)[:1]:
                 self._check_card(read_shard(self._files.folder, shard).card)
-            self._index = Manifest("building", card)
+            drawn = assign_folds(card.subjects, card.subjects if labelled is None else {*labelled} & {*card.subjects})
+            decided = drawn if folds is None else {name: folds.get(name, UNLABELLED) for name in card.subjects}
+            self._index = Manifest("building", card, folds=decided)
             with FileBuilder(self.path) as builder:
                 builder.commit(self._index)
 
@@ -170,7 +187,8 @@ class CacheWriter:
         count = len(slices.numbers)
         foreground = np.full(count, -1, np.int32)
         if slices.masks is not None:
-            foreground = np.count_nonzero(slices.masks, axis=(1, 2)).astype(np.int32)
+            labelled = (slices.masks != 0) & (slices.masks != IGNORE)
+            foreground = np.count_nonzero(labelled, axis=(1, 2)).astype(np.int32)
         arrays: dict[str, NDArray[Any]] = {
             "numbers": np.asarray(slices.numbers, np.int32),
             "foreground": foreground,
@@ -264,7 +282,7 @@ class CacheWriter:
         check_uniform(parts)
         recipes = {layer: self._recipe(layer, found) for layer, found in parts.items()}
         labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
-        folds = assign_folds(self.card.subjects, labelled)
+        folds = folds_of_labelled(self.card.subjects, labelled, self._index.folds)
         manifest = Manifest("packed", self.card, recipes, parts, folds)
         if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
             if any(part.file for found in parts.values() for part in found.values()):

@@ -97,7 +97,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
         UserError: unreadable data, models that cannot be loaded or do not belong together, or a layer of that name made
             from another recipe.
     """
-    writer = CacheWriter(options.out, replace(dataset.card, slice_step=options.slice_step))
+    card = replace(dataset.card, slice_step=options.slice_step)
+    writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled)
     report = BuildReport()
     build = _Build(writer, _begin_layers(writer, dataset, models, options), dataset, models, options, report)
     subjects = dataset.card.subjects

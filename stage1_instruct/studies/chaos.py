@@ -31,7 +31,7 @@ from zeus_union.stage1_instruct.studies.dicom import (
     resample_to,
 )
 from zeus_union.stage1_instruct.studies.labels import LabelMapping, in_prose
-from zeus_union.stage1_instruct.studies.nifti import check_finite
+from zeus_union.stage1_instruct.studies.nifti import fill_non_finite
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 IN_PHASE, OUT_PHASE, T2 = "T1-DUAL-in", "T1-DUAL-out", "T2-SPIR"
@@ -113,7 +113,7 @@ def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mappi
         if t2_labels is not None:
             modality_labels[T2] = resample_to(t2_labels, series.grid, grid, order=0)
     for name in wanted:
-        check_finite(images[name], f"{folder}, modality {name}")
+        images[name] = fill_non_finite(images[name], f"{folder}, modality {name}")
     complete = set(wanted) <= set(modality_labels)
     return Study(
         subject=subject,
