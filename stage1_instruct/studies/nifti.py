@@ -125,17 +125,17 @@ def onto_grid(
         UserError: they do not lie on one grid, saying what differs.
     """
     orientation = nibabel.io_orientation(np.linalg.inv(reference.affine) @ grid.affine)
-    if not np.isnan(orientation).any():
-        turned = nibabel.apply_orientation(volume, orientation)
-        back = nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
-        if same_place(Grid(turned.shape, grid.affine @ back), reference):
-            return np.ascontiguousarray(turned)
+    turned = nibabel.apply_orientation(volume, orientation)
+    back = nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
+    turned_grid = Grid(turned.shape, grid.affine @ back)
+    if same_place(turned_grid, reference):
+        return np.ascontiguousarray(turned)
     if trust_voxels and grid.shape == reference.shape:
         say(
             f"{path} is laid voxel on voxel on {reference_path}, though {_differences(grid, reference)} (--trust-voxels)"
         )
         return volume
-    check_same_grid(grid, path, reference, reference_path)
+    check_same_grid(grid if grid.shape == reference.shape else turned_grid, path, reference, reference_path)
     return volume
 
 
