@@ -40,14 +40,13 @@ def subjects_of(training: Sequence[Case], test: Sequence[Case], where: Path) -> 
         name, count = next(iter(Counter(case.name for case in cases).most_common(1)), ("", 0))
         if count > 1:
             raise UserError(f"{where} names two {kind} cases {name}; remove one")
-    taken = {case.name for case in (*training, *test)}
     own = {case.name for case in training}
-    renamed = {}
-    for case in test:
-        name = case.name
-        while name in own or (name != case.name and name in taken):
-            name += TEST
-        renamed[case.name] = name
+    taken = own | {case.name for case in test}
+    renamed = {case.name: case.name for case in test}
+    for name in sorted(own & renamed.keys()):
+        while renamed[name] in taken:
+            renamed[name] += TEST
+        taken.add(renamed[name])
     if both := [name for name, new in renamed.items() if name != new]:
         listed = ", ".join(f"{name} is {renamed[name]}" for name in both[:5])
         say(f"{len(both)} test cases have a training case's name; of the test cases {listed}")

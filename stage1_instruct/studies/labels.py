@@ -75,13 +75,18 @@ def read_labels(
     volume, label_grid = read_volume(path, labels=True)
     volume = onto_grid(volume, label_grid, path, grid, image_path, trust_voxels)
     whole = np.rint(volume)
-    wrong = ~np.isin(whole, list(mapping.values)) | ~(np.abs(volume - whole) <= WHOLE)
+    with np.errstate(invalid="ignore"):  # infinity has no distance to itself
+        possible = (np.abs(volume - whole) <= WHOLE) & (whole >= 0) & (whole < IGNORE)
+    values = np.where(possible, whole, 0).astype(np.uint8)
+    known = np.zeros(256, bool)
+    known[list(mapping.values)] = True
+    wrong = ~(possible & known[values])
     if wrong.any():
         raise UserError(
             f"{path} holds label values {_listed(np.unique(volume[wrong]))} in {int(wrong.sum())} voxels that "
             f"dataset.json does not name (it names {', '.join(map(str, sorted(mapping.values)))}); correct one of the two"
         )
-    return mapping.apply(whole.astype(np.uint8))
+    return mapping.apply(values)
 
 
 def _listed(values: NDArray[np.float32]) -> str:

@@ -62,7 +62,9 @@ def save(
 
 
 @quick
-@given(orientations, orientations, forms, forms, units, units, st.sampled_from([0.02, 0.4, 1.0, 6.0]), st.floats(-40, 40))
+@given(
+    orientations, orientations, forms, forms, units, units, st.sampled_from([0.02, 0.4, 1.0, 6.0]), st.floats(-40, 40)
+)
 def test_labels_lie_on_their_image_whatever_the_order_of_axes_the_header_and_the_unit(
     tmp_path, of_image, of_label, image_form, label_form, image_unit, label_unit, side, turn
 ):
