@@ -29,6 +29,7 @@ from zeus_union.cache.errors import UserError
 SCHEMA_VERSION = 2
 CONSTANTS = "_constants"
 ROW_HASH = "row_xxh3"
+IGNORE = 255  # in masks: nobody labelled the pixel, it takes no part in loss and metrics
 
 _LAYER = re.compile(r"slices|(embeddings|instructions)/[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUBJECT = re.compile(r"[A-Za-z0-9._-]+")
@@ -60,7 +61,9 @@ LAYOUT: Mapping[str, tuple[ArrayLayout, ...]] = {
         ArrayLayout("numbers", ("int32",), ("slice",), "slice number in the view of the native grid"),
         ArrayLayout("foreground", ("int32",), ("slice",), "labelled pixels of the 256 x 256 mask; -1 without labels"),
         ArrayLayout("images", ("uint8",), (*_BY_MODALITY, "row", "column"), "intensity 0 to 255, 256 x 256"),
-        ArrayLayout("masks", ("uint8",), ("slice", "row", "column"), "0 background, k = classes[k - 1]", False),
+        ArrayLayout(
+            "masks", ("uint8",), ("slice", "row", "column"), "0 background, k = classes[k - 1], 255 ignored", False
+        ),
         ArrayLayout("modality_masks", ("uint8",), (*_BY_MODALITY, "row", "column"), "masks of each modality", False),
         ArrayLayout(
             "native_masks",
@@ -125,7 +128,7 @@ class DatasetCard:
             if len(set(values)) != len(values):
                 raise UserError(f"dataset {self.name} names one of its {name} twice: {', '.join(values)}")
         for subject in self.subjects:
-            if not _SUBJECT.fullmatch(subject) or subject in (".", "..", CONSTANTS):
+            if not is_subject_name(subject):
                 raise UserError(f"subject {subject!r} of {self.name}: only letters, digits, '.', '_', '-' are possible")
 
     def to_json(self) -> dict[str, Any]:
@@ -134,6 +137,11 @@ class DatasetCard:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DatasetCard:
         return cls(**values)
+
+
+def is_subject_name(name: str) -> bool:
+    """Whether a cache can hold a subject of that name."""
+    return bool(_SUBJECT.fullmatch(name)) and name not in (".", "..", CONSTANTS)
 
 
 def kind_of(layer: str) -> str:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import assign_folds
+from zeus_union.cache.folds import folds_of_labelled
 from zeus_union.cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, shard_folder
 from zeus_union.cache.recipe import canonical_json
 from zeus_union.cache.seal import check_seal
@@ -74,7 +74,7 @@ class Manifest:
         card: the dataset.
         recipes: layer -> recipe.
         parts: layer -> subject (or `CONSTANTS`) -> part.
-        folds: subject -> fold, -1 for unlabelled.
+        folds: subject -> fold, -1 for those that no fold tests; decided when the cache is created.
     """
 
     state: str
@@ -202,5 +202,6 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
         layer: {name: part for name, part in found.items() if name in (*done, CONSTANTS)}
         for layer, found in parts.items()
     }
-    folds = assign_folds(done, [name for name in done if "masks" in kept["slices"][name].arrays])
+    labelled = [name for name in done if "masks" in kept["slices"][name].arrays]
+    folds = folds_of_labelled(subjects, labelled, index.folds)
     return replace(index, recipes=recipes, parts=kept, folds=folds)

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from zeus_union.cache.atomic import find_temporaries, make_folder, remove_temporaries, require_space
 from zeus_union.cache.claims import claim, has_locks, lock
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import assign_folds
+from zeus_union.cache.folds import UNLABELLED, assign_folds, check_same_folds, folds_of_labelled
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
+    IGNORE,
     ROW_HASH,
     DatasetCard,
     check_arrays,
@@ -56,7 +57,7 @@ class SubjectSlices:
         grid: the native grid, with the view of the slices.
         numbers: int32 (n,), slice numbers in the view of `grid`.
         images: uint8 (n, M, 256, 256).
-        masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1]; None without labels.
+        masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1], `IGNORE` unlabelled; None without labels.
         modality_masks: uint8 (n, M, 256, 256), where modalities were labelled on their own.
         native_masks: uint8 (n, rows, columns), the masks in that view at the native resolution.
         sources: name of each file that was read -> its sha256.
@@ -74,7 +75,11 @@ class SubjectSlices:
 class CacheWriter:
     """Creates the cache at `path`, or goes on with it.
 
+    Every subject's fold is decided when the cache is created, so that it never depends on what is finished.
+
     Args:
+        folds: subject -> the fold it is tested in, -1 for none; drawn if not given.
+        labelled: subjects to draw folds for; all of them if not given.
         own: where the file system has no locks, the subjects that no other process builds (None: all); left temporary
             files of others are not touched.
 
@@ -82,10 +87,18 @@ class CacheWriter:
         locks: whether the file system has locks; without them, nothing keeps two processes apart.
 
     Raises:
-        UserError: `path` holds another dataset, has another schema version, or is damaged.
+        UserError: `path` holds another dataset or other folds than `folds`, has another schema version, or is damaged.
     """
 
-    def __init__(self, path: Path | str, card: DatasetCard, *, own: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        card: DatasetCard,
+        folds: Mapping[str, int] | None = None,
+        labelled: Iterable[str] | None = None,
+        *,
+        own: Iterable[str] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.card = card
         self._subjects = frozenset(card.subjects)
@@ -100,9 +113,11 @@ class CacheWriter:
         self.locks = has_locks(lock_path(self.path))
         with self.at_work():
             if not self.path.exists():
-                self._create()
+                self._create(folds, card.subjects if labelled is None else labelled)
             self._read_index()
             self._check_card(self._index.card)
+            if folds is not None:
+                check_same_folds(self.path, self._index.folds, folds)
         self._sweep()
 
     @property
@@ -110,12 +125,16 @@ class CacheWriter:
         """Whether the cache is one file that holds finished layers."""
         return self._index.state == "packed"
 
-    def _create(self) -> None:
+    def _create(self, folds: Mapping[str, int] | None, labelled: Iterable[str]) -> None:
         for shard in find_shards(self._files.folder)[:1]:
             card = read_shard(self._files.folder, shard).card
             self._check_card(replace(card, subjects=self.card.subjects))
+        if folds is None:
+            decided = assign_folds(self.card.subjects, {*labelled} & {*self.card.subjects})
+        else:
+            decided = {name: folds.get(name, UNLABELLED) for name in self.card.subjects}
         with suppress(FileExistsError), FileBuilder(self.path) as builder:  # another process was quicker
-            builder.commit(Manifest("building", self.card), replace=False)
+            builder.commit(Manifest("building", self.card, folds=decided), replace=False)
 
     def _read_index(self) -> None:
         """Reads the index where it is another file than the one that was read last."""
@@ -262,7 +281,8 @@ class CacheWriter:
         count = len(slices.numbers)
         foreground = np.full(count, -1, np.int32)
         if slices.masks is not None:
-            foreground = np.count_nonzero(slices.masks, axis=(1, 2)).astype(np.int32)
+            labelled = (slices.masks != 0) & (slices.masks != IGNORE)
+            foreground = np.count_nonzero(labelled, axis=(1, 2)).astype(np.int32)
         arrays: dict[str, NDArray[Any]] = {
             "numbers": np.asarray(slices.numbers, np.int32),
             "foreground": foreground,
@@ -370,7 +390,7 @@ class CacheWriter:
         check_uniform(parts)
         recipes = {layer: self._recipe(layer, found) for layer, found in parts.items()}
         labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
-        folds = assign_folds(self.card.subjects, labelled)
+        folds = folds_of_labelled(self.card.subjects, labelled, self._index.folds)
         manifest = Manifest("packed", self.card, recipes, parts, folds)
         if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
             if any(part.file for found in parts.values() for part in found.values()):

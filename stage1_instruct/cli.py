@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zeus_union.stage1_instruct.building.report import BuildReport
     from zeus_union.stage1_instruct.models.assembly import Models
 
-DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "nnunet")
+DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "msd", "nnunet")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -69,10 +69,29 @@ def main() -> None:
 @click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]")
 @click.option(
     "--labels",
-    type=click.Choice(["default", "binary", "native"]),
+    type=click.Choice(["default", "binary", "native", "regions"]),
     default="default",
     show_default=True,
-    help="binary merges all labels into one (the paper, for MSD); native keeps the classes.",
+    help="binary merges all labels into one (the paper, for MSD); native keeps the classes; regions makes classes that "
+    "share no voxel of nnU-Net's regions.",
+)
+@click.option(
+    "--term",
+    "terms",
+    multiple=True,
+    metavar="NAME=TERM",
+    help="What instructions call a modality, e.g. noNorm=CBCT; may be repeated.  [default: by the channel's name]",
+)
+@click.option("--instance", help='What instructions ask to segment, e.g. "lung tumour".  [default: the classes]')
+@click.option(
+    "--splits",
+    type=FILE,
+    help="nnU-Net's splits_final.json, for the folds.  [default: the data set's own, else five folds are drawn]",
+)
+@click.option(
+    "--trust-voxels",
+    is_flag=True,
+    help="Lay files of one shape voxel on voxel where their headers differ: labels whose header was lost.",
 )
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
 @click.option(
@@ -132,6 +151,10 @@ def build_cache_command(
     modalities: str | None,
     subjects: str | None,
     labels: str,
+    terms: tuple[str, ...],
+    instance: str | None,
+    splits: Path | None,
+    trust_voxels: bool,
     slice_step: int,
     view: str | None,
     windows: tuple[str, ...],
@@ -178,7 +201,18 @@ def build_cache_command(
     share = parse_part(part, os.environ) if part else None
     if per_class and "instructions" not in wanted:
         raise UserError("--per-class makes layers of instructions and --layers leaves them out; give one of the two")
-    dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
+    if per_class and instance is not None:
+        raise UserError("--per-class asks for each class by its name; leave out --instance")
+    dataset = open_dataset(
+        dataset_name,
+        data_root,
+        labels=labels,
+        modalities=split_names(modalities),
+        terms=terms,
+        instance=instance,
+        splits=splits,
+        trust_voxels=trust_voxels,
+    )
     card = replace(dataset.card, subjects=choose(split_names(subjects), dataset.card.subjects, "subject"))
     dataset = replace(dataset, card=card)
     say(f"{card.name}: {len(card.subjects)} subjects, {', '.join(card.modalities)}; to segment: {card.instance}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.folds import UNLABELLED
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.config import Split
@@ -31,8 +32,8 @@ def choose_split(
     test = None if test is None else choose(test, tuple(folds), "subject")
     if train is None and test is None:
         fold = fold or 0
-        if fold not in folds.values():
-            known = ", ".join(str(number) for number in sorted(set(folds.values())))
+        if fold not in tested_folds(folds):
+            known = ", ".join(map(str, tested_folds(folds)))
             raise UserError(f"there is no fold {fold}; folds of this cache: {known}")
         test = tuple(name for name, number in folds.items() if number == fold)
     elif fold is not None:
@@ -53,7 +54,12 @@ def choose_split(
 
 
 def labelled_folds(cache: Cache) -> dict[str, int]:
-    """Fold of every labelled subject."""
+    """Fold of every labelled subject; -1 for those that no fold tests (nnU-Net's splits can leave some out)."""
     rows = cache.rows
     index, first = np.unique(rows["subject"], return_index=True)
     return {cache.subjects[i]: int(rows["fold"][f]) for i, f in zip(index, first) if rows["labelled"][f]}
+
+
+def tested_folds(folds: Mapping[str, int]) -> list[int]:
+    """The folds that test somebody, of `labelled_folds`."""
+    return sorted({*folds.values()} - {UNLABELLED})

@@ -118,9 +118,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     """
     subjects = dataset.card.subjects
     own = subjects if options.part is None else options.part.of(subjects)
-    writer = CacheWriter(
-        options.out, replace(dataset.card, slice_step=options.slice_step), own=own if options.part else None
-    )
+    card = replace(dataset.card, slice_step=options.slice_step)
+    writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled, own=own if options.part else None)
     _check_processes(writer, options)
     report = BuildReport()
     build = _Build(writer, _begin_layers(writer, dataset, models, options), dataset, models, options, report)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import IGNORE
 
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
@@ -35,12 +36,12 @@ def describe(
     """A caption of one labelled slice, in the patient's directions, those that its view shows.
 
     Args:
-        mask: uint8 (256, 256), 0 background, k = classes[k - 1].
+        mask: uint8 (256, 256), 0 background, k = classes[k - 1]; where pixels are `IGNORE` nothing is called absent.
         image: uint8 (256, 256), the same slice; rows and columns run as `cache.grid.VIEWS` says.
         term: what the modality is called, e.g. 'MRI-T2'.
     Returns:
         e.g. 'The MRI-T2 slice shows a large dark liver on the right and a small bright spleen at the back left; no left
-        kidney.' Left and right are the patient's. Four organs take about 40 tokens.
+        kidney.' Left and right are the patient's. Four organs take about 40 tokens. '' where nothing is known.
     """
     body = image > 0 if (image > 0).any() else np.ones_like(image, bool)
     visible, absent = [], []
@@ -52,8 +53,10 @@ def describe(
             )
         else:
             absent.append(name)
+    if (mask == IGNORE).any():
+        absent = []
     if not visible:
-        return f"The {term} slice shows no {_list(absent, 'or')}."
+        return f"The {term} slice shows no {_list(absent, 'or')}." if absent else ""
     rest = f"; no {_list(absent, 'or')}" if absent else ""
     return f"The {term} slice shows {_list(visible, 'and')}{rest}."
 
@@ -90,7 +93,7 @@ def make_pairs(cache: Cache, subjects: Sequence[str], out: Path) -> int:
     """Writes a pairs file (JSONL) of every labelled slice and modality of these subjects; atomic.
 
     Returns:
-        How many pairs; slices without labels are left out.
+        How many pairs; slices without labels, and those with nothing but ignored pixels, are left out.
     Raises:
         UserError: none of these slices is labelled.
     """
@@ -105,11 +108,14 @@ def make_pairs(cache: Cache, subjects: Sequence[str], out: Path) -> int:
     for row, slice_images, mask in zip(cache.rows[rows], images, masks):
         subject = cache.subjects[int(row["subject"])]
         for modality, image in zip(cache.modalities, slice_images):
+            caption = describe(mask, image, cache.classes, card.terms[modality], views[subject])
+            if not caption:
+                continue
             pair = {
                 "subject": subject,
                 "slice": int(row["number"]),
                 "modality": modality,
-                "caption": describe(mask, image, cache.classes, card.terms[modality], views[subject]),
+                "caption": caption,
             }
             lines.append(json.dumps(pair, ensure_ascii=False))
     write_atomically(out, ("\n".join(lines) + "\n").encode())

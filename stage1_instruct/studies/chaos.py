@@ -35,12 +35,11 @@ from zeus_union.stage1_instruct.studies.dicom_files import natural_key
 from zeus_union.stage1_instruct.studies.dicom_frames import tag_number, tag_value
 from zeus_union.stage1_instruct.studies.ground import NAMES, ground_pictures, read_ground
 from zeus_union.stage1_instruct.studies.labels import LabelMapping, in_prose
-from zeus_union.stage1_instruct.studies.nifti import check_finite
+from zeus_union.stage1_instruct.studies.nifti import fill_non_finite
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 IN_PHASE, OUT_PHASE, T2 = "T1-DUAL-in", "T1-DUAL-out", "T2-SPIR"
 TERMS = {IN_PHASE: "MRI-T1 in-phase", OUT_PHASE: "MRI-T1 out-of-phase", T2: "MRI-T2-SPIR"}
-# Share of a voxel by which the two echoes' grids may differ.
 
 # Fat and water differ by 3.4 ppm of 42.577 MHz/T: at 1.5 T the signals meet every 4.6 ms.
 FAT_WATER_HZ_PER_TESLA = 3.4 * 42.577
@@ -197,7 +196,7 @@ def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mappi
             modality_labels[T2] = t2_labels
             target = t2_labels if target is None else target
     for name in wanted:
-        check_finite(images[name], f"{folder}, modality {name}")
+        images[name] = fill_non_finite(images[name], f"{folder}, modality {name}")
     complete = set(wanted) <= set(modality_labels)
     return Study(
         subject=subject,

@@ -39,6 +39,14 @@ def read_dataset_json(root: Path, required: Mapping[str, type]) -> dict[str, Any
     return values
 
 
+IGNORED = "ignore"  # what nnU-Net calls the label of voxels that nobody labelled
+
+
+def channel_names(values: Mapping[str, object]) -> dict[int, str]:
+    """{'0': 'FLAIR'} -> {0: 'FLAIR'}, of an object that `channel_numbers` took."""
+    return {int(number): str(name) for number, name in values.items()}
+
+
 def numbered_names(root: Path, key: str, values: Mapping[str, object]) -> dict[int, str]:
     """{'0': 'FLAIR'} -> {0: 'FLAIR'}, of the object `key` in dataset.json.
 
@@ -59,7 +67,7 @@ def channel_numbers(root: Path, key: str, values: Mapping[str, object]) -> dict[
     """{'0': 'FLAIR'} -> {'FLAIR': 0}; channels of one name (nnU-Net's 'noNorm' twice) get their number: 'noNorm-0'.
 
     Raises:
-        UserError: numbers other than 0, 1, 2 and so on.
+        UserError: numbers other than 0, 1, 2 and so on, or a name that is one of those given here ('CT', 'CT', 'CT-0').
     """
     names = numbered_names(root, key, values)
     if not names or sorted(names) != list(range(len(names))):
@@ -67,4 +75,9 @@ def channel_numbers(root: Path, key: str, values: Mapping[str, object]) -> dict[
             f"{root / 'dataset.json'}: {key} numbers its channels {sorted(names)}; expected 0, 1, 2 and so on"
         )
     shared = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return {f"{name}-{number}" if name in shared else name: number for number, name in sorted(names.items())}
+    channels = {f"{name}-{number}" if name in shared else name: number for number, name in sorted(names.items())}
+    if len(channels) < len(names):
+        raise UserError(
+            f"{root / 'dataset.json'}: {key} has names that cannot be told apart; give each channel its own"
+        )
+    return channels

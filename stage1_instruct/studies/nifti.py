@@ -1,153 +1,179 @@
-"""NIfTI volumes, read with nibabel and checked."""
+"""Volumes and their grids, read and checked, whatever the file format."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
-from zeus_union.cache.nifti_header import NiftiHeader, affine_in_mm
-from zeus_union.stage1_instruct.studies.depth import wanted
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.studies.file_formats import Geometry, load_array
 
-_UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    EOFError,
-    OSError,
-    OverflowError,
-    TypeError,
-    ValueError,
-    zlib.error,
-)
+TOLERANCE = 0.05  # of the smallest voxel side: how far two files of one grid may lie apart
+PLAUSIBLE_MM = (0.005, 100.0)  # of the largest and the smallest voxel side; beyond it the affine is in another unit
 
 
-def _load(
-    path: Path, labels: bool = False
-) -> tuple[NDArray[np.float32], tuple[NDArray[np.float64], NiftiHeader | None]]:
-    """The array as float32, any number of axes; the affine in mm, with the header's own geometry.
+def read_volume(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], Grid]:
+    """A 3D volume float32 and its grid; voxels that are NaN or infinite become background, see `fill_non_finite`.
 
+    Args:
+        labels: it is a label map, in which such voxels stay.
     Raises:
-        UserError: missing, truncated, damaged, or not a NIfTI file.
+        UserError: unreadable, not 3D, or mostly NaN or infinite.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; expected a NIfTI file there")
-    try:
-        if path.suffix == ".gz" and wanted(labels):
-            _check_gzip(path)
-        image: Any = nibabel.load(path)
-        if image.get_data_dtype().kind == "c":
-            raise UserError(f"{path} holds complex numbers, expected magnitudes; write those instead")
-        if not wanted(labels):
-            return np.zeros(image.shape, np.float32), affine_in_mm(image)
-        return np.asarray(image.dataobj, dtype=np.float32), affine_in_mm(image)
-    except _UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as NIfTI ({error}); it may be truncated or damaged, copy it again"
-        ) from error
+    volume, geometry = load_array(path, labels)
+    if volume.ndim == 4 and volume.shape[3] == 1:
+        volume = volume[..., 0]
+    if volume.ndim == 2:
+        volume = volume[..., None]
+    if volume.ndim != 3:
+        raise UserError(f"{path} has shape {volume.shape}, expected a 3D volume")
+    return volume if labels else fill_non_finite(volume, str(path)), _grid(path, volume.shape, geometry)
 
 
-def _check_gzip(path: Path) -> None:
-    """Reads `path` to its end, where gzip keeps the checksum.
+def read_channels(
+    paths: Sequence[Path], channels: Mapping[str, int], count: int
+) -> tuple[dict[str, NDArray[np.float32]], Grid]:
+    """Some channels of files (X, Y, Z, channel) whose channels are counted one after the other, by name.
 
-    nibabel stops at the last voxel and so never compares it: of 100 single flipped bytes 69 went unnoticed.
+    Args:
+        channels: name -> index, those wanted.
+        count: how many channels dataset.json promises.
+    Raises:
+        UserError: unreadable, another number of channels, files on different grids, or a wanted channel that is mostly
+            NaN or infinite.
     """
-    with gzip.open(path) as file:
-        while file.read(1 << 20):
-            pass
+    stacked, grids = [], []
+    for path in paths:
+        volume, geometry = load_array(path)
+        if volume.ndim == 3 and (count == 1 or len(paths) > 1):
+            volume = volume[..., None]
+        if volume.ndim == 4:
+            grids.append(_grid(path, volume.shape[:3], geometry))
+            check_same_grid(grids[-1], path, grids[0], paths[0])
+        stacked.append(volume)
+    if any(volume.ndim != 4 for volume in stacked) or sum(volume.shape[3] for volume in stacked) != count:
+        shapes = ", ".join(f"{path} has shape {volume.shape}" for path, volume in zip(paths, stacked))
+        raise UserError(f"{shapes}, dataset.json names {count} modalities; expected (X, Y, Z, {count})")
+    whole = np.concatenate(stacked, axis=3) if len(stacked) > 1 else stacked[0]
+    images = {
+        name: fill_non_finite(np.ascontiguousarray(whole[..., index]), f"{paths[0]}, modality {name}")
+        for name, index in channels.items()
+    }
+    return images, grids[0]
 
 
-def _grid(path: Path, shape: tuple[int, ...], geometry: tuple[NDArray[np.float64], NiftiHeader | None]) -> Grid:
+def _grid(path: Path, shape: tuple[int, ...], geometry: Geometry) -> Grid:
     affine, header = geometry
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        sides.all()
+        and np.isfinite(sides).all()
+        and not (sides.max() > PLAUSIBLE_MM[0] and sides.min() < PLAUSIBLE_MM[1])
+    ):
+        size = " x ".join(f"{side:g}" for side in sides)
+        raise UserError(
+            f"{path}: its voxels are {size} mm by the header; if the affine is in metres or micrometres, say so there: "
+            "header.set_xyzt_units('meter') or ('micron')"
+        )
     try:
         return Grid((shape[0], shape[1], shape[2]), affine, header=header)
     except UserError as error:
         raise UserError(f"{path}: {error}; correct its header") from error
 
 
-def read_volume(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], Grid]:
-    """A 3D volume float32 and its grid.
-
-    Raises:
-        UserError: unreadable, not 3D, or with NaN or infinite voxels.
-    """
-    volume, geometry = _load(path, labels)
-    if volume.ndim == 4 and volume.shape[3] == 1:
-        volume = volume[..., 0]
-    if volume.ndim != 3:
-        raise UserError(f"{path} has shape {volume.shape}, expected a 3D volume")
-    check_finite(volume, str(path))
-    return volume, _grid(path, volume.shape, geometry)
-
-
-def read_channels(path: Path, channels: Mapping[str, int], count: int) -> tuple[dict[str, NDArray[np.float32]], Grid]:
-    """Some channels of a 4D volume (X, Y, Z, channel), by name.
+def fill_non_finite(volume: NDArray[np.float32], where: str) -> NDArray[np.float32]:
+    """`volume` with what is NaN or infinite set to the lowest other value, the background; says how many voxels.
 
     Args:
-        channels: name -> index, those wanted.
-        count: how many channels dataset.json promises.
+        where: names the volume in messages.
     Raises:
-        UserError: unreadable, another number of channels, or NaN or infinite voxels in a wanted channel.
+        UserError: more than half of the voxels are.
     """
-    volume, geometry = _load(path)
-    if volume.ndim == 3 and count == 1:
-        volume = volume[..., None]
-    if volume.ndim != 4 or volume.shape[3] != count:
+    finite = np.isfinite(volume)
+    count = int(volume.size - finite.sum())
+    if not count:
+        return volume
+    if count > volume.size / 2:
         raise UserError(
-            f"{path} has shape {volume.shape}, dataset.json names {count} modalities; expected (X, Y, Z, {count})"
-        )
-    images = {name: np.ascontiguousarray(volume[..., index]) for name, index in channels.items()}
-    for name, image in images.items():
-        check_finite(image, f"{path}, modality {name}")
-    return images, _grid(path, volume.shape[:3], geometry)
-
-
-def read_labels(path: Path, grid: Grid, allowed: Sequence[int], image_path: Path) -> NDArray[np.uint8]:
-    """A label map on `grid`, uint8; whole numbers in a float file are fine.
-
-    Raises:
-        UserError: unreadable, on another grid than the image, or with a value that dataset.json does not name.
-    """
-    volume, label_grid = read_volume(path, labels=True)
-    check_same_grid(label_grid, path, grid, image_path)
-    values = np.unique(volume)
-    unknown = [f"{value:g}" for value in values if value not in allowed]
-    if unknown:
-        raise UserError(
-            f"{path} holds label values {', '.join(unknown[:8])} that dataset.json does not name "
-            f"(it names {', '.join(map(str, allowed))}); correct one of the two"
-        )
-    return volume.astype(np.uint8)
-
-
-def check_finite(volume: NDArray[np.float32], where: str) -> None:
-    """Raises a UserError where a voxel is NaN or infinite."""
-    bad = int(volume.size - np.isfinite(volume).sum())
-    if bad:
-        raise UserError(
-            f"{where} holds {bad} voxels that are NaN or infinite of {volume.size}; "
+            f"{where}: {count} of {volume.size} voxels are NaN or infinite, more than half; "
             "repair the file, or leave the modality out with --modalities"
         )
+    lowest = volume[finite].min()
+    say(f"{where}: {count} of {volume.size} voxels are NaN or infinite; taken as background, {lowest:g}")
+    return np.where(finite, volume, lowest)
+
+
+def onto_grid(
+    volume: NDArray[np.float32],
+    grid: Grid,
+    path: Path,
+    reference: Grid,
+    reference_path: Path,
+    trust_voxels: bool = False,
+) -> NDArray[np.float32]:
+    """`volume` in the array order of `reference`: as it is, or with its axes swapped and reversed; never interpolated.
+
+    Args:
+        grid, path: where the volume lies, and its file.
+        trust_voxels: lay files of one shape voxel on voxel, whatever their headers say of the place.
+    Raises:
+        UserError: they do not lie on one grid, saying what differs.
+    """
+    orientation = nibabel.io_orientation(np.linalg.inv(reference.affine) @ grid.affine)
+    turned = nibabel.apply_orientation(volume, orientation)
+    back = nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
+    turned_grid = Grid(turned.shape, grid.affine @ back)
+    if same_place(turned_grid, reference):
+        return np.ascontiguousarray(turned)
+    if trust_voxels and grid.shape == reference.shape:
+        say(
+            f"{path} is laid voxel on voxel on {reference_path}, though {_differences(grid, reference)} (--trust-voxels)"
+        )
+        return volume
+    check_same_grid(grid if grid.shape == reference.shape else turned_grid, path, reference, reference_path)
+    return volume
+
+
+def same_place(grid: Grid, reference: Grid) -> bool:
+    """Whether both have one shape and lie at one place, to a twentieth of the smallest voxel side."""
+    return grid.same_as(reference, tolerance_mm=TOLERANCE * min(reference.spacing))
 
 
 def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path) -> None:
-    """Raises a UserError unless both volumes have one shape and lie at one place (to a twentieth of a voxel)."""
+    """Raises a UserError unless both volumes have one shape and lie at one place."""
     if grid.shape != reference.shape:
         raise UserError(
             f"{path} has shape {grid.shape}, {reference_path} has {reference.shape}; "
             "all files of a study must lie on one grid, resample them first"
         )
-    if not grid.same_as(reference):
+    if not same_place(grid, reference):
+        lost = " (its header looks lost)" if np.allclose(grid.affine[:3, :3], np.eye(3)) else ""
         raise UserError(
-            f"{path} and {reference_path} have one shape but lie at different places (their affines differ); "
-            "all files of a study must lie on one grid, resample them first"
+            f"{path}{lost} and {reference_path} have one shape but lie at different places: "
+            f"{_differences(grid, reference)}; if they belong together voxel by voxel, build-cache --trust-voxels lays "
+            f"them so, or copy the header: import nibabel as n; n.save(n.Nifti1Image(n.load('{path}').get_fdata(dtype='f4'), "
+            f"n.load('{reference_path}').affine), 'corrected.nii.gz')"
         )
+
+
+def _differences(grid: Grid, reference: Grid) -> str:
+    """Orientation, spacing, origin and tilt where they differ: 'spacing 1 x 1 x 1 against 2 x 2 x 5 mm'."""
+
+    def numbers(values: object, separator: str) -> str:
+        return separator.join(f"{value:.4g}" for value in np.asarray(values, dtype=float))
+
+    parts = []
+    if grid.orientation != reference.orientation:
+        parts.append(f"orientation {grid.orientation} against {reference.orientation}")
+    if not np.allclose(grid.spacing, reference.spacing, rtol=1e-3):
+        parts.append(f"spacing {numbers(grid.spacing, ' x ')} against {numbers(reference.spacing, ' x ')} mm")
+    origins = grid.affine[:3, 3], reference.affine[:3, 3]
+    if np.abs(origins[0] - origins[1]).max() > TOLERANCE * min(reference.spacing):
+        parts.append(f"origin ({numbers(origins[0], ', ')}) against ({numbers(origins[1], ', ')}) mm")
+    return "; ".join(parts) or "their axes are tilted against one another"

@@ -1,105 +1,131 @@
 """nnU-Net v2's raw layout, so that whoever has nnU-Net data can use it unchanged.
 
-imagesTr/CASE_0000.nii.gz (one file a channel), labelsTr/CASE.nii.gz, dataset.json; imagesTs where there is one.
+imagesTr/CASE_0000.nii.gz (one file a channel), labelsTr/CASE.nii.gz, dataset.json; imagesTs where there is one. Where
+dataset.json has a `dataset`, the training cases are the files that it names. A colour picture is one file of several
+channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.terminal import choose
-from zeus_union.stage1_instruct.studies.dataset_json import channel_numbers, read_dataset_json
-from zeus_union.stage1_instruct.studies.labels import LabelMapping, in_prose
-from zeus_union.stage1_instruct.studies.nifti import check_same_grid, read_labels, read_volume
+from zeus_union.stage1_instruct.studies.cases import Case, source_names, subjects_of
+from zeus_union.stage1_instruct.studies.dataset_json import channel_names, channel_numbers, read_dataset_json
+from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, PICTURES, data_files
+from zeus_union.stage1_instruct.studies.label_table import map_labels, read_label_table
+from zeus_union.stage1_instruct.studies.labels import in_prose, read_labels
+from zeus_union.stage1_instruct.studies.modality_terms import terms_of
+from zeus_union.stage1_instruct.studies.nifti import onto_grid, read_channels, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
-ENDINGS = (".nii.gz", ".nii")
 
+def open_nnunet(root: Path, labels: str, modalities: Sequence[str] | None, trust_voxels: bool = False) -> Dataset:
+    """A data set in nnU-Net v2's raw layout; its own classes unless `labels` is 'binary' or 'regions'.
 
-def open_nnunet(root: Path, labels: str, modalities: Sequence[str] | None) -> Dataset:
-    """A data set in nnU-Net v2's raw layout; its own classes unless `labels` is 'binary'.
-
+    Args:
+        trust_voxels: see `onto_grid`.
     Raises:
         UserError: wrong or empty root, a file ending or labels that are not supported, a modality that is not there.
     """
     values = read_dataset_json(root, {"channel_names": dict, "labels": dict, "file_ending": str})
     ending = values["file_ending"]
-    if ending not in ENDINGS:
+    if ending.lower() not in ENDINGS:
         raise UserError(f"{root / 'dataset.json'}: file_ending {ending} cannot be read; there are {', '.join(ENDINGS)}")
-    names = _label_names(root, values["labels"])
-    foreground = tuple(name for value, name in sorted(names.items()) if value != 0)
-    merged = in_prose(foreground)
-    mapping = LabelMapping.binary(names, merged) if labels == "binary" else LabelMapping.native(names)
+    mapping = map_labels(root, read_label_table(root, values["labels"]), labels)
     channels = channel_numbers(root, "channel_names", values["channel_names"])
     wanted = choose(modalities, tuple(channels), "modality")
-    folders = _cases(root, ending)
-    if not folders:
+    cases = subjects_of(_training(root, values, ending, len(channels)), _scan(root, "Ts", ending, len(channels)), root)
+    if not cases:
         raise UserError(f"{root} holds no imagesTr/CASE_0000{ending}; is it in nnU-Net's raw layout?")
 
     def load(subject: str) -> Study:
-        folder = folders[subject]
-        paths = {name: folder / f"{subject}_{channels[name]:04d}{ending}" for name in wanted}
-        images = {}
-        grid, first = None, None
-        for name, path in paths.items():
-            images[name], channel_grid = read_volume(path)
-            if grid is None or first is None:
-                grid, first = channel_grid, path
-            check_same_grid(channel_grid, path, grid, first)
-        assert grid is not None and first is not None
-        label = root / folder.name.replace("images", "labels") / f"{subject}{ending}"
-        if folder.name == "imagesTr" and not label.is_file():
-            raise UserError(f"{label} is missing; every training case needs its labels, or move the case to imagesTs")
-        mask = mapping.apply(read_labels(label, grid, sorted(names), first)) if label.is_file() else None
-        read = [*paths.values(), label] if mask is not None else list(paths.values())
-        return Study(subject, grid, images, mask, sources={path.relative_to(root).as_posix(): path for path in read})
+        case = cases[subject]
+        if case.label is not None and not case.label.is_file():
+            raise UserError(
+                f"{case.label} is missing; every training case needs its labels, or move the case to imagesTs"
+            )
+        images, grid, paths = _read_images(case, channels, wanted, trust_voxels)
+        mask = None if case.label is None else read_labels(case.label, grid, mapping, paths[0], trust_voxels)
+        files = [file for path in (*paths, case.label) if path for file in data_files(path)]
+        return Study(subject, grid, images, mask, sources=source_names(root, files))
 
+    names = channel_names(values["channel_names"])
     card = DatasetCard(
         name="nnunet",
         modalities=wanted,
-        terms={name: "CT" if name.upper() == "CT" else f"MRI-{name}" for name in wanted},
+        terms=terms_of({name: names[channels[name]] for name in wanted}),
         classes=mapping.classes,
         instance=in_prose(mapping.classes),
-        subjects=tuple(sorted(folders)),
+        subjects=tuple(sorted(cases)),
         channels={name: channels[name] for name in wanted},
     )
-    return Dataset(card, load, facts=mapping.facts())
+    facts = {**mapping.facts(), **({"trust_voxels": True} if trust_voxels else {})}
+    return Dataset(card, load, facts, labelled={name: case.name for name, case in cases.items() if case.label})
 
 
-def _label_names(root: Path, labels: dict[str, object]) -> dict[int, str]:
-    """value -> name.
-
-    Raises:
-        UserError: regions (lists of values), an ignore label, or two names for one value.
-    """
-    names: dict[int, str] = {}
-    for name, value in labels.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 255:
-            raise UserError(
-                f"{root / 'dataset.json'}: label {name} = {value}; expected one whole number from 0 to 254 "
-                "(region-based labels are not supported, give plain ones)"
-            )
-        if name == "ignore":
-            raise UserError(
-                f"{root / 'dataset.json'}: the ignore label {value} is not supported; it would be learnt as a class, "
-                "label those voxels and remove it"
-            )
-        if value in names:
-            raise UserError(f"{root / 'dataset.json'}: labels {names[value]} and {name} are both {value}; rename one")
-        names[value] = name
-    if 0 not in names or len(names) < 2:
-        raise UserError(f"{root / 'dataset.json'}: labels need a background of 0 and at least one class")
-    return names
+def _read_images(
+    case: Case, channels: Mapping[str, int], wanted: Sequence[str], trust_voxels: bool
+) -> tuple[dict[str, NDArray[np.float32]], Grid, list[Path]]:
+    """The wanted channels on the grid of the first, and the files they came from."""
+    if len(case.images) != len(channels):  # a file of several channels: a colour picture
+        images, grid = read_channels(case.images, {name: channels[name] for name in wanted}, len(channels))
+        return images, grid, list(case.images)
+    paths = {name: case.images[channels[name]] for name in wanted}
+    first = paths[wanted[0]]
+    volume, grid = read_volume(first)
+    images = {wanted[0]: volume}
+    for name in wanted[1:]:
+        volume, own = read_volume(paths[name])
+        images[name] = onto_grid(volume, own, paths[name], grid, first, trust_voxels)
+    return images, grid, list(paths.values())
 
 
-def _cases(root: Path, ending: str) -> dict[str, Path]:
-    """subject -> the images folder it lies in; a training case wins over a test case of the same name."""
-    cases: dict[str, Path] = {}
-    for folder in (root / "imagesTs", root / "imagesTr"):
-        for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-            if not path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
-                cases[path.name.removesuffix(ending)[:-5]] = folder
+def _training(root: Path, values: Mapping[str, Any], ending: str, channels: int) -> list[Case]:
+    """The cases of dataset.json's `dataset`, or of imagesTr."""
+    if "dataset" not in values:
+        return _scan(root, "Tr", ending, channels)
+    file = root / "dataset.json"
+    if not isinstance(values["dataset"], dict):
+        raise UserError(f"{file}: dataset is no object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
+    cases = []
+    for name, entry in values["dataset"].items():
+        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        listed = [*images, label] if isinstance(images, list) and images else [None]
+        if not all(isinstance(path, str) for path in listed):
+            raise UserError(f"{file}: case {name} of dataset needs 'images', a list of files, and 'label', a file")
+        # As nnU-Net: relative to the data set's folder, or anywhere; environment variables are filled in.
+        paths = [root / os.path.expandvars(path) for path in listed]
+        several = len(images) < channels and ending.lower() in PICTURES
+        if len(images) != channels and not several:
+            raise UserError(f"{file}: case {name} of dataset has {len(images)} images for {channels} channels")
+        cases.append(Case(name, tuple(paths[:-1]), paths[-1]))
+    return cases
+
+
+def _scan(root: Path, part: str, ending: str, channels: int) -> list[Case]:
+    """The cases of imagesTr ('Tr') or imagesTs ('Ts'), by name."""
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    folder = root / f"images{part}"
+    numbers: dict[str, list[int]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = pattern.fullmatch(path.name)
+        if match and not path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
+            numbers.setdefault(match[1], []).append(int(match[2]))
+    cases = []
+    for name, present in numbers.items():
+        several = len(present) < channels and ending.lower() in PICTURES
+        images = (folder / f"{name}_{number:04d}{ending}" for number in (present if several else range(channels)))
+        label = root / f"labels{part}" / f"{name}{ending}"
+        cases.append(Case(name, tuple(images), label if part == "Tr" or label.is_file() else None))
     return cases

@@ -44,8 +44,13 @@ class Dataset:
             build to say, here it is all of them.
         load: reads one subject.
         facts: anything that decides how voxels are read (label mapping and so on); becomes part of the recipe.
+        labelled: subject -> the case's name in the data set, of those with labels, where the files say it without being
+            read; None where they do not.
+        folds: subject -> the fold it is tested in, -1 for those that none tests; None: the cache draws them.
     """
 
     card: DatasetCard
     load: Callable[[str], Study]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labelled: Mapping[str, str] | None = None
+    folds: Mapping[str, int] | None = None

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress
 from zeus_union.stage2_segment import checkpoint
@@ -158,6 +159,7 @@ def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> t
     numbers, step = cache.rows["number"][positions], cache.card.slice_step
     truth = stack_slices(truth, numbers, step)
     native = stack_slices(to_native_slices(predicted, grid), numbers, step)
+    native = np.where(truth == IGNORE, 0, native)
     counts = overlap_counts(native, truth, len(classes))
     spacing = _spacing(grid, step)
     rows = []

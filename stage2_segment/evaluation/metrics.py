@@ -10,6 +10,8 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 
+from zeus_union.cache.layout import IGNORE
+
 SURFACE_TOLERANCE_MM = 2.0
 
 DEFINITIONS = {
@@ -20,13 +22,19 @@ DEFINITIONS = {
     "HD95": "95th percentile of the symmetric surface distance, in mm, in the study's own grid over the cached slices",
     "NSD": f"share of both surfaces within {SURFACE_TOLERANCE_MM:g} mm of the other, in the study's own grid",
     "empty": "class in neither truth nor prediction: not counted; in only one: DSC, IoU, NSD 0, HD95 not counted",
+    "ignored": "voxels that nobody labelled (255): in no number; surfaces are drawn as if nothing were there",
     "mean": "over the subjects where the number is defined",
 }
 
 
 def overlap_counts(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """Voxels per label: int64 (classes + 1, 3) = in both, predicted, true; background is row 0."""
+    """Voxels per label: int64 (classes + 1, 3) = in both, predicted, true; background is row 0.
+
+    Voxels that are `IGNORE` in the truth are not counted.
+    """
     size = classes + 1
+    known = truth != IGNORE
+    predicted, truth = predicted[known], truth[known]
     both = np.bincount(predicted[predicted == truth].ravel(), minlength=size)
     return np.stack(
         [both, np.bincount(predicted.ravel(), minlength=size), np.bincount(truth.ravel(), minlength=size)], axis=1

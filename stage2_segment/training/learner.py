@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import say
@@ -25,7 +26,7 @@ from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.texts import typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
-from zeus_union.stage2_segment.training.losses import Losses, one_hot, segmentation_losses
+from zeus_union.stage2_segment.training.losses import Losses, known_pixels, one_hot, segmentation_losses
 from zeus_union.stage2_segment.training.processes import add_up
 from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_factor
 
@@ -131,6 +132,7 @@ class Learner:
             logits,
             one_hot(masks, logits.shape[1]),
             self.config.recipe.dice_over,
+            known=known_pixels(masks),
             class_weights=self._class_weights,
             slices=slices,
             add_up=add_up,
@@ -238,7 +240,7 @@ def inverse_weights(cache: Cache, config: RunConfig) -> Tensor:
     """Per class 1 / sqrt(its pixels in the training slices), mean 1; a class that none shows weighs as the rarest."""
     counts = np.zeros(len(config.inputs.classes) + 1, np.int64)
     for subject in config.split.train:
-        counts += np.bincount(cache.masks(cache.rows_of([subject])).ravel(), minlength=len(counts))
+        counts += np.bincount(cache.masks(cache.rows_of([subject])).ravel(), minlength=IGNORE)[: len(counts)]
     pixels = counts[1:].astype(np.float64)
     pixels[pixels == 0] = pixels[pixels > 0].min()
     weights = pixels**-0.5
