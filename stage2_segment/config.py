@@ -53,6 +53,7 @@ class Inputs:
         cache: its path relative to the run folder.
         fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
         embedding_recipe: what the embeddings were made from, to recognise another cache of the same encoder.
+        preprocessing: likewise, how the pictures were made from the studies.
         instruction_recipes: variant -> likewise, of the instructions.
         content: layer -> digest of what it held of the run's subjects; the same recipe gives other content from
             corrected labels.
@@ -70,6 +71,7 @@ class Inputs:
     cache: str
     fingerprints: dict[str, str]
     embedding_recipe: dict[str, Any]
+    preprocessing: dict[str, Any]
     instruction_recipes: dict[str, dict[str, Any]]
     content: dict[str, str]
     training_sources: tuple[str, ...]

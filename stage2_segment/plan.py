@@ -81,6 +81,7 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         cache=os.path.relpath(cache.path, run),
         fingerprints={layer: cache.fingerprint(layer) for layer in layers},
         embedding_recipe=cache.recipe(embeddings[0]) if embeddings else {},
+        preprocessing=dict(cache.recipe("slices").get("preprocessing") or {}),
         instruction_recipes={name: cache.recipe(f"instructions/{name}") for name in variants},
         content={layer: cache.content_digest(layer, (*split.train, *split.test)) for layer in layers},
         training_sources=sources_of(cache, split.train),

@@ -36,8 +36,8 @@ from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_fact
 class Learner:
     """Takes batches in the order of the run's schedule, wherever that was left, and keeps the run's folder.
 
-    Nothing in a step is random but what follows from seed, epoch, batch and process, dropout included. So a run that is stopped at any moment
-    and resumed ends with the same weights, on a CPU bit for bit, whoever else is trained beside it.
+    Nothing in a step is random but what follows from seed, epoch, batch and process, dropout included. So a run that is
+    stopped at any moment and resumed ends with the same weights, on a CPU bit for bit, whoever else is trained beside it.
 
     Args:
         run: folder to write: config.json, metrics.parquet, tensorboard/, weights/, state.pt.

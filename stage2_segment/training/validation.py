@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.evaluation.metrics import dsc, iou, mean_defined, overlap_counts
+from zeus_union.stage2_segment.evaluation.metrics import dsc, iou, mean_defined, mean_over_subjects, overlap_counts
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model.zeus import class_map
@@ -56,8 +56,12 @@ class Validation:
 
     def _scores(self, counts: NDArray[np.int64]) -> dict[str, float]:
         per_class = dsc(counts)[:, 1:]
-        values = {"validation_dsc": mean_defined(np.array([mean_defined(row) for row in per_class]))}
-        values["validation_miou"] = mean_defined(np.array([mean_defined(row) for row in iou(counts)]))
+        values = {"validation_dsc": _mean(per_class), "validation_miou": _mean(iou(counts))}
         for index, name in enumerate(self._classes):
             values[f"validation_dsc_{name}"] = mean_defined(per_class[:, index])
         return values
+
+
+def _mean(scores: NDArray[np.float64]) -> float:
+    """Of (subjects, classes)."""
+    return mean_over_subjects((subject, score) for subject, row in enumerate(scores) for score in row)
