@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markdown import Markdown
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,11 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 from zeus_union.cache.errors import UserError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 T = TypeVar("T")
+UNLIMITED = 10_000  # columns
 
 
 class ZeusGroup(click.Group):
@@ -76,11 +79,16 @@ class PanelCommand(click.Command):
                 formatter.write_dl(listed)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota is."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _one_line(error: Exception) -> str | None:
     """The line to print for `error`, or None where it is a fault of ours and the traceback should be seen."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and is_full(error):
         where = f" while writing {error.filename}" if error.filename else ""
         return (
             f"no space left on the device{where}; free some and run the same command again: it goes on where it stopped"
@@ -93,6 +101,25 @@ def _one_line(error: Exception) -> str | None:
 def say(message: str) -> None:
     """One plain line to the terminal (standard error, so that standard output stays for results)."""
     console.print(message, markup=False)
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; as many as anything needs where the output goes into a file or a pipe."""
+    return Console().width if sys.stdout.isatty() else UNLIMITED
+
+
+def print_tables(*parts: RenderableType) -> None:
+    """Results to standard output: no name is cut off, and none is taken for markup or an emoji.
+
+    In a terminal a long name goes on in the next line of its cell; in a file or a pipe every row is one line.
+    """
+    for table in (part for part in parts if isinstance(part, Table)):
+        for column in table.columns:
+            column.overflow = "fold"
+    output = Console(width=terminal_width(), markup=False, emoji=False, highlight=False)
+    for part in parts:
+        # Rendered Markdown fills the width; where there is none, its source reads as well.
+        output.print(part.markup if isinstance(part, Markdown) and output.width == UNLIMITED else part)
 
 
 def progress_bar() -> Progress:

@@ -54,9 +54,7 @@ def make_accelerator(
     chosen = pick_device(device)
     # Buffers are shared once an epoch (`processes.share_buffers`), not before every forward pass.
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, broadcast_buffers=False)
-    return Accelerator(
-        cpu=chosen.type == "cpu", mixed_precision="no", dynamo_backend="no", kwargs_handlers=[kwargs]
-    )
+    return Accelerator(cpu=chosen.type == "cpu", mixed_precision="no", dynamo_backend="no", kwargs_handlers=[kwargs])
 
 
 def check_environment(precisions: Iterable[str]) -> None:

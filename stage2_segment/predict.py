@@ -38,7 +38,9 @@ def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False)
     if path is None:
         path = Path(os.path.normpath(run / checkpoint.load_config(run).inputs.cache))
         if not path.is_file():
-            raise UserError(f"{run} was trained on {path}, which is not there (was one of them moved?); give --cache FILE")
+            raise UserError(
+                f"{run} was trained on {path}, which is not there (was one of them moved?); give --cache FILE"
+            )
     return Cache(path, allow_partial=allow_partial)
 
 

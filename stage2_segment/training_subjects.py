@@ -23,9 +23,7 @@ class KnownSubjects:
     def among(self, cache: Cache, subjects: Iterable[str]) -> tuple[str, ...]:
         """Those of `subjects` that are among these."""
         return tuple(
-            name
-            for name in subjects
-            if name in self.names or not self.sources.isdisjoint(cache.sources(name).values())
+            name for name in subjects if name in self.names or not self.sources.isdisjoint(cache.sources(name).values())
         )
 
 
