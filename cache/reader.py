@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import SCHEMA, read_table
-from zeus_union.cache.layout import CONSTANTS, DatasetCard, parquet_path, row_axes, short_names
+from zeus_union.cache.layout import CONSTANTS, ROW_HASH, DatasetCard, parquet_path, row_axes, short_names
 from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished_so_far
 from zeus_union.cache.pack import read_texts
-from zeus_union.cache.recipe import fingerprint
-from zeus_union.cache.shard import Files
+from zeus_union.cache.recipe import canonical_json, fingerprint
+from zeus_union.cache.shard import Files, rows_digest
 
 Rows = Sequence[int] | NDArray[np.integer]
 ROW = np.dtype([("subject", "i4"), ("number", "i4"), ("fold", "i4"), ("labelled", "?"), ("foreground", "i4")])
@@ -78,6 +78,7 @@ class Cache:
         counts = [self._part("slices", subject).arrays["numbers"].shape[0] for subject in self.subjects]
         self._first = dict(zip(self.subjects, np.cumsum([0, *counts]).tolist()))
         self.rows = self._read_rows(sum(counts))
+        self._digests: dict[tuple[str, str], str] = {}
 
     def __enter__(self) -> Cache:
         return self
@@ -133,6 +134,22 @@ class Cache:
     def sources(self, subject: str) -> dict[str, str]:
         """Name of each file the subject was read from -> its sha256."""
         return dict(self._part("slices", subject).facts["sources"])
+
+    def content_digest(self, layer: str, subjects: Iterable[str]) -> str:
+        """One digest, 32 hexadecimal digits, of all that a layer holds of `subjects`, whatever their order.
+
+        Two caches of one recipe may differ in it: other source files, corrected labels, another affine. It is made of
+        the stored hashes of the rows, so no row is read.
+        """
+        lines = "\n".join(f"{subject} {self._subject_digest(layer, subject)}" for subject in sorted(set(subjects)))
+        return rows_digest(np.frombuffer(lines.encode(), np.uint8))
+
+    def _subject_digest(self, layer: str, subject: str) -> str:
+        if (layer, subject) not in self._digests:  # a table of many runs asks for the same ones again and again
+            part = self._part(layer, subject)
+            grid = canonical_json(part.facts.get("grid"))  # of `slices`; None in other layers
+            self._digests[layer, subject] = f"{rows_digest(self._files.array(part, ROW_HASH))} {grid}"
+        return self._digests[layer, subject]
 
     def native_masks(self, subject: str) -> NDArray[np.uint8] | None:
         """uint8 (n, rows, columns) in the grid's view at the native resolution; None without labels."""
@@ -260,7 +277,7 @@ class Cache:
         return next(arrays[name] for arrays in parts if name in arrays)
 
     def _subjects_of(self, rows: Rows) -> list[str]:
-        indices = np.asarray(rows, int)
+        indices = _whole_numbers(rows, "rows")
         if ((indices < 0) | (indices >= len(self.rows))).any():
             raise IndexError(f"row {indices.min()} or {indices.max()} of {len(self.rows)} rows")
         return [self.subjects[index] for index in self.rows["subject"][indices]]
@@ -316,10 +333,27 @@ class Cache:
         return rows.view(np.recarray)
 
 
+def _whole_numbers(indices: Rows, what: str) -> NDArray[np.intp]:
+    """Indices (n,). A mask of booleans, read as numbers, would be rows 0 and 1 over and over; 1.7 would be row 1.
+
+    Raises:
+        TypeError: anything but whole numbers.
+    """
+    array = np.asarray(indices)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"{what} are chosen by their indices, whole numbers (n,), not by {array.dtype} {array.shape}; "
+            "np.flatnonzero turns a mask into indices"
+        )
+    if not isinstance(indices, np.ndarray) and any(isinstance(index, (bool, np.bool_)) for index in indices):
+        raise TypeError(f"{what} are chosen by their indices, whole numbers, not by booleans")
+    return array.astype(np.intp)
+
+
 def _runs(modalities: Sequence[int], count: int) -> list[tuple[int, int, int]]:
     """Neighbouring modalities lie side by side in the file and are read at once: (place, modality, how many)."""
     runs: list[tuple[int, int, int]] = []
-    for place, modality in enumerate(modalities):
+    for place, modality in enumerate(_whole_numbers(modalities, "modalities").tolist()):
         if not 0 <= modality < count:
             raise IndexError(f"modality index {modality} of {count}")
         if runs and runs[-1][1] + runs[-1][2] == modality:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markdown import Markdown
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,11 +23,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 from zeus_union.cache.errors import UserError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 T = TypeVar("T")
+UNLIMITED = 10_000  # columns
 
 
 class ZeusGroup(click.Group):
@@ -85,10 +88,11 @@ class PanelCommand(click.Command):
                 formatter.write_dl(listed)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the system answered -> what it means and what to do. {file}: which file, where the system says so.
 _SYSTEM_ERRORS: Mapping[int, str] = {
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        FULL,
         "no space left on the device{file}; free some and run the same command again: it goes on where it stopped",
     ),
     errno.EROFS: "the file system is read-only{file}; choose another folder",
@@ -111,6 +115,11 @@ _SYSTEM_ERRORS: Mapping[int, str] = {
     errno.ESTALE: "the network share has changed under the command{file}; run the same command again",
     errno.EPIPE: "whatever read the output has ended before all was written (broken pipe)",
 }
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota is."""
+    return error.errno in FULL
 
 
 def _one_line(error: BaseException) -> str | None:
@@ -146,6 +155,25 @@ def _silence_output() -> None:
 def say(message: str) -> None:
     """One plain line to the terminal (standard error, so that standard output stays for results)."""
     console.print(message, markup=False)
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; as many as anything needs where the output goes into a file or a pipe."""
+    return Console().width if sys.stdout.isatty() else UNLIMITED
+
+
+def print_tables(*parts: RenderableType) -> None:
+    """Results to standard output: no name is cut off, and none is taken for markup or an emoji.
+
+    In a terminal a long name goes on in the next line of its cell; in a file or a pipe every row is one line.
+    """
+    for table in (part for part in parts if isinstance(part, Table)):
+        for column in table.columns:
+            column.overflow = "fold"
+    output = Console(width=terminal_width(), markup=False, emoji=False, highlight=False)
+    for part in parts:
+        # Rendered Markdown fills the width; where there is none, its source reads as well.
+        output.print(part.markup if isinstance(part, Markdown) and output.width == UNLIMITED else part)
 
 
 def progress_bar() -> Progress:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import ZeusGroup, existing, say, split_names
+from zeus_union.cache.terminal import ZeusGroup, existing, print_tables, say, split_names
 from zeus_union.stage2_segment.choices import RESIDENT
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -160,7 +159,7 @@ def ablate(
     with Cache(cache_path, allow_partial=allow_partial) as cache:
         runs = plan_ablation(cache, grid, out, skip_missing, times)
         if dry_run:
-            Console().print(forecast_table(forecast(cache, runs, times)))
+            print_tables(forecast_table(forecast(cache, runs, times)))
             return
         try:
             run_ablation(cache, grid, runs, out, **how)

@@ -6,11 +6,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import print_tables, say
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.datasets import open_dataset
@@ -96,7 +94,7 @@ def run_demo(
         lr=LR,
     )
     with Cache(cache_path) as cache:
-        Console().print(as_table(evaluate_run(run, cache, device=device)))
+        print_tables(as_table(evaluate_run(run, cache, device=device)))
 
         say("6/6 masks in the studies' own grids, and a picture")
         predict_run(run, cache, out / "masks", subjects=held_out, device=device)

@@ -12,16 +12,16 @@ from typing import Any
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import say
 from zeus_union.pipelines.study_files import ENDINGS, find_modalities
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
-from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
+from zeus_union.stage1_instruct.models.assembly import best_device, load_models
 from zeus_union.stage1_instruct.profiles.profile import load_profile
 from zeus_union.stage1_instruct.studies.intensity import windows_in
 from zeus_union.stage1_instruct.studies.nifti import check_same_grid, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.compatibility import check_instructions
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.predict import open_cache, predict_run
 
@@ -66,7 +66,10 @@ def segment_study(
         windows = windows_in(known.recipe("slices")["preprocessing"]["intensity"])
         models = load_models(load_profile(profile, overrides), device or best_device())
         for name in config.inputs.texts_read:
-            _check_text(known.recipe(f"instructions/{name}"), models)
+            recipe = config.inputs.instruction_recipes[name]
+            # The question is asked as the run's was: its terms and instance come from the card.
+            asked = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
+            check_instructions(recipe, {**asked, **models.instruction_recipe()}, "--models and --set")
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / "study.h5"
             wanted = LAYERS if config.inputs.texts_read else LAYERS[:2] if config.is_zeus else LAYERS[:1]
@@ -123,14 +126,3 @@ def _variant(config: RunConfig) -> dict[str, Any]:
     if config.architecture.instructions == "class":
         return {"variant": config.inputs.texts_read[0].rpartition(".")[0], "per_class": True}
     return {"variant": config.inputs.texts_read[0]}
-
-
-def _check_text(recipe: Mapping[str, Any], models: Models) -> None:
-    """Raises UserError: `recipe`, of the run's instructions, is not what these models would write."""
-    now = models.instruction_recipe()
-    changed = differences({part: recipe[part] for part in now if part in recipe}, now)
-    if changed:
-        raise UserError(
-            f"the run was trained on instructions of other models than these ({describe(changed)}); "
-            "give the --models and --set that build-cache was given"
-        )

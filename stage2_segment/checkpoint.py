@@ -32,9 +32,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One row per dict, as Parquet."""
+    """One row per dict, as Parquet; a column for each name that any of them has, null where a row lacks it."""
+    names = dict.fromkeys(name for row in rows for name in row)
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer)
     write_atomically(path, buffer.getvalue())
 
 
@@ -69,11 +70,24 @@ def load_weights(run: Path, which: str) -> dict[str, Tensor]:
     """Raises UserError: missing, damaged, or not safetensors."""
     path = weights_path(run, which)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; the run has not finished its first epoch: zeus-segment train --resume")
+        raise UserError(f"{path} does not exist: {_why_missing(run, which)}")
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file, or damaged ({error}); train the run again") from error
+
+
+def _why_missing(run: Path, which: str) -> str:
+    if not weights_path(run, "last").is_file():
+        return "the run has not come to its first save; the command that trained it goes on with --resume"
+    metrics = run / METRICS
+    validated = pq.read_table(metrics).to_pydict().get("validation_dsc", []) if metrics.is_file() else []
+    if any(value is not None for value in validated):
+        return "no held-out subject has a class to be measured by, so no epoch is the best; use --weights last"
+    return (
+        f"the {which} weights are chosen by validation, and the run was never validated (--validate-every 0, or no epoch "
+        "that was due is over); use --weights last"
+    )
 
 
 def save_state(run: Path, state: Mapping[str, Any]) -> None:

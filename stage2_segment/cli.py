@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import PanelCommand, ZeusGroup, say, split_names
+from zeus_union.cache.terminal import PanelCommand, ZeusGroup, is_full, print_tables, say, split_names
 from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
 from zeus_union.stage2_segment.options import read_command_line, with_options
 
@@ -64,7 +64,11 @@ def main() -> None:
     help="Epochs between validations; 0: none, and no best weights.",
 )
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/CACHE-FUSION-foldK-seedS]")
-@click.option("--resume", is_flag=True, help="Go on with an unfinished run; repeat its other options.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with an unfinished run, or with more --epochs after its last; repeat its other options.",
+)
 @partial_option
 @device_option
 def train_command(
@@ -80,7 +84,8 @@ def train_command(
     """Train from a cache; held-out subjects are validated on after every epoch.
 
     The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
-    state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed.
+    state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed. A run
+    given more --epochs at its end is another one than a run planned with so many: its learning rate rises once more.
 
     Several GPUs share every batch, and the losses are those of one (--batch-size counts all of them):
 
@@ -97,6 +102,14 @@ def train_command(
     except KeyboardInterrupt:
         say(f"interrupted; the same command with --out {run} --resume goes on")
         raise
+    except OSError as error:
+        if not is_full(error):
+            raise
+        where = error.filename or run
+        raise UserError(
+            f"no space left on the device while writing {where}; free some, a run keeps about 20 bytes a parameter; the same "
+            f"command with --out {run} --resume goes on from the last save"
+        ) from error
     if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launch started, one speaks
         click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
 
@@ -113,7 +126,8 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
 @click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the run's]")
 @weights_option
 @click.option(
-    "--subjects", help="Names, separated by commas.  [default: the held-out ones; all labelled of another cache]"
+    "--subjects",
+    help="Names, separated by commas.  [default: the held-out ones; of another cache all labelled that nobody trained on]",
 )
 @modalities_option
 @click.option("--missing", is_flag=True, help="Also with every subset of the modalities, and what DSC that costs.")
@@ -143,10 +157,11 @@ def evaluate_command(
     A class that is in neither truth nor prediction is not counted; in one of them only, DSC, IoU and NSD are 0 and
     HD95 is not counted.
 
-    Writes evaluation.parquet and evaluation.json into the run folder, and missing.parquet with --missing.
-    """
-    from rich.console import Console
+    Training subjects are measured only where --subjects names them; they are known by name and by their source files.
 
+    Writes evaluation.parquet and evaluation.json into the run folder, and missing.parquet with --missing; measured on
+    another cache, or on the run's own after it was built again with other labels, evaluation-CACHE-DIGEST.json and so on.
+    """
     from zeus_union.stage2_segment.evaluation import missing as without
     from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
     from zeus_union.stage2_segment.predict import open_cache
@@ -154,12 +169,13 @@ def evaluate_command(
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
         found = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
-        Console().print(as_table(found))
+        print_tables(as_table(found))
         if missing:
-            Console().print(without.as_table(without.evaluate_missing(run, opened, **chosen)))
+            print_tables(without.as_table(without.evaluate_missing(run, opened, **chosen)))
     summary = found.summary()
     mean = summary["mean_over_classes"]["dsc"]
-    click.echo(f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}")
+    figures = f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}"
+    click.echo(f"{figures}, of {len(summary['subjects'])} subjects of {opened.path}")
 
 
 @main.command("predict")
@@ -194,7 +210,7 @@ def predict_command(
             which=weights,
             device=device,
         )
-    click.echo(f"{len(written)} masks in {out}")
+    click.echo(f"{len(written)} masks of {opened.path} in {out}")
 
 
 @main.command("probe")
@@ -231,16 +247,14 @@ def probe_command(
 
     Writes probe.parquet, and sentences.parquet with --sentences, into the run folder.
     """
-    from rich.console import Console
-
     from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table, text_table
     from zeus_union.stage2_segment.predict import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
-        Console().print(text_table(probe_texts(run, opened, **chosen)))
+        print_tables(text_table(probe_texts(run, opened, **chosen)))
         if sentences:
-            Console().print(sentence_table(probe_sentences(run, opened, sentences, **chosen), top))
+            print_tables(sentence_table(probe_sentences(run, opened, sentences, **chosen), top))
 
 
 @main.command("params")
@@ -259,8 +273,6 @@ def params_command(
     cache_path: Path, model: str, modalities: str | None, variant: str | None, allow_partial: bool
 ) -> None:
     """Trainable parameters, part by part, beside the paper's 8.06M (hybrid) and 12.44M (late)."""
-    from rich.console import Console
-
     from zeus_union.cache.reader import Cache
     from zeus_union.cache.terminal import choose
     from zeus_union.stage2_segment.params import as_table, baselines_table, by_modalities
@@ -272,10 +284,10 @@ def params_command(
             )
         name = choose(None if variant is None else [variant], cache.variants, "variant")[0]
         chosen = choose(split_names(modalities), cache.modalities, "modality")
-        Console().print(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
-        Console().print(by_modalities(len(cache.classes), cache.text_width(name)))
+        print_tables(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
+        print_tables(by_modalities(len(cache.classes), cache.text_width(name)))
         if model == "all":
-            Console().print(baselines_table(len(chosen), len(cache.classes)))
+            print_tables(baselines_table(len(chosen), len(cache.classes)))
 
 
 def _figure(value: float | None) -> str:

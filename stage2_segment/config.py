@@ -55,6 +55,13 @@ class Inputs:
         cache: its path relative to the run folder.
         fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
         embedding_recipe: what the embeddings were made from, to recognise another cache of the same encoder.
+        preprocessing: likewise, how the pictures were made from the studies.
+        instruction_recipes: variant -> likewise, of the instructions.
+        content: layer -> digest of what it held of the run's subjects; the same recipe gives other content from
+            corrected labels.
+        training_sources: sha256 of every file that a training subject was read from, sorted: who was trained on is
+            recognised under another name too.
+        seen: test subjects that a projection behind the instructions was trained on; empty unless --allow-seen.
     """
 
     encoder: str | None
@@ -68,6 +75,11 @@ class Inputs:
     cache: str
     fingerprints: dict[str, str]
     embedding_recipe: dict[str, Any]
+    preprocessing: dict[str, Any]
+    instruction_recipes: dict[str, dict[str, Any]]
+    content: dict[str, str]
+    training_sources: tuple[str, ...]
+    seen: tuple[str, ...]
 
     @property
     def embedding_layer(self) -> str:
@@ -99,6 +111,7 @@ class RunConfig:
 
     Attributes:
         versions: of the packages that compute.
+        extended: the finished epochs after which it was given more of them than it had been planned with.
     """
 
     architecture: Architecture
@@ -107,6 +120,7 @@ class RunConfig:
     recipe: Recipe
     seed: int
     versions: dict[str, str]
+    extended: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,7 +129,8 @@ class RunConfig:
     def from_json(cls, values: dict[str, Any]) -> RunConfig:
         """Raises TypeError or KeyError where fields are missing or unknown."""
         parts = {"architecture": Architecture, "inputs": Inputs, "split": Split, "recipe": Recipe}
-        return cls(**{**values, **{name: _from_json(kind, values[name]) for name, kind in parts.items()}})
+        nested = {name: _from_json(kind, values[name]) for name, kind in parts.items()}
+        return cls(**{**values, **nested, "extended": tuple(values["extended"])})
 
     @property
     def is_zeus(self) -> bool:

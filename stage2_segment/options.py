@@ -256,6 +256,14 @@ OPTIONS: tuple[Option, ...] = (
         "Names instead of a fold.  [default: all labelled but the train subjects]",
     ),
     Option(
+        "allow_seen",
+        "inputs.seen",
+        SPLIT,
+        click.BOOL,
+        "Test also on subjects that the instructions' projection was trained on; every table then says so.",
+        default=False,
+    ),
+    Option(
         "recipe",
         "recipe.name",
         TRAINING,
@@ -269,7 +277,8 @@ OPTIONS: tuple[Option, ...] = (
         "recipe.epochs",
         TRAINING,
         click.IntRange(1),
-        "Passes over the slices.  [default: paper 300; stable 30, more for few slices]",
+        "Passes over the slices. With --resume more than before: the learning rate goes on as if so many had been planned, "
+        "and rises with that.  [default: paper 300; stable 30, more for few slices]",
     ),
     Option(
         "batch_size",
@@ -321,7 +330,8 @@ OPTIONS: tuple[Option, ...] = (
         "recipe.ema",
         TRAINING,
         click.FloatRange(0, 1, max_open=True),
-        "Keep the running mean of the weights with this decay, e.g. 0.99; 0: the weights themselves.  [default: 0]",
+        "Keep the running mean of the weights with this decay, e.g. 0.99, which warms up: at step t it is (1 + t) / (10 + t) "
+        "at most; 0: the weights themselves.  [default: 0]",
     ),
     Option(
         "modality_drop",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.choices import ZEUS
-from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig
+from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
+from zeus_union.stage2_segment.training_subjects import check_unseen, sources_of
 
 TOKEN_TEXTS = ("instruction", "shuffled-slices", "shuffled-modalities")  # those that --form tokens goes with
 
@@ -32,11 +34,12 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     Raises:
         UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
             subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
-            test on, options that exclude one another.
+            test on, or with test subjects that the projection has seen; options that exclude one another.
     """
     options = complete(given)
     check_model_has(options)
-    inputs = _inputs(cache, options, run)
+    split = choose_split(cache, options["fold"], options["train_subjects"], options["test_subjects"])
+    inputs = _inputs(cache, options, run, split)
     architecture = Architecture(
         **placed(options, "architecture"),
         constant_text=inputs.text == "constant",
@@ -44,7 +47,6 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
         classes=len(inputs.classes),
         text_width=text_width(cache, inputs.variants, options["form"]),
     )
-    split = choose_split(cache, options["fold"], options["train_subjects"], options["test_subjects"])
     recipe = chosen_recipe(
         options["recipe"],
         placed(options, "recipe"),
@@ -55,7 +57,7 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     return RunConfig(architecture, inputs, split, recipe, options["seed"], versions)
 
 
-def _inputs(cache: Cache, options: Mapping[str, Any], run: Path) -> Inputs:
+def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -> Inputs:
     is_zeus = options["model"] == ZEUS
     text = options["text"] or ("instruction" if is_zeus else "none")
     if is_zeus and options["fusion"] == "early":
@@ -72,7 +74,7 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path) -> Inputs:
     layers = ["slices", *embeddings, *(f"instructions/{name}" for name in variants)]
     modalities = choose(options["modalities"], cache.modalities, "modality")
     views = Counter(cache.grid(subject).view for subject in cache.subjects)
-    return Inputs(
+    inputs = Inputs(
         encoder=encoder,
         text=text,
         variants=variants,
@@ -84,7 +86,13 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path) -> Inputs:
         cache=os.path.relpath(cache.path, run),
         fingerprints={layer: cache.fingerprint(layer) for layer in layers},
         embedding_recipe=cache.recipe(embeddings[0]) if embeddings else {},
+        preprocessing=dict(cache.recipe("slices").get("preprocessing") or {}),
+        instruction_recipes={name: cache.recipe(f"instructions/{name}") for name in variants},
+        content={layer: cache.content_digest(layer, (*split.train, *split.test)) for layer in layers},
+        training_sources=sources_of(cache, split.train),
+        seen=(),
     )
+    return replace(inputs, seen=check_unseen(cache, inputs.texts_read, split.test, options["allow_seen"]))
 
 
 def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:

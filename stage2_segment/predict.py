@@ -16,65 +16,32 @@ from torch import nn
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid, from_square
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.device import pick_device
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.model.zeus import class_map
-from zeus_union.stage2_segment.plan import text_width
 
 BATCH = 8
 
 
 def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False) -> Cache:
-    """The cache at `path`, or the one that `run` was trained on."""
-    return Cache(
-        path or Path(os.path.normpath(run / checkpoint.load_config(run).inputs.cache)), allow_partial=allow_partial
-    )
-
-
-def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The modalities to predict from: `modalities`, or all the run was trained with.
+    """The cache at `path`, or the one that `run` was trained on.
 
     Raises:
-        UserError: the cache lacks a layer or modality of the run, or its embeddings come from another encoder; a
-            modality that the run was not trained with.
+        UserError: the run's is not where it was, from the run's folder; else as `Cache`.
     """
-    choose([config.inputs.encoder] if config.inputs.encoder else [], cache.encoders, "encoder")
-    choose(config.inputs.texts_read, cache.variants, "variant")
-    wanted = choose(modalities, config.inputs.modalities, "modality of the run")
-    missing = [name for name in wanted if name not in cache.modalities]
-    if missing:
-        raise UserError(
-            f"{cache.path} has no {', '.join(missing)}; it has {', '.join(cache.modalities)}; --modalities predicts "
-            "from those there are"
-        )
-    # The slices themselves may be others, and so may the store: the run is not bound to its own patients.
-    of_run, of_cache = (
-        {key: value for key, value in recipe.items() if key not in ("slices", "store")}
-        for recipe in (
-            config.inputs.embedding_recipe,
-            cache.recipe(config.inputs.embedding_layer) if config.inputs.encoder else {},
-        )
-    )
-    changed = differences(of_run, of_cache)
-    if changed:
-        raise UserError(
-            f"{cache.path} was made by another image encoder than the run's cache ({describe(changed)}); "
-            "build it with the run's"
-        )
-    for name in config.inputs.texts_read:
-        width = text_width(cache, [name], config.architecture.form)
-        if width != config.architecture.text_width:
+    if path is None:
+        path = Path(os.path.normpath(run / checkpoint.load_config(run).inputs.cache))
+        if not path.is_file():
             raise UserError(
-                f"{cache.path} has text embeddings of {width} values, the run was trained on {config.architecture.text_width}; "
-                "build the cache with the run's text encoder"
+                f"{run} was trained on {path}, which is not there (was one of them moved?); give --cache FILE"
             )
-    return wanted
+    return Cache(path, allow_partial=allow_partial)
 
 
 @dataclass(frozen=True, eq=False)

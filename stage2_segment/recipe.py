@@ -26,7 +26,8 @@ class Recipe:
         foreground_share: smallest share of slices with foreground in a batch; 0 = as they come.
         patience: stop after that many epochs without a lower training loss; 0 = never.
         accumulate: batches whose gradients make one optimiser step.
-        ema: decay of the running mean of the weights that is validated and kept; 0 = the weights themselves.
+        ema: decay, after its warm-up (`ema_decay`), of the running mean of the weights that is validated and kept;
+            0 = the weights themselves.
         class_weights: 'equal', or 'inverse': classes weigh as 1 / sqrt(pixels in the training slices), mean 1.
         modality_drop: chance of each modality to be left out of a step (one always stays).
         precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
-import torch
 from accelerate import Accelerator
 
 from zeus_union.cache.errors import UserError
@@ -18,6 +16,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, say
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
+from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
 from zeus_union.stage2_segment.device import make_accelerator
@@ -26,8 +25,6 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import predict_slices
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
 from zeus_union.stage2_segment.training.train import shared_plan, train_together
-
-BYTES_A_PARAMETER = 24  # weights, gradient, Adam's two moments, and what a state costs while it is written
 
 
 def run_ablation(
@@ -48,9 +45,9 @@ def run_ablation(
 
     Args:
         stacked: models of one architecture as one (`Stack`); None: on a GPU.
-        at_once: runs side by side; None: as many as fit into half of the free memory.
+        at_once: runs side by side; None: `runs_at_once`.
     """
-    accelerator = make_accelerator(device)
+    accelerator = make_accelerator(device, precisions={run.config.recipe.precision for run in runs})
     if accelerator.num_processes > 1:
         raise UserError("zeus ablate runs in one process; start it without accelerate launch")
     _enter(cache, grid, runs, out)
@@ -60,7 +57,12 @@ def run_ablation(
     waiting = [run for run in runs if run.name not in finished]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    passes = [part for group in _passes(waiting) for part in _parts(group, at_once, accelerator)]
+    stacked = accelerator.device.type == "cuda" if stacked is None else stacked
+    passes = [
+        part
+        for group in _passes(waiting)
+        for part in _parts(group, at_once or runs_at_once(group, accelerator.device, stacked))
+    ]
     for number, group in enumerate(passes, 1):
         start = time.monotonic()
         first = group[0].config
@@ -70,14 +72,13 @@ def run_ablation(
             Learner(cache, run.config, run_folder(out, run.name), accelerator, _begun(out, run), run.pretrained)
             for run in group
         ]
-        on_gpu = accelerator.device.type == "cuda"
         train_together(
             cache,
             learners,
             accelerator,
             resident=resident,
             validate_every=0,
-            stacked=on_gpu if stacked is None else stacked,
+            stacked=stacked,
             title=f"pass {number}/{len(passes)}",
         )
         for run, learner in zip(group, learners):
@@ -101,13 +102,20 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
         "title": grid.title,
         "reference": grid.reference,
         "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
+        "content": _content(cache, runs),
         "paper": paper_figures(grid.rows, cache),
         "rows": list(dict.fromkeys(run.row for run in runs)),
         "controls": {row.control: row.name for row in grid.rows if row.control},
         "controls_of": grid.rows[0].name,
         "minutes": grid.minutes,
         "runs": {
-            run.name: {"row": run.row, "parameters": run.parameters, "epochs": run.config.recipe.epochs} for run in runs
+            run.name: {
+                "row": run.row,
+                "parameters": run.parameters,
+                "epochs": run.config.recipe.epochs,
+                "seen": run.config.inputs.seen,
+            }
+            for run in runs
         },
     }
     path = out / PLAN
@@ -115,6 +123,14 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["cache"].get("slices") != now["cache"]["slices"]:
             raise UserError(f"{out} holds an ablation of another cache; choose another --out")
+        known = before["content"]
+        changed = [subject for subject, digest in now["content"].items() if known.get(subject, digest) != digest]
+        if changed:
+            raise UserError(
+                f"{out} holds results on other slices or labels of {', '.join(changed)}: the cache was built again since; "
+                "choose another --out"
+            )
+        now["content"] = {**known, **now["content"]}
         now["rows"] = list(dict.fromkeys([*before["rows"], *now["rows"]]))
         now["runs"], now["paper"] = {**before["runs"], **now["runs"]}, {**before["paper"], **now["paper"]}
         now["reference"] = before["reference"]
@@ -127,6 +143,13 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
     write_json(path, now)
 
 
+def _content(cache: Cache, runs: Sequence[PlannedRun]) -> dict[str, str]:
+    """Subject -> digest of its slices and labels, of all that the runs train or test on."""
+    splits = [run.config.split for run in runs]
+    subjects = dict.fromkeys(name for split in splits for name in (*split.train, *split.test))
+    return {name: cache.content_digest("slices", [name]) for name in subjects}
+
+
 def _passes(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     """Runs that see the same batches, together."""
     groups: dict[tuple[Any, ...], list[PlannedRun]] = {}
@@ -135,12 +158,7 @@ def _passes(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     return list(groups.values())
 
 
-def _parts(group: list[PlannedRun], at_once: int | None, accelerator: Accelerator) -> list[list[PlannedRun]]:
-    if at_once is None:
-        device = accelerator.device
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        largest = max(run.parameters for run in group) * BYTES_A_PARAMETER
-        at_once = max(1, int(free / 2 // largest))
+def _parts(group: list[PlannedRun], at_once: int) -> list[list[PlannedRun]]:
     return [group[start : start + at_once] for start in range(0, len(group), at_once)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class StepTimes:
 
     def of(self, config: RunConfig) -> float:
         """A forward and backward pass of one batch and a step of the optimiser."""
-        key = (config.architecture, config.recipe.batch_size)
+        key = step_key(config)
         if key not in self._known:
             self._known[key] = _seconds_a_step(config, self._device)
         return self._known[key]
@@ -35,7 +36,25 @@ def batches_an_epoch(cache: Cache, config: RunConfig) -> int:
     return math.ceil(len(cache.rows_of(config.split.train)) / config.recipe.batch_size)
 
 
+def step_key(config: RunConfig) -> tuple[Any, ...]:
+    """Runs that agree in it take the same time and memory for a step."""
+    return (config.architecture, config.recipe.batch_size, config.recipe.precision)
+
+
 def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
+    step = noise_step(config, device)
+    seconds = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.monotonic() - start
+    return seconds
+
+
+def noise_step(config: RunConfig, device: torch.device) -> Callable[[], None]:
+    """A forward and backward pass and a step of the optimiser, on noise, with weights of its own."""
     torch.manual_seed(0)
     shape, size = config.architecture, config.recipe.batch_size
     model = build_model(shape).to(device)
@@ -46,13 +65,11 @@ def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
     text = torch.randn(size, shape.modalities, *per_class, *tokens, shape.text_width, device=device)
     masks = torch.zeros(size, 256, 256, dtype=torch.uint8, device=device)
     optimizer = torch.optim.AdamW(model.parameters())
-    seconds = 0.0
-    for _ in range(2):
-        start = time.monotonic()
-        logits = model(images, text) if config.is_zeus else model(images)
-        segmentation_losses(logits, one_hot(masks, logits.shape[1])).total.backward()
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.recipe.precision == "bf16"):
+            logits = model(images, text) if config.is_zeus else model(images)
+        segmentation_losses(logits.float(), one_hot(masks, logits.shape[1])).total.backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.monotonic() - start
-    return seconds
+
+    return step

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.markdown import Markdown
+from rich.text import Text
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose
+from zeus_union.cache.terminal import choose, print_tables
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED
 from zeus_union.pipelines.report.forest import draw_forest
 from zeus_union.pipelines.report.statistics import subject_scores, summarise
@@ -43,14 +43,13 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     elif plan["reference"] in there:
         reference = plan["reference"]
     parameters = {run["row"]: run["parameters"] for run in plan["runs"].values()}
-    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"])
-    Console().print(sheet.as_rich())
-    for note in sheet.notes:
-        Console().print(note, style="dim", markup=False)
+    seen = {run["row"]: run["seen"] for run in plan["runs"].values() if run["seen"]}
+    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"], seen)
+    print_tables(sheet.as_rich(), *(Text(note, "dim") for note in sheet.notes))
     write_sheets(folder, "table", sheet)
     answer = verdict(results, plan["controls_of"], plan["controls"])
     if answer:
-        Console().print(Markdown(answer))
+        print_tables(Markdown(answer))
         write_atomically(folder / "verdict.md", answer.encode())
     write_sheets(folder, "classes", class_sheet(results))
     summaries = summarise(results, reference=reference)

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.pipelines.report.statistics import Summary
+from zeus_union.stage2_segment.evaluation.metrics import is_defined
 
 MEAN, REFERENCE, SUBJECT = "#1f4e79", "#b5472f", "#8a8a8a"
 
@@ -24,7 +25,8 @@ def draw_forest(
     scores: Mapping[str, Mapping[str, float]] | None = None,
     label: str = "DSC",
 ) -> None:
-    """One line per row, the first on top: dot = mean, bar = 95 % interval; dashed: the reference's mean.
+    """One line per row, the first on top: dot = mean, bar = 95 % interval, from `FEWEST` subjects up; dashed: the
+    reference's mean.
 
     Args:
         out: PNG.
@@ -61,8 +63,9 @@ def draw_forest(
 def _key(summaries: Sequence[Summary], subjects: bool) -> list[Line2D]:
     key = [
         Line2D([], [], color=MEAN, marker="o", linestyle="", label="mean over the subjects"),
-        Line2D([], [], color=MEAN, linewidth=2, label="95 % bootstrap interval"),
     ]
+    if any(is_defined(one.low) for one in summaries):
+        key.append(Line2D([], [], color=MEAN, linewidth=2, label="95 % interval"))
     if subjects:
         key.append(Line2D([], [], color=SUBJECT, marker=".", linestyle="", label="a subject"))
     reference = [one.row for one in summaries if one.is_reference]

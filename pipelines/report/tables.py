@@ -10,23 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.terminal import terminal_width
 from zeus_union.pipelines.report.statistics import (
-    RESAMPLES,
+    FEWEST,
     Result,
     Summary,
-    is_defined,
-    mean,
     pooled,
     smallest_p,
     subject_scores,
     summarise,
 )
-from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS
+from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined, mean_defined
 
 UNDEFINED = "-"
 SIGNIFICANT = 0.05
@@ -103,14 +102,19 @@ class Sheet:
 
     def as_rich(self, width: int | None = None) -> Group:
         """For the terminal, without the notes; columns too many for `width` (None: the terminal's) follow below."""
-        width = width or Console().width
-        needs = [self._least_width(column) + 3 for column in range(len(self.columns))]  # with padding and a divider
+        width = width or terminal_width()
+        whole = [max(map(len, [self.columns[c], *(line[c] for line in self.rows)])) for c in range(len(self.columns))]
+        if 1 + sum(whole) + 3 * len(whole) <= width:
+            return Group(self._block(range(len(self.columns)), whole, self.title))
+        widths = [self._least_width(column) for column in range(len(self.columns))]
+        needs = [least + 3 for least in widths]  # with padding and a divider
         blocks: list[list[int]] = [[]]
         for column in range(1, len(self.columns)):
             if blocks[-1] and 1 + needs[0] + sum(needs[other] for other in [*blocks[-1], column]) > width:
                 blocks.append([])
             blocks[-1].append(column)
-        return Group(*(self._block([0, *block], self.title if not place else "") for place, block in enumerate(blocks)))
+        titles = [self.title] + [""] * (len(blocks) - 1)
+        return Group(*(self._block([0, *block], widths, title) for block, title in zip(blocks, titles)))
 
     def _least_width(self, column: int) -> int:
         """Numbers stay whole; headers, names and reasons break between words."""
@@ -119,12 +123,15 @@ class Sheet:
             return min(LONGEST_TEXT, max(map(len, [self.columns[column], *cells])))
         return max(map(len, [*self.columns[column].split(), *cells]))
 
-    def _block(self, columns: Sequence[int], title: str) -> Table:
+    def _block(self, columns: Sequence[int], widths: Sequence[int], title: str) -> Table:
         table = Table(title=Text(title, "italic") if title else None, title_justify="left", box=box.SIMPLE_HEAD)
         for column in columns:
-            need = self._least_width(column)
             table.add_column(
-                Text(self.columns[column]), justify="right" if column else "left", min_width=need, max_width=need
+                Text(self.columns[column]),
+                justify="right" if column else "left",
+                min_width=widths[column],
+                max_width=widths[column],
+                overflow="fold",  # a long word goes on in the next line, where rich would cut it off
             )
         for place, line in enumerate(self.rows):
             table.add_row(*(Text(line[column], "bold" if (place, column) in self.best else "") for column in columns))
@@ -153,6 +160,7 @@ def ablation_sheet(
     stopped: Mapping[str, str],
     reference: str | None,
     title: str = "Ablation",
+    seen: Mapping[str, Sequence[str]] | None = None,
 ) -> Sheet:
     """One line per row that has results or was stopped: means over the classes, in the order of `params`.
 
@@ -161,6 +169,7 @@ def ablation_sheet(
         params: row -> trainable parameters.
         stopped: row -> why a run of it ended before its time.
         reference: the row that the others are compared with.
+        seen: row -> test subjects that its instructions' projection was trained on (--allow-seen).
 
     Raises:
         UserError: the reference is not among the rows with results.
@@ -182,6 +191,7 @@ def ablation_sheet(
     }
     if reference is not None:
         cells["difference to reference"] = _column(names, summaries, lambda one: _number(one.difference, sign="+"))
+        cells["its 95 % interval"] = _column(names, summaries, _difference_interval)
         cells["p (Holm)"] = _column(names, summaries, lambda one: _p(one.p_holm))
     if any(name in paper for name in names):
         cells["paper's DSC %"] = [_number(paper.get(name, {}).get("dsc"), 2) for name in names]
@@ -202,6 +212,9 @@ def ablation_sheet(
     ]
     if "paper's DSC %" in cells:
         notes.append("paper's: as printed there, in per cent; the other numbers are fractions")
+    if seen:
+        rows = "; ".join(f"{row}: {', '.join(subjects)}" for row, subjects in seen.items())
+        notes.append(f"too good: tested on subjects that the projection was trained on (--allow-seen): {rows}")
     waiting = [name for name in params if name not in names]
     if waiting:
         notes.append(f"no results yet: {', '.join(waiting)}")
@@ -241,7 +254,7 @@ def _sheet(
 
 
 def _means(results: Sequence[Result], metric: str) -> dict[str, float]:
-    return {row: mean(own.values()) for row, own in subject_scores(results, metric, None).items()}
+    return {row: mean_defined(own.values()) for row, own in subject_scores(results, metric, None).items()}
 
 
 def _column(names: Sequence[str], summaries: Mapping[str, Summary], show: Callable[[Summary], str]) -> list[str]:
@@ -276,8 +289,8 @@ def _interval_note(results: Sequence[Result]) -> str:
     else:
         said = "; ".join(f"{row}: {size}" for row, size in sizes.items())
     return (
-        f"95 % interval: percentile bootstrap of the mean over the subjects, {RESAMPLES} resamples, "
-        f"seeds averaged first ({said})"
+        f"95 % interval: of the mean over the subjects, Student's t on the logit of the mean, seeds averaged first ({said}); "
+        f"none for fewer than {FEWEST} subjects; a failure that none of them shows is not in it"
     )
 
 
@@ -286,7 +299,10 @@ def _test_notes(summaries: Sequence[Summary], reference: str) -> list[str]:
     if not compared:
         return []
     tests = sum(is_defined(one.p) for one in compared)
-    notes = [f"difference to reference: row minus {reference}, mean over the subjects of both"]
+    notes = [
+        f"difference to reference: row minus {reference}, mean over the subjects of both; its interval: Student's t of the "
+        f"paired differences, none for fewer than {FEWEST} subjects"
+    ]
     if tests:
         notes.append(
             "p (Holm): two-sided paired Wilcoxon signed-rank test over those subjects, seeds averaged first, "
@@ -313,7 +329,15 @@ def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
 
 
 def _interval(one: Summary) -> str:
-    return f"[{_number(one.low)}, {_number(one.high)}]" if is_defined(one.low) else UNDEFINED
+    return _bounds(one.low, one.high)
+
+
+def _difference_interval(one: Summary) -> str:
+    return _bounds(one.difference_low, one.difference_high, "+")
+
+
+def _bounds(low: float, high: float, sign: str = "") -> str:
+    return f"[{_number(low, sign=sign)}, {_number(high, sign=sign)}]" if is_defined(low) else UNDEFINED
 
 
 def _p(value: float) -> str:

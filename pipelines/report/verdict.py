@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zeus_union.pipelines.report.statistics import Result, Summary, is_defined, summarise
+from zeus_union.pipelines.report.statistics import Result, Summary, summarise
+from zeus_union.stage2_segment.evaluation.metrics import is_defined
 
 SIGNIFICANT = 0.05
 # What a gain over a control shows that the instruction brings; in the order in which one asks.
@@ -25,11 +26,14 @@ class Finding:
 
     Attributes:
         difference: mean DSC of the row minus that of the control, over common subjects, seeds averaged first.
+        low, high: its 95 % interval; NaN for few subjects.
         p: Wilcoxon, Holm-corrected over the row's controls.
     """
 
     control: str
     difference: float
+    low: float
+    high: float
     p: float
     smallest_p: float
 
@@ -46,9 +50,9 @@ def findings(results: Sequence[Result], row: str, controls: Mapping[str, str]) -
     own = [line for line in results if line["row"] == row or line["row"] in controls.values()]
     summaries: dict[str, Summary] = {one.row: one for one in summarise(own, reference=row)}
     return [
-        Finding(name, -summaries[other].difference, summaries[other].p_holm, summaries[other].smallest_p)
-        for name, other in ((name, controls.get(name, "")) for name in SHOWS)
-        if other in summaries and summaries[other].common
+        Finding(name, -one.difference, -one.difference_high, -one.difference_low, one.p_holm, one.smallest_p)
+        for name, one in ((name, summaries.get(controls.get(name, ""))) for name in SHOWS)
+        if one is not None and one.common
     ]
 
 
@@ -60,10 +64,11 @@ def verdict(results: Sequence[Result], row: str, controls: Mapping[str, str]) ->
     lines = [
         f"**Does the instruction matter? {row} beside its controls (DSC)**",
         "",
-        "| what a gain would show | control | gain of the instruction | p (Holm) | shown? |",
-        "|---|---|---:|---:|---|",
+        "| what a gain would show | control | gain of the instruction | 95 % interval | p (Holm) | shown? |",
+        "|---|---|---:|---:|---:|---|",
         *(
             f"| {SHOWS[one.control]} | {one.control} | {one.difference:+.3f} | "
+            f"{f'[{one.low:+.3f}, {one.high:+.3f}]' if is_defined(one.low) else '-'} | "
             f"{f'{one.p:.3f}' if is_defined(one.p) else '-'} | {one.answer} |"
             for one in found
         ),

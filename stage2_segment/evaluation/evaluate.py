@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import choose, progress
+from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.metrics import (
     DEFINITIONS,
@@ -26,12 +28,14 @@ from zeus_union.stage2_segment.evaluation.metrics import (
     dsc,
     iou,
     mean_defined,
+    mean_over_subjects,
     overlap_counts,
     stack_slices,
     surface_scores,
 )
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import check_cache, load_run, open_cache, predict_slices, to_native_slices
+from zeus_union.stage2_segment.predict import load_run, open_cache, predict_slices, to_native_slices
+from zeus_union.stage2_segment.training_subjects import trained_by_projection, trained_by_run
 
 NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
 
@@ -45,28 +49,41 @@ class Evaluation:
             voxels both, predicted and true.
         miou_256: subject -> mean IoU at 256 with the background (the paper's).
         weights: 'last' or 'best'.
+        cache: path of the cache, relative to the run's folder.
+        content: digest of what it holds of these subjects.
+        modalities: that were predicted from.
+        trained_on: which of these subjects the run was trained on.
+        seen: which of them a projection behind the instructions was trained on.
     """
 
     rows: list[dict[str, Any]]
     miou_256: dict[str, float]
     weights: str
+    cache: str
+    content: str
+    modalities: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    seen: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """Means over the subjects, per class and over the classes; None where a number is nowhere defined."""
+        """Means over the subjects, of each class and of all (`mean_over_subjects`); None where nothing is defined."""
         classes = list(dict.fromkeys(row["class"] for row in self.rows))
-        table = {name: {key: self._mean(key, name) for key in NAMES} for name in classes}
-        overall = {key: _known(mean_defined(_floats(table[name][key] for name in classes))) for key in NAMES}
         return {
+            "cache": self.cache,
+            "content": self.content,
             "weights": self.weights,
+            "modalities": list(self.modalities),
             "subjects": list(self.miou_256),
-            "miou_256": _known(mean_defined(_floats(self.miou_256.values()))),
-            "mean_over_classes": overall,
-            "classes": table,
+            "trained_on": list(self.trained_on),
+            "seen_by_projection": list(self.seen),
+            "miou_256": _known(mean_defined(self.miou_256.values())),
+            "mean_over_classes": {key: self._mean(key, classes) for key in NAMES},
+            "classes": {name: {key: self._mean(key, [name]) for key in NAMES} for name in classes},
             "definitions": DEFINITIONS,
         }
 
-    def _mean(self, key: str, name: str) -> float | None:
-        return _known(mean_defined(_floats(row[key] for row in self.rows if row["class"] == name)))
+    def _mean(self, key: str, classes: Sequence[str]) -> float | None:
+        return _known(mean_over_subjects((row["subject"], row[key]) for row in self.rows if row["class"] in classes))
 
 
 def evaluate_run(
@@ -78,11 +95,34 @@ def evaluate_run(
     which: str = "last",
     device: str | None = None,
 ) -> Evaluation:
-    """`measure_run`, written to evaluation.parquet and evaluation.json in the run's folder."""
-    evaluation = measure_run(run, cache, subjects=subjects, modalities=modalities, which=which, device=device)
-    checkpoint.write_table(run / "evaluation.parquet", evaluation.rows)
-    checkpoint.write_json(run / "evaluation.json", evaluation.summary())
+    """`measure_run`, written to evaluation.parquet and evaluation.json (see `results_path`) in the run's folder."""
+    with open_cache(run) if cache is None else nullcontext(cache) as opened:
+        evaluation = measure_run(run, opened, subjects=subjects, modalities=modalities, which=which, device=device)
+        path = results_path(run, checkpoint.load_config(run), opened, "evaluation.json")
+    checkpoint.write_table(path.with_suffix(".parquet"), evaluation.rows)
+    checkpoint.write_json(path, evaluation.summary())
     return evaluation
+
+
+def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
+    """Whether a cache holds of the run's subjects what the run read, wherever it lies."""
+    subjects = {*config.split.train, *config.split.test}
+    return subjects <= set(cache.subjects) and all(
+        layer in cache.layers and cache.content_digest(layer, subjects) == digest
+        for layer, digest in config.inputs.content.items()
+    )
+
+
+def results_path(run: Path, config: RunConfig, cache: Cache, name: str) -> Path:
+    """Where results on a cache go: RUN/NAME on the run's own; on another one its name and content are in it.
+
+    So no measurement overwrites one on other data: evaluation.json becomes evaluation-OTHER-1a2b3c4d.json.
+    """
+    if is_runs_cache(config, cache):
+        return run / name
+    stem, _, ending = name.partition(".")
+    content = cache.content_digest("slices", cache.subjects)[:8]
+    return run / f"{stem}-{cache.path.stem}-{content}.{ending}"
 
 
 def measure_run(
@@ -98,7 +138,7 @@ def measure_run(
 
     Args:
         cache: the run's own if None.
-        subjects: the run's held-out subjects if None; of a cache of other data all labelled ones.
+        subjects: see `subjects_to_measure`.
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights. The best were chosen on the held-out subjects, so their numbers there are
             too good.
@@ -115,6 +155,8 @@ def measure_run(
                 f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.inputs.classes)}"
             )
         chosen = subjects_to_measure(config, opened, subjects)
+        trained_on = trained_by_run(config).among(opened, chosen)
+        seen = trained_by_projection(opened, config.inputs.texts_read).among(opened, chosen)
         rows, miou = [], {}
         for subject in progress(chosen, "evaluating"):
             positions = opened.rows_of([subject])
@@ -122,26 +164,43 @@ def measure_run(
             predicted = predict_slices(trained.model, config, data, wanted)
             scores, miou[subject] = score_subject(opened, subject, predicted)
             rows += scores
-    return Evaluation(rows, miou, which)
+        content = opened.content_digest("slices", chosen)
+        path = os.path.relpath(opened.path, run)
+    return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen)
 
 
 def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """`wanted`, or the run's held-out subjects, or of a cache of other data all with labels.
+    """`wanted`; else the run's held-out subjects of its own cache, or of another all with labels that nobody trained on.
 
     Raises:
-        UserError: one that is unknown, or without labels.
+        UserError: one that is unknown, or without labels; none is left that the run was not trained on.
     """
     labelled = tuple(name for name in cache.subjects if cache.rows["labelled"][cache.rows_of([name])].all())
     if wanted is None:
-        same = cache.fingerprint("slices") == config.inputs.fingerprints["slices"]
-        held_out = same and set(config.split.test) <= set(cache.subjects)
-        wanted = config.split.test if held_out else labelled
+        held_out = is_runs_cache(config, cache)
+        wanted = config.split.test if held_out else _untrained(config, cache, labelled)
     chosen = choose(wanted, cache.subjects, "subject")
     without = [name for name in chosen if name not in labelled]
     if without or not chosen:
         names = ", ".join(without) or "any subject"
         raise UserError(f"no labels of {names}; with labels: {', '.join(labelled) or 'none'}")
     return chosen
+
+
+def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tuple[str, ...]:
+    """Those that neither the run nor the projection behind the cache's instructions was trained on; says who is left out."""
+    by_run = set(trained_by_run(config).among(cache, labelled))
+    by_projection = set(trained_by_projection(cache, config.inputs.texts_read).among(cache, labelled))
+    left_out = [name for name in labelled if name in by_run | by_projection]
+    kept = tuple(name for name in labelled if name not in left_out)
+    if labelled and not kept:
+        raise UserError(
+            f"the run (or its projection) was trained on every labelled subject of {cache.path}: {', '.join(left_out)}; "
+            "--subjects measures those it names all the same"
+        )
+    if left_out:
+        say(f"trained on, and so not measured (--subjects measures them all the same): {', '.join(left_out)}")
+    return kept
 
 
 def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> tuple[list[dict[str, Any]], float]:
@@ -191,7 +250,10 @@ def _spacing(grid: Grid, step: int) -> tuple[float, float, float]:
 
 def as_table(evaluation: Evaluation) -> Table:
     """One line per subject and class, then the means."""
-    table = Table(title=f"{evaluation.weights} weights; NSD at {SURFACE_TOLERANCE_MM:g} mm")
+    table = Table(
+        title=f"{evaluation.weights} weights on {evaluation.cache}; NSD at {SURFACE_TOLERANCE_MM:g} mm",
+        caption=_reservations(evaluation) or None,
+    )
     for name in ("subject", "class"):
         table.add_column(name)
     for name in NAMES.values():
@@ -207,16 +269,25 @@ def as_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def _reservations(evaluation: Evaluation) -> str:
+    """Why these numbers are too good, if they are."""
+    named = [
+        f"{what}: {', '.join(subjects)}"
+        for what, subjects in (
+            ("the run was trained on", evaluation.trained_on),
+            ("the instructions' projection was trained on", evaluation.seen),
+        )
+        if subjects
+    ]
+    return "; ".join(named)
+
+
 def _cells(values: dict[str, Any]) -> list[str]:
     return [_number(values[key], 2 if key == "hd95_mm" else 4) for key in NAMES]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _floats(values: Any) -> NDArray[np.float64]:
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _known(value: float) -> float | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.layout import IGNORE
 
+K = TypeVar("K", bound=Hashable)
 SURFACE_TOLERANCE_MM = 2.0
 
 DEFINITIONS = {
@@ -23,7 +27,8 @@ DEFINITIONS = {
     "NSD": f"share of both surfaces within {SURFACE_TOLERANCE_MM:g} mm of the other, in the study's own grid",
     "empty": "class in neither truth nor prediction: not counted; in only one: DSC, IoU, NSD 0, HD95 not counted",
     "ignored": "voxels that nobody labelled (255): in no number; surfaces are drawn as if nothing were there",
-    "mean": "over the subjects where the number is defined",
+    "mean": "over the classes that are defined in a subject, then over the subjects that have one; of one class: over "
+    "the subjects where it is defined",
 }
 
 
@@ -57,10 +62,34 @@ def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np
     return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
-def mean_defined(values: NDArray[np.float64]) -> float:
-    """Mean of what is not NaN; NaN where nothing is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
+def is_defined(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def mean_defined(values: Iterable[float | None]) -> float:
+    """Mean of what is neither None nor NaN, exactly summed, so that their order changes no digit; NaN where nothing is."""
+    defined = [float(value) for value in values if value is not None and is_defined(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def subject_means(scores: Iterable[tuple[K, float | None]]) -> dict[K, float]:
+    """(subject, score of a class) -> each subject's mean over the classes defined in it; without one it is left out."""
+    by_subject: dict[K, list[float | None]] = {}
+    for subject, score in scores:
+        by_subject.setdefault(subject, []).append(score)
+    means = {subject: mean_defined(own) for subject, own in by_subject.items()}
+    return {subject: mean for subject, mean in means.items() if is_defined(mean)}
+
+
+def mean_over_subjects(scores: Iterable[tuple[Hashable, float | None]]) -> float:
+    """The mean of every table, summary and validation (`DEFINITIONS`): over a subject's classes, then over the subjects.
+
+    Not over the classes' means: a class that one subject alone has would count as much there as one that all have.
+
+    Args:
+        scores: (subject, score of a class).
+    """
+    return mean_defined(subject_means(scores).values())
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from rich.table import Table
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
-from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run
-
-MISSING = "missing.parquet"
+from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run, results_path
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -29,7 +27,7 @@ def evaluate_missing(
     which: str = "last",
     device: str | None = None,
 ) -> dict[tuple[str, ...], Evaluation]:
-    """Evaluates a run on every subset of its modalities; writes missing.parquet into its folder.
+    """Evaluates a run on every subset of its modalities; writes missing.parquet (see `results_path`) into its folder.
 
     The table has a line for each subset, subject and class: `modalities` (joined by '+') and the columns of an
     `Evaluation`.
@@ -37,7 +35,8 @@ def evaluate_missing(
     Raises:
         UserError: a run of one modality; else as `measure_run`.
     """
-    modalities = checkpoint.load_config(run).inputs.modalities
+    config = checkpoint.load_config(run)
+    modalities = config.inputs.modalities
     if len(modalities) == 1:
         raise UserError(f"{run} was trained with {modalities[0]} alone; none can be missing")
     found = {
@@ -45,7 +44,7 @@ def evaluate_missing(
         for part in subsets(modalities)
     }
     lines = [{"modalities": "+".join(part), **row} for part, one in found.items() for row in one.rows]
-    checkpoint.write_table(run / MISSING, lines)
+    checkpoint.write_table(results_path(run, config, cache, "missing.parquet"), lines)
     return found
 
 

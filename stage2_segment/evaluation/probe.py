@@ -20,14 +20,15 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.choices import TEXTS
+from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
-from zeus_union.stage2_segment.evaluation.metrics import dsc, mean_defined, overlap_counts
+from zeus_union.stage2_segment.evaluation.evaluate import results_path, subjects_to_measure
+from zeus_union.stage2_segment.evaluation.metrics import dsc, mean_defined, mean_over_subjects, overlap_counts
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model.zeus import class_map
-from zeus_union.stage2_segment.predict import BATCH, TrainedRun, check_cache, load_run, predict_inputs
+from zeus_union.stage2_segment.predict import BATCH, TrainedRun, load_run, predict_inputs
 
 PROBES = [name for name in TEXTS if name != "none"]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")
@@ -41,7 +42,7 @@ def probe_texts(
     which: str = "last",
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The same weights with other texts; writes probe.parquet into the run's folder.
+    """The same weights with other texts; writes probe.parquet (see `results_path`) into the run's folder.
 
     Returns:
         A line for each text, subject and class: text, subject, class, dsc_256 (per volume), and changed: the share of
@@ -78,7 +79,7 @@ def probe_texts(
                 }
                 for k, label in enumerate(config.inputs.classes, 1)
             ]
-    checkpoint.write_table(run / "probe.parquet", lines)
+    checkpoint.write_table(results_path(run, config, cache, "probe.parquet"), lines)
     return lines
 
 
@@ -92,7 +93,7 @@ def probe_sentences(
     which: str = "last",
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Each instruction without one of its sentences; writes sentences.parquet into the run's folder.
+    """Each instruction without one of its sentences; writes sentences.parquet (see `results_path`) into the run's folder.
 
     Args:
         sentences: what `zeus-instruct sentences` wrote for the run's variant.
@@ -145,7 +146,7 @@ def probe_sentences(
     lines.sort(key=lambda line: -np.nan_to_num(line["changed"], nan=-1.0))
     if not lines:
         raise UserError(f"{sentences} has no sentence of {', '.join(chosen)}; write it with these --subjects")
-    checkpoint.write_table(run / "sentences.parquet", lines)
+    checkpoint.write_table(results_path(run, config, cache, "sentences.parquet"), lines)
     return lines
 
 
@@ -213,7 +214,7 @@ def text_table(lines: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     means = {
         name: [
-            mean_defined(np.array([line[key] for line in lines if line["text"] == name]))
+            mean_over_subjects((line["subject"], line[key]) for line in lines if line["text"] == name)
             for key in ("dsc_256", "changed")
         ]
         for name in dict.fromkeys(line["text"] for line in lines)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from zeus_union.cache.errors import UserError
@@ -27,19 +30,19 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.texts import typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
 from zeus_union.stage2_segment.training.losses import Losses, known_pixels, one_hot, segmentation_losses
-from zeus_union.stage2_segment.training.processes import add_up
-from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_factor
+from zeus_union.stage2_segment.training.processes import add_up, share_buffers
+from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_factor, running_mean
 
 
 class Learner:
     """Takes batches in the order of the run's schedule, wherever that was left, and keeps the run's folder.
 
-    Nothing in a step is random but what follows from seed, epoch and batch. So a run that is stopped at any moment
-    and resumed ends with the same weights, on a CPU bit for bit, whoever else is trained beside it.
+    Nothing in a step is random but what follows from seed, epoch, batch and process, dropout included. So a run that is
+    stopped at any moment and resumed ends with the same weights, on a CPU bit for bit, whoever else is trained beside it.
 
     Args:
         run: folder to write: config.json, metrics.parquet, tensorboard/, weights/, state.pt.
-        resume: go on with an unfinished run of the same plan.
+        resume: go on with an unfinished run of the same plan, or train one for more epochs than before.
         pretrained: the weights whose sha256 the plan names.
 
     Attributes:
@@ -47,7 +50,7 @@ class Learner:
         stopped: why the run ended before its time; None while it has not.
 
     Raises:
-        UserError: the folder holds another run, or something else.
+        UserError: the folder holds another run, an unfinished one without `resume`, or something else.
     """
 
     inputs: RunInputs
@@ -63,7 +66,14 @@ class Learner:
     ) -> None:
         self.config, self.run = config, run
         self._accelerator = accelerator
-        state = _enter(run, config, resume, accelerator)
+        state = _open_folder(run, config, resume, accelerator)
+        self._described = state is not None
+        if state and state["epochs"] != config.recipe.epochs:
+            self.config = replace(config, extended=(*state["extended"], state["place"][0] - 1))
+            self._described = False
+        elif state:
+            self.config = replace(config, extended=tuple(state["extended"]))
+        config = self.config
         recipe = config.recipe
         torch.manual_seed(config.seed)
         model = build_model(config.architecture)
@@ -89,7 +99,7 @@ class Learner:
         self.optimizer = build_optimizer(self.bare, recipe)
         self._average = None
         if recipe.ema:
-            self._average = AveragedModel(self.bare, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+            self._average = running_mean(self.bare, recipe.ema)
         self.epoch, self.index, self._sums = 1, 0, np.zeros(3)
         self._best_dsc, self._best_loss, self._best_loss_epoch = -1.0, math.inf, 0
         self.history: list[dict[str, Any]] = []
@@ -108,9 +118,7 @@ class Learner:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train: all epochs, no lower loss for too long, or stopped."""
-        recipe = self.config.recipe
-        waited = recipe.patience and self.epoch - 1 - self._best_loss_epoch >= recipe.patience
-        return bool(self.stopped or self.epoch > recipe.epochs or (waited and self.index == 0))
+        return bool(self.stopped) or _is_complete(self.config, (self.epoch, self.index), self._best_loss_epoch)
 
     @property
     def predictor(self) -> nn.Module:
@@ -125,6 +133,22 @@ class Learner:
         random = np.random.default_rng([self.config.seed, self.epoch, self.index, count])
         kept = np.flatnonzero(random.random(count) >= chance)
         return kept.tolist() if len(kept) else [int(random.integers(count))]
+
+    @contextmanager
+    def random_numbers(self) -> Iterator[None]:
+        """Around a step's forward pass: what is drawn follows from seed, epoch, batch and process, and leaves no trace."""
+        key = [self.config.seed, self.epoch, self.index, self._accelerator.process_index]
+        device = self._accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+            yield
+
+    def backward_alone(self, batches: int) -> AbstractContextManager[None]:
+        """Around forward and backward of a batch without an optimiser step: the processes need not add up yet."""
+        # Not with dropped modalities: what the last batch leaves out of the model, DDP would never add up.
+        if self._steps_at(batches) or self.config.recipe.modality_drop:
+            return nullcontext()
+        return self._accelerator.no_sync(self.model)
 
     def losses(self, logits: Tensor, masks: Tensor, slices: int) -> Losses:
         """Of this process's part of a batch of `slices`; the numbers are the whole batch's."""
@@ -143,23 +167,33 @@ class Learner:
         accumulate = self.config.recipe.accumulate
         return min(accumulate, batches - self.index // accumulate * accumulate)
 
-    def take(self, losses: Losses, batches: int) -> None:
+    def _steps_at(self, batches: int) -> bool:
+        """Whether the optimiser steps after the next batch, of so many in the epoch."""
+        return (self.index + 1) % self.config.recipe.accumulate == 0 or self.index + 1 == batches
+
+    def gradient_norm(self, batches: int) -> Tensor:
+        """Norm of the gradient before it is clipped, which this does; a scalar on the device, 0 where no step is due."""
+        if not self._steps_at(batches):
+            return torch.zeros((), device=self._accelerator.device)
+        return nn.utils.clip_grad_norm_(self.bare.parameters(), self.config.recipe.clip or math.inf)
+
+    def take(self, values: NDArray[np.float64], norm: float, batches: int) -> None:
         """After the gradients of a batch are there: notes its losses, and steps where the optimiser's batch is whole.
 
         A loss or gradient that is not finite changes no weight: the run is `stopped`, its last good weights kept.
+
+        Args:
+            values: (3,), `Losses` as numbers.
+            norm: of `gradient_norm`.
         """
         recipe = self.config.recipe
-        values = np.array([loss.item() for loss in losses])
-        whole = (self.index + 1) % recipe.accumulate == 0 or self.index + 1 == batches
-        norm = torch.tensor(0.0)
-        if whole:
-            norm = nn.utils.clip_grad_norm_(self.bare.parameters(), recipe.clip or math.inf)
-        if not (np.isfinite(values).all() and torch.isfinite(norm)):
+        if not (np.isfinite(values).all() and math.isfinite(norm)):
             self._stop(
-                f"the loss became {values[0]:.3g}, its gradient {norm.item():.3g} in epoch {self.epoch}, step "
+                f"the loss became {values[0]:.3g}, its gradient {norm:.3g} in epoch {self.epoch}, step "
                 f"{self.index + 1}; the last good weights are kept; train with a lower --lr into another --out"
             )
             return
+        whole = self._steps_at(batches)
         self._sums += values
         if whole:
             steps = math.ceil(batches / recipe.accumulate)
@@ -171,6 +205,7 @@ class Learner:
             if self._average is not None:
                 self._average.update_parameters(self.bare)
         self.index += 1
+        self._describe()
         if whole and self.index < batches and self._due():  # not where a step's gradient is half gathered
             self.save()
 
@@ -204,11 +239,14 @@ class Learner:
 
     def save(self) -> None:
         """Metrics, weights and the state to go on from, in this order, each whole or not at all."""
+        self._describe()
         if not self._accelerator.is_main_process:
             return
         start = time.monotonic()
         state = {
             "place": (self.epoch, self.index),
+            "epochs": self.config.recipe.epochs,
+            "extended": list(self.config.extended),
             "sums": self._sums.tolist(),
             "model": self.bare.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -222,6 +260,16 @@ class Learner:
         checkpoint.save_state(self.run, state)
         self._saved = time.monotonic()
         self._saving = self._saved - start
+
+    def share_buffers(self) -> None:
+        """Before an epoch is judged: what a batch norm has seen is the first process's in all of them."""
+        share_buffers(self.bare, *([] if self._average is None else [self._average.module]))
+
+    def _describe(self) -> None:
+        """Writes config.json once a step has been taken: a start that fails (no memory, no disk) leaves no run folder."""
+        if not self._described and self._accelerator.is_main_process:
+            checkpoint.write_json(self.run / checkpoint.CONFIG, self.config.to_json())
+        self._described = True
 
     def close(self) -> None:
         if self._board is not None:
@@ -247,27 +295,67 @@ def inverse_weights(cache: Cache, config: RunConfig) -> Tensor:
     return torch.from_numpy(weights / weights.mean()).float()
 
 
-def _enter(run: Path, config: RunConfig, resume: bool, accelerator: Accelerator) -> dict[str, Any] | None:
-    """Makes the run folder, or checks that it holds this run; the state to go on from, if any."""
+def take_batch(steps: Sequence[tuple[Learner, Losses]], batches: int) -> None:
+    """`Learner.take` of each, after one wait for the device: losses and norms of all learners come over together."""
+    if not steps:
+        return
+    figures = torch.stack(
+        [
+            torch.stack([*(loss.detach().float() for loss in losses), learner.gradient_norm(batches).float()])
+            for learner, losses in steps
+        ]
+    )
+    for (learner, _), row in zip(steps, figures.cpu().double().numpy()):
+        learner.take(row[:-1], float(row[-1]), batches)
+
+
+def _is_complete(config: RunConfig, place: Sequence[int], best_loss_epoch: int) -> bool:
+    """Whether a run that is at `place` (epoch from 1, batch) has had its epochs, or none with a lower loss for too long."""
+    (epoch, index), patience = place, config.recipe.patience
+    waited = patience and epoch - 1 - best_loss_epoch >= patience
+    return epoch > config.recipe.epochs or bool(waited and index == 0)
+
+
+def _open_folder(run: Path, config: RunConfig, resume: bool, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Checks that the run folder is empty or holds this run; the state to go on from, if any. Writes nothing."""
     begun = (run / checkpoint.CONFIG).exists()
     accelerator.wait_for_everyone()
     if not begun:
         if run.exists() and any(run.iterdir()):
             raise UserError(f"{run} exists and is no run folder; choose another --out")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            checkpoint.write_json(run / checkpoint.CONFIG, config.to_json())
         return None
-    if not resume:
+    state = checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
+    before = checkpoint.load_config(run)
+    complete = state is not None and _is_complete(before, state["place"], state["best"][2])
+    if not resume and not complete:
         raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
-    check_same_plan(run, config)
-    return checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
+    more = config.recipe.epochs > before.recipe.epochs
+    if more and complete and not resume:
+        raise UserError(
+            f"{run} is complete after {before.recipe.epochs} epochs; --resume with --epochs {config.recipe.epochs} trains "
+            "it further, or choose another --out"
+        )
+    # More epochs go on from where the run is; all else has to be as it was.
+    planned = replace(before.recipe, epochs=config.recipe.epochs) if more and resume else before.recipe
+    check_same_plan(run, config, replace(before, recipe=planned))
+    return state
 
 
-def check_same_plan(run: Path, config: RunConfig) -> None:
-    """Raises UserError: the run in that folder was begun with other options, naming what differs."""
-    changed = differences(checkpoint.load_config(run).to_json(), config.to_json())
-    changed = {name: pair for name, pair in changed.items() if not name.startswith(("versions", "inputs.cache"))}
+def check_same_plan(run: Path, config: RunConfig, before: RunConfig | None = None) -> None:
+    """Raises UserError: the run in that folder was begun with other options or on other data, naming what differs.
+
+    Args:
+        before: what the run was planned as; None: as its folder says.
+    """
+    changed = differences((before or checkpoint.load_config(run)).to_json(), config.to_json())
+    ignored = ("versions", "inputs.cache", "extended")
+    changed = {name: pair for name, pair in changed.items() if not name.startswith(ignored)}
+    data = sorted(name.removeprefix("inputs.content.") for name in changed if name.startswith("inputs.content."))
+    if data and all(name.startswith(("inputs.content.", "inputs.training_sources")) for name in changed):
+        raise UserError(
+            f"{run} was begun on other data: the cache's {', '.join(data)} of its subjects were built again since, from "
+            "other images or labels; choose another --out, or give the cache as it was"
+        )
     if changed:
         raise UserError(
             f"{run} was begun with other options ({describe(changed)}); repeat them, or choose another --out"

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from zeus_union.stage2_segment.inputs.slices import Batch
 from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.losses import Losses
 from zeus_union.stage2_segment.training.stack import Stack
+
+Pending = list[tuple[Learner, Losses]]  # gradients are there, the optimiser's step is not
 
 
 class Alone:
@@ -20,17 +24,24 @@ class Alone:
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
 
-    def step(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
-        """`mine`: this process's positions of a batch of `slices`; `batches`: of the epoch."""
+    def backward(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> Pending:
+        """Forward and backward of a batch, for the learners that are at it; `take_batch` takes what comes back.
+
+        Args:
+            index: the batch's number in the epoch.
+            mine: this process's positions of a batch of `slices`.
+            batches: of the epoch.
+        """
         learner = self._learner
         if learner.index != index:
-            return
+            return []
         learner.model.train()
         assert batch.masks is not None
-        logits = learner.inputs.logits(learner.model, mine, batch, learner.keep())
-        losses = learner.losses(logits, batch.masks, slices)
-        (losses.total / learner.share(batches)).backward()
-        learner.take(losses, batches)
+        with learner.random_numbers(), learner.backward_alone(batches):
+            logits = learner.inputs.logits(learner.model, mine, batch, learner.keep())
+            losses = learner.losses(logits, batch.masks, slices)
+            (losses.total / learner.share(batches)).backward()
+        return [(learner, losses)]
 
 
 class Stacked:
@@ -40,12 +51,11 @@ class Stacked:
         self._learners = list(learners)
         self._stack = Stack([learner.bare for learner in learners])
 
-    def step(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> None:
-        """As `Alone.step`."""
+    def backward(self, index: int, mine: NDArray[np.intp], slices: int, batch: Batch, batches: int) -> Pending:
+        """As `Alone.backward`."""
         if any(learner.index != index for learner in self._learners):
-            for learner in self._learners:
-                Alone(learner).step(index, mine, slices, batch, batches)
-            return
+            in_turn = (Alone(learner).backward(index, mine, slices, batch, batches) for learner in self._learners)
+            return [step for steps in in_turn for step in steps]
         assert batch.masks is not None
         first = self._learners[0]
         keep = first.keep()  # the same for all: it follows from the seed
@@ -56,11 +66,11 @@ class Stacked:
             learner.model.train()
         with first.inputs.autocast():
             logits = self._stack.logits(embeddings, torch.stack([part[1] for part in parts]), parts[0][2]).float()
-        found = [learner.losses(own, batch.masks, slices) for learner, own in zip(self._learners, logits)]
-        torch.stack([losses.total / own.share(batches) for own, losses in zip(self._learners, found)]).sum().backward()
+        losses = [learner.losses(own, batch.masks, slices) for learner, own in zip(self._learners, logits)]
+        shares = [own.total / learner.share(batches) for learner, own in zip(self._learners, losses)]
+        torch.stack(shares).sum().backward()
         self._stack.hand_out_gradients()
-        for learner, losses in zip(self._learners, found):
-            learner.take(losses, batches)
+        return list(zip(self._learners, losses))
 
 
 def group_learners(learners: Sequence[Learner], stacked: bool) -> list[Alone | Stacked]:
@@ -77,6 +87,8 @@ def group_learners(learners: Sequence[Learner], stacked: bool) -> list[Alone | S
             recipe.precision,
             recipe.accumulate,
         )
-        # A baseline's batch norm writes its running means within the forward pass, which vmap does not allow.
-        alike.setdefault(key if learner.config.is_zeus else (id(learner),), []).append(learner)
+        # A baseline's batch norm writes its running means within the forward pass, which vmap does not allow; and
+        # dropout would be drawn for all models together, so that a run beside others would not be the run alone.
+        drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in learner.bare.modules())
+        alike.setdefault(key if learner.config.is_zeus and not drops else (id(learner),), []).append(learner)
     return [Stacked(group) if len(group) > 1 else Alone(group[0]) for group in alike.values()]

@@ -20,7 +20,7 @@ from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, epoch_batches
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.learner import Learner, take_batch
 from zeus_union.stage2_segment.training.step import group_learners
 from zeus_union.stage2_segment.training.validation import Validation
 
@@ -59,10 +59,11 @@ def train(
     Raises:
         UserError: the folder holds another run; no such device; the loss is not finite.
     """
-    accelerator = make_accelerator(device, config.recipe.modality_drop > 0)
+    accelerator = make_accelerator(device, config.recipe.modality_drop > 0, [config.recipe.precision])
     learner = Learner(cache, config, run, accelerator, resume, pretrained)
     if learner.finished:
-        say(f"{run} has had its {learner.epoch - 1} epochs; nothing is left to do")
+        if accelerator.is_main_process:
+            say(f"{run} is complete: it has had its {learner.epoch - 1} epochs; --resume --epochs N trains it further")
         return
     if accelerator.is_main_process:
         say(_what(cache, config, accelerator))
@@ -122,6 +123,8 @@ def train_together(
                 )
                 timing = _train_epoch(here, data, batches, accelerator, stacked)
                 done = [learner for learner in here if not learner.stopped]
+                for learner in done:
+                    learner.share_buffers()
                 due = validation is not None and (epoch % validate_every == 0 or epoch == last)
                 scores = validation(done) if validation and due else {}
                 timing["seconds"] = time.monotonic() - started
@@ -155,8 +158,9 @@ def _train_epoch(
         batch = next(stream)
         waited += time.monotonic() - asked
         seen += len(positions)
-        for group in groups:
-            group.step(index, positions[rank::world], len(positions), batch, len(batches))
+        mine = positions[rank::world]
+        pending = [group.backward(index, mine, len(positions), batch, len(batches)) for group in groups]
+        take_batch([step for steps in pending for step in steps], len(batches))
         stopped = [learner for learner in learners if learner.stopped]
         if stopped:
             if accelerator.is_main_process:

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.evaluation.metrics import dsc, iou, mean_defined, overlap_counts
+from zeus_union.stage2_segment.evaluation.metrics import dsc, iou, mean_defined, mean_over_subjects, overlap_counts
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.training.learner import Learner
-from zeus_union.stage2_segment.training.processes import sum_plain
+from zeus_union.stage2_segment.training.processes import sum_counts
 
 
 class Validation:
@@ -30,7 +30,7 @@ class Validation:
         resident: str,
     ) -> None:
         plan = learners[0].config
-        self._classes = plan.inputs.classes
+        self._classes, self._device = plan.inputs.classes, accelerator.device
         rows = cache.rows_of(plan.split.test)[accelerator.process_index :: accelerator.num_processes]
         self._data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
         place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.test)}
@@ -52,12 +52,16 @@ class Validation:
                 for owner in np.unique(self._owner[positions]):
                     mine = self._owner[positions] == owner
                     counts[id(learner)][owner] += overlap_counts(predicted[mine], truth[mine], len(self._classes))
-        return {key: self._scores(sum_plain(torch.from_numpy(own)).numpy()) for key, own in counts.items()}
+        return {key: self._scores(sum_counts(own, self._device)) for key, own in counts.items()}
 
     def _scores(self, counts: NDArray[np.int64]) -> dict[str, float]:
         per_class = dsc(counts)[:, 1:]
-        values = {"validation_dsc": mean_defined(np.array([mean_defined(row) for row in per_class]))}
-        values["validation_miou"] = mean_defined(np.array([mean_defined(row) for row in iou(counts)]))
+        values = {"validation_dsc": _mean(per_class), "validation_miou": _mean(iou(counts))}
         for index, name in enumerate(self._classes):
             values[f"validation_dsc_{name}"] = mean_defined(per_class[:, index])
         return values
+
+
+def _mean(scores: NDArray[np.float64]) -> float:
+    """Of (subjects, classes)."""
+    return mean_over_subjects((subject, score) for subject, row in enumerate(scores) for score in row)

@@ -302,3 +302,54 @@ def test_an_unfinished_build_says_what_is_missing_and_can_be_read_in_part(tmp_pa
     CacheWriter(tmp_path / "new.h5", CARD)
     with pytest.raises(UserError, match="0 of 3 subjects"):
         Cache(tmp_path / "new.h5", allow_partial=True)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.array([True, False, True, False, False, False]), [True, False], [0, True], [0.0, 1.0], np.array([1.7]), [[0]]],
+    ids=["mask", "booleans", "one boolean", "floats", "float array", "two axes"],
+)
+def test_rows_and_modalities_that_are_no_whole_numbers_are_refused(cache: Cache, rows: object) -> None:
+    """Read as numbers, a mask would be rows 0 and 1 over and over."""
+    for read in (cache.images, cache.masks, cache.modality_masks, lambda r: cache.text_embeddings("zeus", r)):
+        with pytest.raises(TypeError, match="by their indices, whole numbers"):
+            read(rows)
+    with pytest.raises(TypeError, match="rows are chosen by their indices"):
+        cache.read_embeddings("tiny", rows, [0])
+    with pytest.raises(TypeError, match="modalities are chosen by their indices"):
+        cache.read_embeddings("tiny", [0], np.array([True, False]))
+
+
+@pytest.mark.parametrize("rows", [[], (), range(2), np.arange(2, dtype=np.uint8), [np.int32(1)]])
+def test_rows_of_any_whole_numbers_are_read(cache: Cache, rows: object) -> None:
+    assert len(cache.images(rows)) == len(rows)
+
+
+def test_the_content_digest_follows_what_the_subjects_hold_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digests(name: str) -> dict[str, str]:
+        build(tmp_path / name, pack=name != "sharded.h5")
+        with Cache(tmp_path / name) as cache:
+            assert cache.content_digest("slices", ["B", "A"]) == cache.content_digest("slices", ["A", "B", "A"])
+            return {
+                f"{layer} {subject}": cache.content_digest(layer, [subject])
+                for layer in cache.layers
+                for subject in cache.subjects
+            }
+
+    first = digests("first.h5")
+    assert len(set(first.values())) == len(first) == 9
+    assert digests("again.h5") == digests("sharded.h5") == first
+    whole = tiny_cache.make_slices
+
+    def corrected(subject: str) -> object:
+        slices = whole(subject)
+        if subject == "B":
+            slices.native_masks[0, 0, 0] ^= 1
+        return slices
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_cache, "make_slices", corrected)
+        other = digests("other.h5")
+    assert {key for key in first if other[key] != first[key]} == {"slices B"}

@@ -162,13 +162,14 @@ def test_ablation_shows_what_the_statistics_say() -> None:
         "row": "hybrid",
         "params (M)": "8.06",
         "DSC mean": "0.667",  # (0.8 + 0.6 + 0.6) / 3: the last subject has a liver only
-        "95 % interval": f"[{hybrid.low:.3f}, {hybrid.high:.3f}]",
+        "95 % interval": "-",  # of three subjects
         "sd over subjects": f"{hybrid.sd_subjects:.3f}",
         "sd over seeds": "-",
         "pooled DSC": f"{pooled(THREE)['hybrid']:.3f}",
         "mIoU": "0.500",
         "HD95 mm": "4.00",
         "difference to reference": "-0.033",
+        "its 95 % interval": "-",
         "p (Holm)": f"{hybrid.p_holm:.3f}",
     }
     assert cells(sheet, "late")["DSC mean"] == f"{late.mean:.3f}" == "0.700"
@@ -259,12 +260,41 @@ def test_row_that_finds_nothing_is_not_praised_for_its_distances() -> None:
     )
 
 
+def test_intervals_stand_beside_means_and_differences_from_five_subjects_up() -> None:
+    lines = subjects(6)
+    sheet, (_, b, _) = ablation_sheet(lines, {}, {}, {}, "a"), summarise(lines, reference="a")
+    shown = cells(sheet, "b")
+    assert shown["95 % interval"] == f"[{b.low:.3f}, {b.high:.3f}]"
+    assert shown["its 95 % interval"] == f"[{b.difference_low:+.3f}, {b.difference_high:+.3f}]"
+    assert cells(sheet, "a")["its 95 % interval"] == "-"
+    liver = summarise(lines, class_name="liver")[1]
+    assert cells(class_sheet(lines), "b")["liver 95 % interval"] == f"[{liver.low:.3f}, {liver.high:.3f}]"
+    assert cells(ablation_sheet(subjects(4), {}, {}, {}, "a"), "b")["95 % interval"] == "-"
+
+
+def test_rows_tested_on_what_their_projection_has_seen_are_named() -> None:
+    notes = ablation_sheet(THREE, {}, {}, {}, None, seen={"late": ("s0", "s2")}).notes
+    assert "too good: tested on subjects that the projection was trained on (--allow-seen): late: s0, s2" in notes
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_long_word_goes_on_in_the_next_line_and_is_whole_in_a_pipe(width: int) -> None:
+    name = "BraTS-GLI-00001-000-and-a-very-long-subject-name"
+    sheet = Sheet("t", ("row", "DSC"), ((name, "0.812"),), ())
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(sheet.as_rich(width))
+    first, *_ = (line for line in console.export_text().splitlines() if "0.812" in line)
+    assert name in sheet.as_markdown() and "\u2026" not in first
+    pipe = Console(width=10_000, file=io.StringIO(), record=True)
+    pipe.print(sheet.as_rich(10_000))
+    assert re.search(rf"{name} +0\.812", pipe.export_text())
+
+
 def test_classes_side_by_side() -> None:
     sheet = class_sheet(THREE)
     assert sheet.columns == ("row", "liver DSC", "liver 95 % interval", "spleen DSC", "spleen 95 % interval")
-    liver = summarise(THREE, class_name="liver")[0]
     late, hybrid = cells(sheet, "late"), cells(sheet, "hybrid")
-    assert (late["liver DSC"], late["liver 95 % interval"]) == ("0.800", f"[{liver.low:.3f}, {liver.high:.3f}]")
+    assert (late["liver DSC"], late["liver 95 % interval"]) == ("0.800", "-")
     assert (hybrid["liver DSC"], hybrid["spleen DSC"]) == ("0.667", "0.700")
     assert sheet.best == {(0, 1), (1, 3)}
     assert any(DEFINITIONS["DSC"] in note for note in sheet.notes)

@@ -17,7 +17,7 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner, inverse_weights
-from zeus_union.stage2_segment.training.schedule import build_optimizer
+from zeus_union.stage2_segment.training.schedule import build_optimizer, ema_decay, running_mean
 from zeus_union.stage2_segment.training.train import train_run, train_together
 
 QUICK: dict[str, Any] = {
@@ -48,7 +48,8 @@ def test_accumulated_batches_make_the_step_of_one_batch_of_their_size(toy_cache:
 
 
 def test_the_running_mean_of_the_weights_is_what_is_kept(toy_cache: Path, tmp_path: Path) -> None:
-    decay, options = 0.5, {"batch_size": 6, "modalities": ["T1"]}
+    """The decay warms up: 2/11, 3/12, ... until it is the run's."""
+    decay, options = 0.22, {"batch_size": 6, "modalities": ["T1"]}
     after = [train(toy_cache, tmp_path / f"{n}", epochs=3, **options) for n in ("plain",)]
     with Cache(toy_cache) as cache:
         config = plan_run(cache, run=tmp_path, epochs=3, ema=decay, **{**QUICK, **options})
@@ -66,10 +67,23 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(toy_cache: Path, tmp_pa
     kept = weights(tmp_path / "mean")
     for name, tensor in kept.items():
         mean = steps[0][name]
-        for step in steps[1:]:
-            mean = decay * mean + (1 - decay) * step[name]
+        for number, step in enumerate(steps[1:], 1):
+            share = min(decay, (1 + number) / (10 + number))
+            mean = share * mean + (1 - share) * step[name]
         torch.testing.assert_close(tensor, mean, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(steps[-1][name], after[0][name])  # the weights themselves go their own way
+
+
+def test_a_long_running_mean_of_a_short_training_is_not_mostly_its_start() -> None:
+    """With a decay of 0.999 from the first step, 300 steps would leave the start 74 % of the mean."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = running_mean(model, 0.999)
+    for step in range(300):
+        with torch.no_grad():
+            model.weight.fill_(float(step > 0))  # the start is 0, all that comes after is 1
+        average.update_parameters(model)
+    assert average.module.weight.item() > 0.99
+    assert [ema_decay(0.999, t) for t in (1, 8, 100_000)] == [2 / 11, 0.5, 0.999]
 
 
 def test_a_dropped_modality_gets_no_gradient_and_one_always_stays(toy_cache: Path, tmp_path: Path) -> None:

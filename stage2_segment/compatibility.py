@@ -1,0 +1,83 @@
+"""Whether a cache is one that a run can read: made by the same frozen models, asked the same question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.reader import Cache
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import choose
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.plan import text_width
+
+# The run is not bound to its own patients, nor to how embeddings are stored, nor to a seed: what they are made by counts.
+UNBOUND = ("slices", "embeddings", "store", "seed")
+
+
+def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The modalities to predict from: `modalities`, or all the run was trained with.
+
+    Raises:
+        UserError: the cache lacks a layer or modality of the run; its pictures were prepared otherwise, its embeddings come
+            from another encoder, or its instructions from other models or another question; a modality that the run was
+            not trained with.
+    """
+    inputs = config.inputs
+    choose([inputs.encoder] if inputs.encoder else [], cache.encoders, "encoder")
+    choose(inputs.texts_read, cache.variants, "variant")
+    wanted = choose(modalities, inputs.modalities, "modality of the run")
+    missing = [name for name in wanted if name not in cache.modalities]
+    if missing:
+        raise UserError(
+            f"{cache.path} has no {', '.join(missing)}; it has {', '.join(cache.modalities)}; --modalities predicts "
+            "from those there are"
+        )
+    pictures = cache.recipe("slices").get("preprocessing") or {}
+    _check_same(inputs.preprocessing, pictures, f"the pictures of {cache.path} were prepared otherwise than")
+    encoder = cache.recipe(inputs.embedding_layer) if inputs.encoder else {}
+    _check_same(inputs.embedding_recipe, encoder, f"{cache.path} was made by another image encoder than")
+    for name in inputs.texts_read:
+        check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{name}"), str(cache.path))
+        width = text_width(cache, [name], config.architecture.form)
+        if width != config.architecture.text_width:
+            raise UserError(
+                f"{cache.path} has text embeddings of {width} values, the run was trained on "
+                f"{config.architecture.text_width}; build the cache with the run's text encoder"
+            )
+    return wanted
+
+
+def check_instructions(of_run: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Whether instructions are of the kind that a run was trained on.
+
+    Args:
+        of_run, now: recipes of instruction layers; other patients, another seed and fewer modalities are no difference.
+        where: what has the others, for the message.
+
+    Raises:
+        UserError: another LLM, projection, vision or text encoder, prompt, term or instance, naming it.
+    """
+    shared = set(of_run.get("terms") or ()) & set(now.get("terms") or ())
+    before, after = (_what_decides(recipe, shared) for recipe in (of_run, now))
+    _check_same(before, after, f"the instructions of {where} are by other models, or of another question, than")
+
+
+def _what_decides(recipe: Mapping[str, Any], modalities: set[str]) -> dict[str, Any]:
+    """What decides the text of `modalities`; whom a projection was trained on is decided by its digest."""
+    decides = dict(recipe)
+    if isinstance(recipe.get("terms"), Mapping):
+        decides["terms"] = {name: term for name, term in recipe["terms"].items() if name in modalities}
+    if isinstance(recipe.get("projection"), Mapping):
+        decides["projection"] = {key: value for key, value in recipe["projection"].items() if key != "trained_on"}
+    return decides
+
+
+def _check_same(of_run: Mapping[str, Any], now: Mapping[str, Any], complaint: str) -> None:
+    before, after = ({key: recipe[key] for key in recipe if key not in UNBOUND} for recipe in (of_run, now))
+    changed = differences(before, after)
+    if changed:
+        raise UserError(
+            f"{complaint} the run's ({describe(changed)}); build it with the --models and --set of the run's cache"
+        )
