@@ -60,9 +60,9 @@ def _read(path: Path) -> Any:
         needed = _GLOBAL.search(str(error))
         if needed:
             raise UserError(
-                f"{path} is not a plain weights file: it would run code, beside its tensors it holds an object of {needed[1]}, "
-                "which only the code that wrote it can read; where you trust the file, save its state dict alone (torch.save(model.state_dict(), "
-                "FILE)) and give that"
+                f"{path} is not a plain weights file: it would run code, beside its tensors it holds an object of "
+                f"{needed[1]}, which only the code that wrote it can read; where you trust the file, save "
+                "its state dict alone (torch.save(model.state_dict(), FILE)) and give that"
             ) from error
         raise UserError(
             f"{path} is not a plain weights file: {_first_line(error)}; expected a state dict of tensors, get the file "
