@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line: what was found, where, what was expected, what to do. It is raised where that knowledge is
     and printed in one place (`zeus_union.cache.terminal`), with exit code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a message's space: its first line, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.batching import run_in_batches
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector, check_widths, new_connector, read_connector
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
@@ -25,6 +26,10 @@ from zeus_union.stage1_instruct.weights.store import digest_of, zeus_home
 
 if TYPE_CHECKING:
     from zeus_union.stage1_instruct.models.language.blip2 import Blip2
+
+
+# Images that are turned into image tokens together.
+CHUNK = 32
 
 
 def trained_projection(profile: Profile) -> Path:
@@ -47,6 +52,7 @@ class ProjectedLLM:
         self._device = device
         self._say = say
         self._is_blip2 = profile.instructor == "blip2"
+        self._chunk = CHUNK
 
     @property
     def sees(self) -> Sees:
@@ -192,17 +198,32 @@ class ProjectedLLM:
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """Vision features float32 (B, T, C) on the device.
+        """Vision features float32 (B, T, C) on the CPU.
 
         Args:
             images: B of what it `sees`: embeddings float32 (B, 256, 64, 64), or pictures uint8 (B, H, W).
         """
-        return self.vision.tokens(images if self.sees == "pictures" else images.to(self._device))
+        return self._in_chunks(self._features, images, (self.vision.count, self.vision.width), "the vision features")
 
     @torch.inference_mode()
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Images as for `features` -> image tokens for the LLM, float32 (B, T, H)."""
-        return self.projection(self.features(images))
+        """Images as for `features` -> image tokens for the LLM, float32 (B, T, H), on the CPU: they go to the device a
+        prompt at a time.
+        """
+        shape = (self.vision.count, self.llm.width)
+        return self._in_chunks(lambda seen: self.projection(self._features(seen)), images, shape, "the image tokens")
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.vision.tokens(images if self.sees == "pictures" else images.to(self._device))
+
+    def _in_chunks(
+        self, function: Callable[[Tensor], Tensor], images: Tensor, empty: tuple[int, int], what: str
+    ) -> Tensor:
+        """A few images at a time on the device, whatever their number: an embedding takes 4 MiB."""
+        parts, self._chunk = run_in_batches(
+            lambda batch: function(images[batch]).cpu(), len(images), self._chunk, self._say, what
+        )
+        return torch.cat(parts) if parts else torch.empty(0, *empty)
 
     def load(self) -> None:
         """Loads vision, projection and language model.

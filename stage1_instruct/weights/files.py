@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from zeus_union.cache.errors import UserError
+from zeus_union.cache.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +65,7 @@ def _read(path: Path) -> Any:
                 "its state dict alone (torch.save(model.state_dict(), FILE)) and give that"
             ) from error
         raise UserError(
-            f"{path} is not a plain weights file: {_first_line(error)}; expected a state dict of tensors, get the file "
+            f"{path} is not a plain weights file: {first_line(error)}; expected a state dict of tensors, get the file "
             "from its publisher again"
         ) from error
     except (RuntimeError, EOFError, SafetensorError, ValueError, AttributeError) as error:
@@ -75,7 +75,7 @@ def _read(path: Path) -> Any:
                 "gives one)"
             ) from error
         raise UserError(
-            f"{path} cannot be read as weights ({_first_line(error)}); it may be cut short, fetch it again"
+            f"{path} cannot be read as weights ({first_line(error)}); it may be cut short, fetch it again"
         ) from error
 
 
@@ -142,10 +142,6 @@ def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
     while state and (prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in state)), "")):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
