@@ -220,7 +220,7 @@ def _build_subject(build: _Build, study: Study) -> int:
         for layer in missing:
             card = replace(build.dataset.card, instance=build.layers.instructions[layer])
             written = answer(seen, card, models, build.options.seed, report.timing)
-            report.count(written.rows)
+            report.count(written.rows, written.cut)
             with report.timing("writing instructions", count):
                 writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
     return count
