@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class NoSpaceError(UserError):
     """A disk without the space for what comes next: no subject's fault, the whole job stops."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a message's space: its first line, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

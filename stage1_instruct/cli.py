@@ -286,6 +286,12 @@ def _say_report(report: BuildReport) -> None:
             f"  of {count} instructions {report.empty} are empty and {report.endless} were cut at max_new_tokens; "
             "the Parquet table's stop_reason names them"
         )
+    if report.cut_by_encoder:
+        say(
+            f"  of {report.done['text encoder']} texts {report.cut_by_encoder} are longer than the text encoder reads: their "
+            "ends do not count, and texts that differ there only get the same vector. Fewer max_new_tokens or classes, "
+            "--per-class, --text-window extended or mean (MedCLIP), or another text encoder"
+        )
 
 
 def _models(
@@ -468,12 +474,21 @@ def sentences(
 @click.option("--cache", type=FILE, help="The cache that pairs with subject, slice and modality refer to.")
 @with_models
 @click.option(
-    "--out", type=FILE, help="Weights to write.  [default: with the models in ZEUS_HOME, where build-cache finds them]"
+    "--out",
+    type=FILE,
+    help="Weights to write.  [default: in ZEUS_HOME, one file for each vision, LLM and connector, where build-cache finds it]",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.  [default: about 150 steps]")
 @click.option("--lr", type=float, default=2e-3, show_default=True, help="Highest learning rate.")
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pairs a step.")
 @click.option("--at-once", type=click.IntRange(1), help="Pairs computed together, where a batch does not fit.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the subjects (pictures, where pairs name no subject) that is never trained on; 0: none.",
+)
 @click.option("--warm-up", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option(
@@ -481,7 +496,7 @@ def sentences(
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="auto: bf16 where the device is fast in it.",
+    help="auto: bf16 where the device is fast in it; fp16 needs a GPU.",
 )
 @click.option("--lora-rank", type=click.IntRange(0), default=0, show_default=True, help="Train a LoRA on the LLM too.")
 @click.option("--start", type=FILE, help="Begin from this projection, or from an XrayGPT or MiniGPT-4 checkpoint.")

@@ -57,11 +57,12 @@ def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
         "image encoder": _encoder,
         "vision features": _vision,
         "projection": _projection,
+        "decoding": _decoding,
         "instruction": _instruction,
         "text encoder": _text,
     }
     if not isinstance(models.instructor, ProjectedLLM):
-        del checks["vision features"], checks["projection"]
+        del checks["vision features"], checks["projection"], checks["decoding"]
     for part, check in checks.items():
         try:
             yield Finding(part, True, check(models))
@@ -118,6 +119,14 @@ def _projection(models: Models) -> str:
     llm = models.projected_llm
     tokens = llm.image_tokens(_image(models))
     return f"{llm.projection.kind}: {tokens.shape[1]} image tokens, {tokens.shape[2]} wide, as the language model's"
+
+
+def _decoding(models: Models) -> str:
+    """A few tokens by the decode loop and by transformers' own `generate`, whatever the language model."""
+    served = models.projected_llm.llm.serving
+    if served.by_library:
+        return f"by transformers' generate, one prompt at a time, slower: {served.report}"
+    return f"by the decode loop, many prompts together: {served.report}"
 
 
 def _instruction(models: Models) -> str:

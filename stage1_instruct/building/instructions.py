@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -48,11 +49,13 @@ class SubjectInstructions:
         embeddings: float32 (n, M, D), the encoded texts.
         states: fp16 (n, M, L, H), the LLM's last layer at every generated token, zeros after the last; None where they
             are not kept.
+        cut: how many of the texts are longer than what the text encoder reads of them.
     """
 
     rows: list[Instruction]
     embeddings: NDArray[np.float32]
     states: NDArray[np.float16] | None
+    cut: int = 0
 
 
 def stored_images(writer: CacheWriter, subject: str, embeddings: str, sees: Sees) -> Iterator[SubjectImages]:
@@ -84,6 +87,7 @@ def joined(pieces: Iterable[SubjectInstructions]) -> SubjectInstructions:
         [row for part in parts for row in part.rows],
         np.concatenate([part.embeddings for part in parts]),
         np.concatenate(states) if states else None,
+        sum(part.cut for part in parts),
     )
 
 
@@ -104,14 +108,16 @@ def answer(
     instructor = models.instructor
     keys = [(int(number), modality) for number in seen.numbers for modality in card.modalities]
     questions = [question(card.instance, card.terms[modality]) for _, modality in keys]
-    seeds = [_seed(seed, seen.subject, *key) if instructor.samples else 0 for key in keys]
+    seeds = [_seed(seed, seen.subject, *key) for key in keys] if instructor.samples else None
     if seen.images is None:
         generations = instructor.answer(questions, None, seeds)
     else:
         with timing("LLM", len(keys)):
             generations = instructor.answer(questions, seen.images.flatten(0, 1), seeds)
     with timing("text encoder", len(keys)):
-        vectors = encode_distinct(models.text_encoder, [generation.text for generation in generations])
+        texts = [generation.text for generation in generations]
+        vectors = encode_distinct(models.text_encoder, texts)
+        cut = sum(dropped > 0 for dropped in models.text_encoder.dropped(texts))
     rows = [
         Instruction(
             slice_number=number,
@@ -123,14 +129,16 @@ def answer(
             stop_reason=generation.stop_reason,
             seed=row_seed,
         )
-        for (number, modality), row_question, generation, row_seed in zip(keys, questions, generations, seeds)
+        for (number, modality), row_question, generation, row_seed in zip(
+            keys, questions, generations, seeds or repeat(None)
+        )
     ]
     shape = (len(seen.numbers), len(card.modalities))
     states = None
     if models.profile.keep_states:
         states = _stack_states([generation.states for generation in generations], models.profile.max_new_tokens)
         states = states.reshape(*shape, *states.shape[1:])
-    return SubjectInstructions(rows, np.asarray(vectors, dtype=np.float32).reshape(*shape, -1), states)
+    return SubjectInstructions(rows, np.asarray(vectors, dtype=np.float32).reshape(*shape, -1), states, cut)
 
 
 def _seed(seed: int, subject: str, number: int, modality: str) -> int:

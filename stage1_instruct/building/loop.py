@@ -318,7 +318,7 @@ def _build_subject(build: _Build, study: Study) -> int:
         card = replace(build.dataset.card, instance=build.layers.instructions[layer])
         pieces = stored_images(writer, subject, embeddings_layer, models.instructor.sees)
         written = joined(answer(seen, card, models, build.options.seed, report.timing) for seen in pieces)
-        report.count(written.rows)
+        report.count(written.rows, written.cut)
         with report.timing("writing instructions", count):
             writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
     return count

@@ -26,6 +26,7 @@ class BuildReport:
         complete: whether the cache is finished; not so where other parts of it are still being built.
         empty: instructions without a word.
         endless: instructions that were cut at max_new_tokens.
+        cut_by_encoder: texts of which the text encoder read the beginning only.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -35,6 +36,7 @@ class BuildReport:
     complete: bool = False
     empty: int = 0
     endless: int = 0
+    cut_by_encoder: int = 0
 
     @contextmanager
     def timing(self, part: str, slice_modalities: int) -> Iterator[None]:
@@ -43,8 +45,9 @@ class BuildReport:
         self.seconds[part] += time.perf_counter() - start
         self.done[part] += slice_modalities
 
-    def count(self, rows: Iterable[Instruction]) -> None:
-        """Counts the instructions that are empty and those that were cut."""
+    def count(self, rows: Iterable[Instruction], cut_by_encoder: int = 0) -> None:
+        """Counts the instructions that are empty and those that were cut, by the language model or the text encoder."""
+        self.cut_by_encoder += cut_by_encoder
         for row in rows:
             self.empty += not row.text
             self.endless += row.stop_reason == "length"

@@ -57,7 +57,7 @@ class Models:
 
             return Frozen(
                 partial(LiteMedSAM.recipe_of, profile.encoder_weights),
-                partial(LiteMedSAM, profile.encoder_weights, self.device),
+                partial(LiteMedSAM, profile.encoder_weights, self.device, self._batch_size),
             )
         from zeus_union.stage1_instruct.models.image.sam import SamEncoder
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
-from zeus_union.cache.errors import UserError
+from zeus_union.cache.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def run_in_batches(
                 raise
             if stop - at == 1:
                 raise UserError(
-                    f"{what} ran out of memory with a single item ({_first_line(error)}); free memory on the device, "
+                    f"{what} ran out of memory with a single item ({first_line(error)}); free memory on the device, "
                     "choose a smaller model or a lower precision (bf16), or run on the CPU"
                 ) from error
         else:
@@ -60,13 +60,21 @@ def run_in_batches(
     return parts, size
 
 
+def run_in_chosen_batches(
+    function: Callable[[list[int]], T], order: Sequence[int], size: int, say: Callable[[str], None], what: str
+) -> tuple[list[tuple[list[int], T]], int]:
+    """`run_in_batches` over positions in an order of one's own; each result comes with its positions."""
+
+    def call(batch: slice) -> tuple[list[int], T]:
+        chosen = list(order[batch])
+        return chosen, function(chosen)
+
+    return run_in_batches(call, len(order), size, say, what)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch or numpy ran out of memory, on any device."""
     # torch.cuda.OutOfMemoryError is torch.OutOfMemoryError from 2.5 on, and the only name before.
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

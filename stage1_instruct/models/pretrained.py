@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.weights.store import path_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,7 +45,10 @@ def load_pretrained(
     """Tokenizer and frozen model of a part of a profile, on the device.
 
     A tokenizer with fewer tokens than the model has embeddings is fine (Vicuna v0 has a row for padding that LLaMA's
-    tokenizer does not know); nothing is ever resized.
+    tokenizer does not know), and so is one whose tokens beyond the embeddings are special ones (Llama 2 with a padding
+    token, Gemma 3's image token), which no text here has in it (`check_ids`); nothing is ever resized.
+
+    Python code that comes with the folder is never run, and nobody is asked whether it may.
 
     Args:
         auto_class: transformers.AutoModel or one of its kin.
@@ -57,6 +61,8 @@ def load_pretrained(
     """
     loading = loading or Loading()
     folder = path_of(part)
+    if not folder.is_dir():
+        raise UserError(f"the {what} {part} is a file, expected a folder with config.json, weights and tokenizer")
     transformers.utils.logging.disable_progress_bar()
     tokenizer = _tokenizer(folder, part, what)
     options = _options(loading, torch.device(device))
@@ -66,6 +72,7 @@ def load_pretrained(
             model, report = auto_class.from_pretrained(
                 folder,
                 local_files_only=True,
+                trust_remote_code=False,
                 dtype=_DTYPES[loading.precision],
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they come back in `report`, with their names
@@ -79,13 +86,18 @@ def load_pretrained(
             ) from error
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, KeyError)):
             raise
-        raise UserError(f"{part} is not a {what} that transformers can read: {error}") from error
+        raise _unreadable(folder, part, what, error) from error
     _check_complete(report, folder, part, what)
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
+    ordinary = sorted(set(beyond) - _special_tokens(tokenizer))
+    if ordinary:
         raise UserError(
-            f"the {what} {part} has {rows} embeddings but its tokenizer {len(tokenizer)} tokens: not a pair"
+            f"the {what} {part} has {rows} embeddings but its tokenizer {len(tokenizer)} tokens: not a pair "
+            f"({', '.join(ordinary[:3])} would have no embedding)"
         )
+    if own_code(folder):
+        say(f"{part} comes with Python code of its own: it is not run, transformers' {type(model).__name__} is used")
     if not options:
         model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
@@ -98,20 +110,62 @@ def read_config(part: str, what: str) -> Any:
         UserError: no such folder; no configuration that transformers can read.
     """
     try:
-        return transformers.AutoConfig.from_pretrained(path_of(part), local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(path_of(part), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{part} is not a {what} that transformers can read: {error}") from error
+        raise _unreadable(path_of(part), part, what, error) from error
+
+
+def own_code(folder: Path) -> list[str]:
+    """The files of a folder that name Python code to be run in place of transformers' own ('auto_map')."""
+    naming = []
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            if "auto_map" in json.loads((folder / name).read_text(encoding="utf-8")):
+                naming.append(name)
+        except (OSError, ValueError, TypeError):
+            continue
+    return naming
+
+
+def check_ids(tokenizer: Any, ids: Iterable[int], rows: int) -> None:
+    """Refuses tokens for which a model of `rows` embeddings has none.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    beyond = next((number for number in ids if number >= rows), None)
+    if beyond is not None:
+        raise UserError(
+            f"the text holds {tokenizer.convert_ids_to_tokens(beyond)}, a special token of the tokenizer for which the "
+            f"model has no embedding ({rows} of them); leave it out of the text"
+        )
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def _unreadable(folder: Path, part: str, what: str, error: Exception) -> UserError:
+    if own_code(folder):
+        return UserError(
+            f"the {what} {part} comes with Python code of its own ({', '.join(own_code(folder))}: auto_map), which is "
+            "never run (trust_remote_code is off), and transformers has no class for it; choose another model"
+        )
+    return UserError(f"{part} is not a {what} that transformers can read: {' '.join(str(error).split())[:500]}")
 
 
 def _tokenizer(folder: Path, part: str, what: str) -> Any:
     reason: Exception | None = None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # Without the files, transformers 5.0 makes an empty tokenizer, to which every word is unknown.
         if set(tokenizer("liver", add_special_tokens=False).input_ids) - {tokenizer.unk_token_id}:
             return tokenizer
     except (OSError, ValueError, ImportError) as error:
         reason = error
+    if "tokenizer_config.json" in own_code(folder) and reason is not None:
+        raise _unreadable(folder, part, f"{what}'s tokenizer", reason) from reason
     if (folder / "tokenizer.model").exists() and importlib.util.find_spec("sentencepiece") is None:
         advice = "tokenizer.model is a SentencePiece file, and reading it needs: pip install sentencepiece protobuf"
     else:

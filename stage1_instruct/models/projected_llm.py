@@ -5,7 +5,7 @@ Zeus, Eqs. 2 and 3. BLIP-2 comes with a projection of its own; there ours is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import fingerprint
+from zeus_union.stage1_instruct.models.batching import run_in_batches
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector, check_widths, new_connector, read_connector
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
     from zeus_union.stage1_instruct.models.language.blip2 import Blip2
 
 
-def trained_projection(profile: Profile) -> Path:
-    """Where the trained projection of a profile is kept with the models."""
-    return zeus_home() / profile.name / "projection.safetensors"
+# Images that are turned into image tokens together.
+CHUNK = 32
+
+
+def trained_projection(belongs_to: Mapping[str, Any]) -> Path:
+    """Where the projection that was trained between these models is kept: one file for each `belongs_to`."""
+    return zeus_home() / "projections" / f"{fingerprint(belongs_to)[:32]}.safetensors"
 
 
 class ProjectedLLM:
@@ -47,6 +53,7 @@ class ProjectedLLM:
         self._device = device
         self._say = say
         self._is_blip2 = profile.instructor == "blip2"
+        self._chunk = CHUNK
 
     @property
     def sees(self) -> Sees:
@@ -127,6 +134,14 @@ class ProjectedLLM:
     def _loading(self) -> Loading:
         return Loading(self._profile.llm_precision, self._profile.llm_quantize, self._profile.llm_device_map)
 
+    def belongs_to(self) -> dict[str, Any]:
+        """What a projection has to be trained between to be this profile's; loads no model."""
+        return {
+            "vision": self.vision_recipe(),
+            "llm_sha256": self._llm.recipe["weights_sha256"],
+            "connector": NONE if self._is_blip2 else self._profile.connector,
+        }
+
     @cached_property
     def projection(self) -> Connector:
         """The projection the profile names, on the device; says so where it is untrained.
@@ -134,7 +149,7 @@ class ProjectedLLM:
         Raises:
             UserError: it was trained for other widths, or on another encoder's features.
         """
-        connector = self._stored_projection
+        connector, _ = self._stored_projection
         if connector is None:
             connector = self.new_projection()
         else:
@@ -142,20 +157,22 @@ class ProjectedLLM:
         return connector.eval().requires_grad_(False).to(self._device)
 
     @cached_property
-    def _stored_projection(self) -> Connector | None:
-        """The projection as it is stored, without a look at the models on its two sides; None where there is none."""
+    def _stored_projection(self) -> tuple[Connector | None, dict[str, Any]]:
+        """The projection as it is stored, without a look at the models on its two sides (None where there is none), and
+        what is known of its training.
+        """
         if self._is_blip2:
             from zeus_union.stage1_instruct.models.language.blip2 import Blip2
 
             image_width, text_width = Blip2.widths_of(self._profile.blip2)
-            return Connector("none", image_width, 0, text_width)
+            return Connector("none", image_width, 0, text_width), {}
         chosen, path = self._profile.projection, self._projection_path
         if chosen == "untrained" or (chosen == "auto" and not path.exists()):
             self._say(
                 "the projection from image to language model is UNTRAINED: the text hardly depends on the image; "
-                f"zeus-instruct train-projection --models {self._profile.name} trains one"
+                f"zeus-instruct train-projection --models {self._profile.name} (with the same --set) trains one"
             )
-            return None
+            return None, {}
         if not path.exists():
             raise UserError(f"no projection at {path}: expected 'auto', 'untrained' or a file of train-projection")
         connector, facts = read_connector(path)
@@ -166,7 +183,7 @@ class ProjectedLLM:
             )
         if not facts:
             self._say(f"the projection {path} was trained on another model's vision features (XrayGPT's, MiniGPT-4's)")
-            return connector
+            return connector, {}
         differing = [part for part, value in self.vision_recipe().items() if facts.get("vision", {}).get(part) != value]
         if differing:
             raise UserError(
@@ -175,12 +192,12 @@ class ProjectedLLM:
             )
         if facts.get("llm_sha256") != self._llm.recipe["weights_sha256"]:
             self._say(f"the projection {path} was trained through another language model of the same width")
-        return connector
+        return connector, facts
 
     @property
     def _projection_path(self) -> Path:
         chosen = self._profile.projection
-        return trained_projection(self._profile) if chosen == "auto" else Path(chosen).expanduser()
+        return trained_projection(self.belongs_to()) if chosen == "auto" else Path(chosen).expanduser()
 
     def new_projection(self, seed: int = 0) -> Connector:
         """A seeded, untrained projection for this profile; BLIP-2, which has its own, needs none."""
@@ -192,17 +209,32 @@ class ProjectedLLM:
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """Vision features float32 (B, T, C) on the device.
+        """Vision features float32 (B, T, C) on the CPU.
 
         Args:
             images: B of what it `sees`: embeddings float32 (B, 256, 64, 64), or pictures uint8 (B, H, W).
         """
-        return self.vision.tokens(images if self.sees == "pictures" else images.to(self._device))
+        return self._in_chunks(self._features, images, (self.vision.count, self.vision.width), "the vision features")
 
     @torch.inference_mode()
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Images as for `features` -> image tokens for the LLM, float32 (B, T, H)."""
-        return self.projection(self.features(images))
+        """Images as for `features` -> image tokens for the LLM, float32 (B, T, H), on the CPU: they go to the device a
+        prompt at a time.
+        """
+        shape = (self.vision.count, self.llm.width)
+        return self._in_chunks(lambda seen: self.projection(self._features(seen)), images, shape, "the image tokens")
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.vision.tokens(images if self.sees == "pictures" else images.to(self._device))
+
+    def _in_chunks(
+        self, function: Callable[[Tensor], Tensor], images: Tensor, empty: tuple[int, int], what: str
+    ) -> Tensor:
+        """A few images at a time on the device, whatever their number: an embedding takes 4 MiB."""
+        parts, self._chunk = run_in_batches(
+            lambda batch: function(images[batch]).cpu(), len(images), self._chunk, self._say, what
+        )
+        return torch.cat(parts) if parts else torch.empty(0, *empty)
 
     def load(self) -> None:
         """Loads vision, projection and language model.
@@ -226,15 +258,22 @@ class ProjectedLLM:
 
     def recipe(self) -> dict[str, Any]:
         """What decides an instruction's text, JSON-able, without paths; loads no model but the projection."""
-        connector = self._stored_projection
-        recipe = {
+        connector, facts = self._stored_projection
+        subjects = set(facts.get("subjects", ()))
+        recipe: dict[str, Any] = {
             "vision": self.vision_recipe(),
             "connector": self._profile.connector if connector is None else connector.kind,
             "projection": "untrained" if connector is None else {"sha256": connector.digest(), **connector.sizes},
             "llm": self._llm.recipe,
         }
         if self._profile.lora != NONE:
-            from zeus_union.stage1_instruct.models.language.lora import lora_digest
+            from zeus_union.stage1_instruct.models.language.lora import lora_digest, lora_subjects
 
-            recipe["lora"] = lora_digest(Path(self._profile.lora).expanduser())
+            lora = Path(self._profile.lora).expanduser()
+            recipe["lora"] = lora_digest(lora)
+            subjects |= lora_subjects(lora)
+        if subjects:
+            # A run that tests on one of them would test on what these weights have seen.
+            trained = {"sha256": "untrained"} if connector is None else recipe["projection"]
+            recipe["projection"] = {**trained, "trained_on": {"subjects": sorted(subjects)}}
         return recipe

@@ -12,6 +12,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.language.prompts import TEMPLATES
 from zeus_union.stage1_instruct.profiles.named_yaml import read_named_yaml
 from zeus_union.stage1_instruct.weights.sources import source_of
+from zeus_union.stage1_instruct.weights.store import existing_path
 
 FOLDER = Path(__file__).parent
 NONE = "none"  # a part that is left out
@@ -135,12 +136,16 @@ class Profile:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is loaded: names that `fetch` knows, or paths, each once."""
+        """What is loaded: names that `fetch` knows, hf:OWNER/NAME, or paths, each once."""
         return tuple(dict.fromkeys((self.encoder_weights, *(getattr(self, part) for part in self._wanted))))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The weights that `fetch` has to provide; parts given as paths are not among them."""
+        """The weights that `fetch` has to provide; parts given as paths are not among them.
+
+        Raises:
+            UserError: a part that is neither known nor a path that exists.
+        """
         return _known(self.parts)
 
     @property
@@ -151,8 +156,18 @@ class Profile:
 
 
 def _known(parts: Iterable[str]) -> tuple[str, ...]:
-    """Those that `fetch` knows."""
-    return tuple(part for part in parts if source_of(part) is not None)
+    """Those that `fetch` knows.
+
+    Raises:
+        UserError: one that is neither known nor a path that exists.
+    """
+    known = []
+    for part in parts:
+        if source_of(part) is not None:
+            known.append(part)
+        else:
+            existing_path(part)
+    return tuple(known)
 
 
 def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:

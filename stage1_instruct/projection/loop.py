@@ -38,8 +38,9 @@ class TrainingRecipe:
             gradient by rounding only.
         warm_up: share of the steps.
         caption_tokens: captions are cut to this many, with the end marker.
-        held_out: share of the images that is never trained on.
-        precision: of the computation; 'auto' is bf16 where the device is fast in it, else fp32.
+        held_out: share of the subjects (images, of pairs without a subject) that is never trained on.
+        precision: of the computation: 'fp32', 'bf16', 'fp16'; 'auto' is the language model's own where that is not fp32,
+            else bf16 where the device is fast in it, else fp32. What is trained is fp32 always.
         lora_rank: of a LoRA on the language model, trained too; 0: none.
     """
 
@@ -71,15 +72,18 @@ class Progress:
     plan: Mapping[str, Any]
     sample: int
 
-    def save(self, task: Captioning, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    def save(
+        self, task: Captioning, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, epoch: int
+    ) -> None:
         """After `epoch` epochs; atomic."""
         buffer = io.BytesIO()
         weights = {"connector": task.connector.state_dict(), "lora": lora_state(task.llm.model)}
-        torch.save({"plan": dict(self.plan), "epoch": epoch, "optimizer": optimizer.state_dict(), **weights}, buffer)
+        steps = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        torch.save({"plan": dict(self.plan), "epoch": epoch, **steps, **weights}, buffer)
         write_atomically(self.path, buffer.getvalue())
 
-    def restore(self, task: Captioning, optimizer: torch.optim.Optimizer) -> int:
-        """Puts weights and optimiser back; the epochs that are done, 0 where there is nothing to go on from.
+    def restore(self, task: Captioning, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+        """Puts weights, optimiser and loss scale back; the epochs that are done, 0 where there is nothing to go on from.
 
         Raises:
             UserError: the file is damaged, or belongs to another training.
@@ -102,6 +106,8 @@ class Progress:
         task.connector.load_state_dict(state["connector"])
         task.llm.model.load_state_dict(state["lora"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         return epoch
 
     def forget(self) -> None:
@@ -130,10 +136,10 @@ def fit(
     """
     parameters = task.trainable()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")
+    scaler = torch.amp.GradScaler(task.device.type, enabled=task.in_fp16)
     epochs = epochs_in_all(len(training), recipe)
     total = steps_in_all(len(training), recipe)
-    begun = progress.restore(task, optimizer) if progress else 0
+    begun = progress.restore(task, optimizer, scaler) if progress else 0
     if begun:
         say(f"going on after epoch {begun} of {epochs}")
     quarter = max(1, round(epochs / 4))
@@ -156,7 +162,7 @@ def fit(
             if epoch % quarter == 0 and epoch < epochs:
                 say(f"  it now says: {task.say(progress.sample)}")
             if epoch < epochs and time.monotonic() - saved >= SAVE_EVERY_S and accelerator.is_main_process:
-                progress.save(task, optimizer, epoch)
+                progress.save(task, optimizer, scaler, epoch)
                 saved = time.monotonic()
     return epoch_loss
 
@@ -166,7 +172,7 @@ def _step(
     batch: Sequence[int],
     parameters: list[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    scaler: Any,
+    scaler: torch.amp.GradScaler,
     recipe: TrainingRecipe,
     accelerator: Accelerator,
 ) -> float:
@@ -177,8 +183,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=task.device)
     for at in range(0, len(share), at_once):
-        with torch.autocast(task.device.type, torch.float16, enabled=scaler.is_enabled()):
-            part = task.loss(share[at : at + at_once], total)
+        part = task.loss(share[at : at + at_once], total)
         scaler.scale(part).backward()
         loss += part.detach()
     if accelerator.num_processes > 1:

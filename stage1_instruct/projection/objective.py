@@ -26,7 +26,7 @@ class Captioning:
         llm: frozen, but for a LoRA where it has one that requires gradients.
         features: float32 (N, T, C), the frozen vision features; questions and captions alike.
         caption_tokens: captions are cut to this many, with the end marker.
-        bf16: compute in bf16 where weights are fp32 (autocast).
+        autocast: compute in bf16 or fp16 where weights are fp32; None: in the precision of the weights.
     """
 
     connector: Connector
@@ -35,7 +35,7 @@ class Captioning:
     questions: Sequence[str]
     captions: Sequence[str]
     caption_tokens: int = 48
-    bf16: bool = False
+    autocast: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,7 @@ class Captioning:
             over: the rows' own number of tokens by default; that of a whole batch where these rows are a part of it.
         """
         targets = [self.target(row) for row in rows]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self._precision():
             image_tokens = self.connector(self.features[list(rows)].to(self.device))
         prompts = [self.llm.embed_prompt(self.questions[row], tokens) for row, tokens in zip(rows, image_tokens)]
         # Padding stands on the right, after all that counts: with causal attention it needs no mask.
@@ -77,13 +77,21 @@ class Captioning:
             numbers += [number] * len(target)
             positions += range(len(prompt) - 1, len(prompt) - 1 + len(target))
             wanted.append(ids)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self._precision():
             # The causal LM's own inner model, on which a LoRA lies too; the output layer comes below.
             states = self.llm.model.base_model(inputs_embeds=torch.stack(embeds), use_cache=False).last_hidden_state
             # Only where a caption token is predicted: the output layer over the whole vocabulary is a fifth of the model.
             logits = self.llm.model.get_output_embeddings()(states[numbers, positions])
         summed = F.cross_entropy(logits.float(), torch.cat(wanted), reduction="sum")
         return summed / (over or len(positions))
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+    @property
+    def in_fp16(self) -> bool:
+        """Whether gradients pass through fp16, where small ones vanish unless the loss is scaled."""
+        return torch.float16 in (self.autocast, self.llm.embedding.weight.dtype)
 
     @torch.no_grad()
     def mean_loss(self, rows: Sequence[int], batch_size: int) -> float | None:

@@ -35,7 +35,7 @@ class Pair:
         instance: what the question asks to segment; empty: the cache's.
         modality: what the question calls the modality; for a row of a cache the modality's name there.
         image: a picture, or None where the image is a row of a cache.
-        subject, slice: the row of the cache.
+        subject, slice: the row of the cache; of a picture, the patient, where the file names one.
     """
 
     caption: str
@@ -50,13 +50,18 @@ class Pair:
         """Equal for pairs that show the same image."""
         return (str(self.image), -1, "") if self.image is not None else (self.subject, self.slice, self.modality)
 
+    @property
+    def patient(self) -> str:
+        """Equal for pairs that have to be held out together: the subject, or the picture where none is named."""
+        return f"subject {self.subject}" if self.subject else f"image {self.image}"
+
 
 def read_pairs(path: Path) -> list[Pair]:
     """Pairs of image and caption: JSON Lines, Parquet (the same keys as columns), or XrayGPT's folder.
 
     Each has 'caption', and either 'image' (a picture; relative to the file) with 'instance' and 'modality' for the
-    question, or 'subject', 'slice' and 'modality', a row of a cache. XrayGPT's folder holds filter_cap.json and image/,
-    all of it chest X-rays.
+    question (and 'subject', where the patient is known), or 'subject', 'slice' and 'modality', a row of a cache.
+    XrayGPT's folder holds filter_cap.json and image/, all of it chest X-rays.
 
     Raises:
         UserError: no such file, no pairs, or a malformed line, by its number.
@@ -132,7 +137,8 @@ def _pair(values: Any, folder: Path, where: str) -> Pair:
         image = folder / text("image")
         if not image.is_file():
             raise UserError(f"{where}: there is no image {image}")
-        return Pair(caption, text("instance"), modality, image=image)
+        subject = text("subject") if "subject" in values else ""
+        return Pair(caption, text("instance"), modality, image=image, subject=subject)
     if "subject" not in values:
         raise UserError(f"{where} has neither 'image' nor 'subject' and 'slice'; expected one of the two")
     if not isinstance(values.get("slice"), int):

@@ -14,7 +14,12 @@ from accelerate import Accelerator
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say as say_to_terminal
-from zeus_union.stage1_instruct.models.bridge.connectors import Connector, load_connector, save_connector
+from zeus_union.stage1_instruct.models.bridge.connectors import (
+    Connector,
+    load_connector,
+    read_connector,
+    save_connector,
+)
 from zeus_union.stage1_instruct.models.language.lora import add_lora, save_lora
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.projected_llm import trained_projection
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Pair", "lora_path", "read_pairs", "train_projection"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TAKES_FP16 = ("cuda",)  # devices whose fp16 is fast and complete
 
 
 def lora_path(out: Path) -> Path:
@@ -53,7 +59,8 @@ def train_projection(
 
     Args:
         pairs: what to learn from; rows of a cache need `cache`.
-        out: where to save; with the models in ZEUS_HOME, where build-cache finds it, by default.
+        out: where to save; by default in ZEUS_HOME, one file for each vision, language model and kind of connector, where
+            build-cache finds it.
         start: a saved projection of the same kind, or an XrayGPT or MiniGPT-4 checkpoint, to begin from.
         options: of TrainingRecipe.
     Returns:
@@ -62,16 +69,19 @@ def train_projection(
         UserError: a profile with nothing to train; the loss is not finite; an unfinished training of other options.
     """
     recipe = TrainingRecipe(**options)
-    out = out or trained_projection(models.profile)
-    accelerator = Accelerator(cpu=models.device.type == "cpu")
+    out = out or trained_projection(models.projected_llm.belongs_to())
+    # The precision is the recipe's: what `accelerate config` says of mixed precision changes no weight.
+    accelerator = Accelerator(cpu=models.device.type == "cpu", mixed_precision="no")
     if not accelerator.is_main_process:
         say = _nothing
     task = _task(pairs, models, cache, recipe, start)
-    training, held_out = split_by_image(pairs, recipe.held_out, recipe.seed)
+    training, held_out = split_by_patient(pairs, recipe.held_out, recipe.seed)
     if start is None and task.connector.kind != "none":
         task.connector.standardise_by(task.features[training].to(models.device))
     steps = steps_in_all(len(training), recipe)
-    say(f"{len(training)} pairs to learn from, {len(held_out)} held out, {steps} steps")
+    say(f"{len(training)} pairs to learn from, {len(held_out)} held out, {steps} steps; in {_precision_name(task)}")
+    if recipe.held_out and not held_out:
+        say(f"all pairs are of {pairs[0].patient}: none is held out, and no loss here tells how it does on others")
 
     sample = (held_out or training)[0]
     before = task.say(sample)
@@ -89,7 +99,9 @@ def train_projection(
         "vision": models.projected_llm.vision_recipe(),
         "llm_sha256": models.projected_llm.llm.digest,
         "template": models.projected_llm.llm.template.name,
-        "training": {**asdict(recipe), "pairs": len(training), "bf16": task.bf16},
+        "training": {**asdict(recipe), "pairs": len(training), "computed_in": _precision_name(task)},
+        "subjects": sorted(_subjects(pairs, training) | _subjects_of_start(start)),
+        "held_out_subjects": sorted(_subjects(pairs, held_out)),
         "loss": {"training": training_loss, "held_out_before": held_out_before, "held_out": held_out_after},
         "sample": {"before": before, "after": after, "caption": task.captions[sample]},
     }
@@ -110,21 +122,48 @@ def _task(
 ) -> Captioning:
     if recipe.precision not in PRECISIONS:
         raise UserError(f"precision {recipe.precision!r} is unknown; there are: {', '.join(PRECISIONS)}")
-    if recipe.precision == "fp16" and models.device.type != "cuda":
+    if recipe.precision == "fp16" and models.device.type not in TAKES_FP16:
         raise UserError("training in fp16 needs a GPU; take precision bf16 or fp32 here")
+    whole = models.profile.llm_precision == "fp32"
+    if recipe.precision == "fp32" and not whole:
+        raise UserError(
+            f"precision fp32, but the language model's weights are in {models.profile.llm_precision}; "
+            "--set llm_precision=fp32, or --precision auto"
+        )
     connector = _connector(models, recipe, start).to(models.device)
     if recipe.lora_rank:
         if models.profile.lora != NONE:
             raise UserError(f"the profile has a LoRA already ({models.profile.lora}); --set lora=none trains a new one")
-        add_lora(models.projected_llm.llm.model, recipe.lora_rank, recipe.seed)
+        for parameter in add_lora(models.projected_llm.llm.model, recipe.lora_rank, recipe.seed):
+            parameter.data = parameter.data.float()
     elif connector.kind == "none":
         raise UserError("a BLIP-2 profile has no projection to train; give --lora-rank to train a LoRA")
     features = vision_features(pairs, models, cache)
     questions = [_question(pair, cache) for pair in pairs]
-    whole = models.profile.llm_precision == "fp32"
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and whole and computes_bf16(models.device))
+    asked = recipe.precision
+    if asked == "auto" and whole and computes_bf16(models.device):
+        asked = "bf16"
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked)
     captions = [pair.caption for pair in pairs]
-    return Captioning(connector, models.projected_llm.llm, features, questions, captions, recipe.caption_tokens, bf16)
+    return Captioning(
+        connector, models.projected_llm.llm, features, questions, captions, recipe.caption_tokens, autocast
+    )
+
+
+def _precision_name(task: Captioning) -> str:
+    """The precision a task is computed in: autocast's, or that of the language model's weights."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[task.autocast or task.llm.embedding.weight.dtype]
+
+
+def _subjects(pairs: Sequence[Pair], chosen: Sequence[int]) -> set[str]:
+    """The subjects of some pairs; pairs of pictures may name none."""
+    return {pairs[i].subject for i in chosen} - {""}
+
+
+def _subjects_of_start(start: Path | None) -> set[str]:
+    """Those that the projection was trained on from which this one begins."""
+    return set() if start is None else set(read_connector(start)[1].get("subjects", ()))
 
 
 def _connector(models: Models, recipe: TrainingRecipe, start: Path | None) -> Connector:
@@ -136,14 +175,18 @@ def _connector(models: Models, recipe: TrainingRecipe, start: Path | None) -> Co
     return connector
 
 
-def split_by_image(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out; pairs of one image stay together, one image at least is trained on."""
-    sources = sorted({pair.source for pair in pairs})
-    order = torch.randperm(len(sources), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(round(share * len(sources)), len(sources) - 1)
-    chosen = {sources[i] for i in order[:count]}
-    held_out = [i for i, pair in enumerate(pairs) if pair.source in chosen]
-    return [i for i, pair in enumerate(pairs) if pair.source not in chosen], held_out
+def split_by_patient(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out: neighbouring slices of one subject are nearly the same picture.
+
+    Pairs of one subject stay together (of one picture, where they name no subject); where there are several, one at least
+    is trained on and, for any share above 0, one at least held out.
+    """
+    patients = sorted({pair.patient for pair in pairs})
+    order = torch.randperm(len(patients), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(max(round(share * len(patients)), 1 if share else 0), len(patients) - 1)
+    chosen = {patients[i] for i in order[:count]}
+    held_out = [i for i, pair in enumerate(pairs) if pair.patient in chosen]
+    return [i for i, pair in enumerate(pairs) if pair.patient not in chosen], held_out
 
 
 def _question(pair: Pair, cache: Cache | None) -> str:
@@ -154,7 +197,7 @@ def _question(pair: Pair, cache: Cache | None) -> str:
 
 def _plan(pairs: Sequence[Pair], models: Models, recipe: TrainingRecipe) -> dict[str, Any]:
     """What an unfinished training must share with the one that goes on with it."""
-    lines = json.dumps([[*pair.source, pair.caption, pair.instance, pair.modality] for pair in pairs])
+    lines = json.dumps([[*pair.source, pair.patient, pair.caption, pair.instance, pair.modality] for pair in pairs])
     return {
         **asdict(recipe),
         "connector": models.profile.connector,

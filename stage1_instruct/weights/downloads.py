@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +27,8 @@ PAUSE_S = 3.0
 def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[[str], None]) -> str:
     """Downloads `url` to `path`, which appears when it is whole; a part that is there already is gone on with.
 
+    For one process at a time: `fetch` holds a lock on the model.
+
     Args:
         size: expected bytes, 0 if not known.
         sha256: expected; None takes what comes.
@@ -39,10 +42,46 @@ def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[
     path.parent.mkdir(parents=True, exist_ok=True)
     if size:
         require_space(path.parent, size - (part.stat().st_size if part.exists() else 0), path.name)
+    went_on = part.exists()
+    _fill(url, part, path, size, say)
+    digest, byte_count = sha256_of(part), part.stat().st_size
+    if went_on and _differs(digest, byte_count, size, sha256):
+        say(f"{path.name}: what was there of it is damaged; downloading all of it again")
+        _forget(part)
+        _fill(url, part, path, size, say)
+        digest, byte_count = sha256_of(part), part.stat().st_size
+    if _differs(digest, byte_count, size, sha256):
+        _forget(part)
+        raise UserError(
+            f"{url} gave another file than the pinned one ({byte_count} bytes, sha256 {digest}; expected "
+            f"{size or 'any'} bytes, {sha256 or 'any'}); nothing of it was kept"
+        )
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    return digest
+
+
+def _differs(digest: str, byte_count: int, size: int, sha256: str | None) -> bool:
+    return bool(size and byte_count != size) or bool(sha256 and digest != sha256)
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag(part).unlink(missing_ok=True)
+
+
+def _tag(part: Path) -> Path:
+    """What the server called the version of the file of which `part` is a part."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _fill(url: str, part: Path, path: Path, size: int, say: Callable[[str], None]) -> None:
+    """Brings `part` to the length of the file at `url`, over several connections where they break."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _go_on(url, part, path.name)
-            break
+            _go_on(url, part, path.name, size)
+            return
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise UserError(
@@ -58,25 +97,17 @@ def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[
             )
         say(f"{path.name}: {reason}; trying again ({attempt + 1} of {ATTEMPTS})")
         time.sleep(PAUSE_S)
-    digest, byte_count = sha256_of(part), part.stat().st_size
-    if (size and byte_count != size) or (sha256 and digest != sha256):
-        part.unlink()
-        raise UserError(
-            f"{url} gave another file than the pinned one ({byte_count} bytes, sha256 {digest}; expected "
-            f"{size or 'any'} bytes, {sha256 or 'any'}); nothing of it was kept"
-        )
-    part.replace(path)
-    return digest
 
 
-def _go_on(url: str, part: Path, name: str) -> None:
-    """Appends to `part` what is missing of the file at `url`.
+def _go_on(url: str, part: Path, name: str, size: int) -> None:
+    """Appends to `part` what is missing of the file at `url`, which is `size` bytes long where that is known.
 
     Raises:
-        OSError: the connection broke; http.client.IncompleteRead: it ended early.
+        OSError: the connection broke, or `part` is not as long now as the server says the file is; where it is longer,
+            it is gone. http.client.IncompleteRead: the connection ended early.
     """
     begun = part.stat().st_size if part.exists() else 0
-    tag = part.with_name(f"{part.name}.tag")
+    tag = _tag(part)
     headers = {"User-Agent": "zeus-union"}
     if begun and tag.exists():
         # The server sends the rest of the very file that was begun, or, where it has changed, all of the new one.
@@ -84,12 +115,18 @@ def _go_on(url: str, part: Path, name: str) -> None:
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing
-            tag.unlink(missing_ok=True)
-            return
-        raise
+        if error.code != 416:  # 416: the file has no bytes from there on
+            raise
+        # "bytes */1234": how long the file is.
+        length = (error.headers.get("Content-Range") or f"*/{size or ''}").rpartition("/")[2]
+        _require_length(part, int(length) if length.isdigit() else None)
+        tag.unlink(missing_ok=True)
+        return
     with answer:
         goes_on = answer.status == 206
+        if goes_on and not (answer.headers.get("Content-Range") or f"bytes {begun}-").startswith(f"bytes {begun}-"):
+            _forget(part)
+            raise OSError("the server sent another piece of the file than the one asked for")
         begun = begun if goes_on else 0
         length = answer.headers.get("Content-Length")
         total = begun + int(length) if length else None
@@ -103,10 +140,19 @@ def _go_on(url: str, part: Path, name: str) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.advance(task, len(block))
-        arrived = part.stat().st_size
-        if total is not None and arrived < total:
-            raise OSError(f"the connection ended after {arrived} of {total} bytes")
+        if total is not None:
+            _require_length(part, total)
     tag.unlink(missing_ok=True)
+
+
+def _require_length(part: Path, total: int | None) -> None:
+    """OSError where `part` is not `total` bytes long; one that is longer, or of no known length, is begun again."""
+    arrived = part.stat().st_size
+    if total is not None and arrived < total:
+        raise OSError(f"the connection ended after {arrived} of {total} bytes")
+    if arrived != total:
+        _forget(part)
+        raise OSError(f"{arrived} bytes are there of a file of {total or 'unknown length'}")
 
 
 def sha256_of(path: Path) -> str:

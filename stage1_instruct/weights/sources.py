@@ -161,13 +161,32 @@ def _source(values: Mapping[str, Any], where: str) -> Source:
 
 SOURCES = read_sources(Path(__file__).with_name("sources.yaml"))
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_PREFIX = "hf:"
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_LIKE_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def source_of(part: str) -> Source | None:
-    """Where a part of a profile comes from: a name of SOURCES, or an id on the Hugging Face hub; None for a path."""
+    """Where a part of a profile comes from: a name of SOURCES, or hf:OWNER/NAME on the Hugging Face hub; None: a path.
+
+    Raises:
+        UserError: hf: without an id behind it.
+    """
     if part in SOURCES:
         return SOURCES[part]
-    if _HUB_ID.fullmatch(part) and not Path(part).exists():
-        return Hub(part, MODEL_FILES, 0, part, "see its page")
-    return None
+    if not part.startswith(HUB_PREFIX):
+        return None
+    repository = part.removeprefix(HUB_PREFIX)
+    if not _HUB_ID.fullmatch(repository):
+        raise UserError(f"{part!r} is no model on the Hugging Face hub, expected {HUB_PREFIX}OWNER/NAME")
+    return Hub(repository, MODEL_FILES, 0, repository, "see its page")
+
+
+def advice_on(part: str) -> str:
+    """What to write in place of a path that does not exist."""
+    known = (
+        f"expected a path that exists, one of {', '.join(SOURCES)}, or {HUB_PREFIX}OWNER/NAME on the Hugging Face hub"
+    )
+    if _LIKE_HUB_ID.fullmatch(part):
+        return f"{known} (for the hub's {part} write {HUB_PREFIX}{part})"
+    return known

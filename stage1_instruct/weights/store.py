@@ -13,7 +13,7 @@ from typing import Protocol
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.weights.downloads import sha256_of
-from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Link, source_of
+from zeus_union.stage1_instruct.weights.sources import HUB_PREFIX, ByHand, Link, advice_on, source_of
 
 REMEMBER_ABOVE = 1 << 26  # bytes; what is smaller is read again each time
 _KINDS = {".safetensors", ".bin", ".pth", ".json", ".model", ".txt"}
@@ -56,9 +56,18 @@ def path_of(part: str) -> Path:
                 f"gets them into {zeus_home()}, or says what to do"
             )
         return folder_of(part) / source.weights if isinstance(source, Link) else folder_of(part)
+    return existing_path(part)
+
+
+def existing_path(part: str) -> Path:
+    """A part that is a path.
+
+    Raises:
+        UserError: there is nothing there.
+    """
     path = Path(part).expanduser()
     if not path.exists():
-        raise UserError(f"no weights at {part}: expected a path, a Hugging Face id, or one of {', '.join(SOURCES)}")
+        raise UserError(f"no weights at {part}: {advice_on(part)}")
     return path
 
 
@@ -82,7 +91,7 @@ def is_present(profile: HasNeeds) -> bool:
 
 
 def folder_of(name: str) -> Path:
-    return zeus_home() / "weights" / name.replace("/", "--")
+    return zeus_home() / "weights" / name.removeprefix(HUB_PREFIX).replace("/", "--")
 
 
 def is_sound(name: str, check_digests: bool) -> bool:

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import run_in_batches
 from zeus_union.stage1_instruct.models.language.llm import LoadedLLM
 from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained, read_config
 from zeus_union.stage1_instruct.weights.store import digest_of, path_of
@@ -60,11 +62,14 @@ class Blip2:
     def tokens(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W), grey -> image tokens float32 (B, count, width) on the device."""
         weight = self._model.language_projection.weight
-        parts = []
-        for batch in images.split(self._batch_size):
-            pixels = preprocess(batch.cpu().numpy(), self._side).to(weight.device, weight.dtype)
-            parts.append(self._model.get_image_features(pixels, return_dict=True).pooler_output.float())
-        return torch.cat(parts)
+        pictures = images.cpu().numpy()
+
+        def look(batch: slice) -> Tensor:
+            pixels = preprocess(pictures[batch], self._side).to(weight.device, weight.dtype)
+            return self._model.get_image_features(pixels, return_dict=True).pooler_output.float()
+
+        parts, self._batch_size = run_in_batches(look, len(pictures), self._batch_size, say, "BLIP-2's image encoder")
+        return torch.cat(parts) if parts else torch.empty(0, self.count, self.width, device=weight.device)
 
     def recipe(self) -> dict[str, Any]:
         return _recipe(self._digest, self._side)

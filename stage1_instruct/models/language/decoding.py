@@ -70,9 +70,11 @@ class Answer:
 
 
 @dataclass
-class _Row:
+class Row:
+    """An answer in the making: of which prompt, its columns in the cache, and what was chosen up to now."""
+
     prompt: int
-    length: int  # columns of the cache
+    length: int
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
@@ -139,11 +141,11 @@ class Decoder:
         longest = max(prompts.lengths)
         slots = min(self.slots, len(waiting))
         cache: SlotCache | None = None
-        rows: list[_Row] = []
+        rows: list[Row] = []
         while waiting or rows:
             if waiting and len(rows) < slots:
                 taken, waiting = waiting[: slots - len(rows)], waiting[slots - len(rows) :]
-                fresh = [_Row(i, prompts.lengths[i], torch.Generator().manual_seed(seeds[i])) for i in taken]
+                fresh = [Row(i, prompts.lengths[i], torch.Generator().manual_seed(seeds[i])) for i in taken]
                 filled = self._read(fresh, prompts, beginning)
                 if cache is None:
                     cache = SlotCache(filled, slots, longest, self.decoding.max_new_tokens)
@@ -169,7 +171,7 @@ class Decoder:
         self._forward(cache, inputs_embeds=prompts.embed(0)[None, : prompts.shared], logits_to_keep=1)
         return cache
 
-    def _read(self, rows: list[_Row], prompts: Prompts, beginning: Cache | None) -> Cache:
+    def _read(self, rows: list[Row], prompts: Prompts, beginning: Cache | None) -> Cache:
         """Runs the rows' prompts, chooses their first tokens; the cache has them from column 0 on, padded behind.
 
         Padding behind the prompt needs no mask: no token looks ahead.
@@ -194,7 +196,7 @@ class Decoder:
         self._choose(rows, logits[every, last], None if states is None else states[every, last])
         return cache
 
-    def _step(self, rows: list[_Row], cache: SlotCache) -> None:
+    def _step(self, rows: list[Row], cache: SlotCache) -> None:
         """One more token for every row."""
         lengths = [row.length for row in rows]
         cache.begin_step(max(lengths))
@@ -228,7 +230,7 @@ class Decoder:
                 hook.remove()
         return logits, states[0] if states else None
 
-    def _choose(self, rows: list[_Row], logits: Tensor, states: Tensor | None) -> None:
+    def _choose(self, rows: list[Row], logits: Tensor, states: Tensor | None) -> None:
         """The next token of each row from its logits (B, V), and the state (B, H) behind it."""
         scores = self._against_loops(rows, logits.float())
         if self.decoding.temperature:
@@ -241,7 +243,7 @@ class Decoder:
             for row, state in zip(rows, states.to("cpu", torch.float16)):
                 row.states.append(state)
 
-    def _against_loops(self, rows: list[_Row], scores: Tensor) -> Tensor:
+    def _against_loops(self, rows: list[Row], scores: Tensor) -> Tensor:
         """transformers' repetition penalty, then its ban of n-grams, both over the answers only."""
         if self.decoding.repetition_penalty != 1 and rows[0].tokens:
             longest = max(len(row.tokens) for row in rows)
@@ -254,7 +256,7 @@ class Decoder:
                 row_scores[_would_repeat(row.tokens, self.decoding.no_repeat_ngram_size)] = -torch.inf
         return scores
 
-    def _ended(self, row: _Row, answers: dict[int, Answer]) -> bool:
+    def _ended(self, row: Row, answers: dict[int, Answer]) -> bool:
         reason = self._stop(row.tokens)
         if reason is None and len(row.tokens) == self.decoding.max_new_tokens:
             reason = "length"

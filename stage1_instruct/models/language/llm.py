@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts
+from zeus_union.stage1_instruct.models.language.library import LibraryDecoder, Serving, serving
 from zeus_union.stage1_instruct.models.language.prompts import Template
-from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.stage1_instruct.models.pretrained import Loading, check_ids, load_pretrained
 from zeus_union.stage1_instruct.weights.store import digest_of
 
 __all__ = ["Decoding", "Generation", "InstructionLLM", "LoadedLLM", "Loading", "llm_recipe"]
@@ -77,6 +79,18 @@ class InstructionLLM:
         self.decoding = decoding
         self._slots = decoding.batch_size
 
+    @cached_property
+    def serving(self) -> Serving:
+        """Whether the decode loop or transformers' generate answers; said where it is the slower one.
+
+        Raises:
+            UserError: memory runs out.
+        """
+        chosen = serving(self.model)
+        if chosen.by_library:
+            say(f"{chosen.report}: its answers come from transformers' generate, one prompt at a time, which is slower")
+        return chosen
+
     @property
     def embedding(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
@@ -87,8 +101,14 @@ class InstructionLLM:
         return self.embedding.embedding_dim
 
     def token_ids(self, text: str) -> list[int]:
-        """Token ids of a piece of a prompt, without special tokens."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        """Token ids of a piece of a prompt, without special tokens.
+
+        Raises:
+            UserError: it names a special token for which the model has no embedding.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        check_ids(self.tokenizer, ids, self.embedding.num_embeddings)
+        return ids
 
     def embed_prompt(self, question: str, image_tokens: Tensor) -> Tensor:
         """(T, H) image tokens inside the template -> (L, H) embeddings, in the model's precision.
@@ -106,7 +126,10 @@ class InstructionLLM:
 
     def _beginning(self) -> list[int]:
         bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("a").input_ids[0] == bos else []
+        if bos is None or self.tokenizer("a").input_ids[0] != bos:
+            return []
+        check_ids(self.tokenizer, [bos], self.embedding.num_embeddings)
+        return [bos]
 
     def _embed_around(self, image_tokens: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
         weight = self.embedding.weight
@@ -154,7 +177,8 @@ class InstructionLLM:
         prompts = Prompts(
             lengths, lambda i: self._embed_around(image_tokens[i], *ids[i]), min(shared, min(lengths) - 1)
         )
-        decoder = Decoder(self.model, decoding, self._slots, self._why_it_ends, say)
+        kind = LibraryDecoder if self.serving.by_library else Decoder
+        decoder = kind(self.model, decoding, self._slots, self._why_it_ends, say)
         answers = decoder.run(prompts, seeds)
         self._slots = decoder.slots
         return [self._generation(answer, length) for answer, length in zip(answers, lengths)]

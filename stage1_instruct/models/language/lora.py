@@ -81,6 +81,19 @@ def load_lora(model: nn.Module, path: Path) -> None:
     model.eval().requires_grad_(False)
 
 
+def lora_subjects(path: Path) -> set[str]:
+    """The subjects of a cache that a saved LoRA was trained on.
+
+    Raises:
+        UserError: not a LoRA that train-projection saved.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return set(json.loads((file.metadata() or {})["lora"]).get("subjects", ()))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a LoRA that train-projection saved: {error}") from error
+
+
 def lora_digest(path: Path) -> str:
     """sha256 of its file, which stands for it in a recipe."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

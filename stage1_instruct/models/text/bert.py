@@ -11,7 +11,9 @@ import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
 
-from zeus_union.stage1_instruct.models.pretrained import load_pretrained, read_config
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import run_in_batches
+from zeus_union.stage1_instruct.models.pretrained import check_ids, load_pretrained, read_config
 from zeus_union.stage1_instruct.weights.store import digest_of
 
 
@@ -28,6 +30,9 @@ class InstructionEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Float32 (B, D), in order; what else is in the batch does not change a vector."""
 
+    def dropped(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text are beyond what the encoder reads: they do not count in its vector."""
+
     def recipe(self) -> dict[str, Any]:
         """What decides the vectors, JSON-able, without paths; `recipe_of` of the class gives it without loading."""
 
@@ -36,6 +41,13 @@ def encode_distinct(encoder: InstructionEncoder, texts: Sequence[str]) -> NDArra
     """Float32 (B, D), in order; a text that comes several times is encoded once."""
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     return encoder.encode(list(rows))[[rows[text] for text in texts]]
+
+
+def tokens_beyond(tokenizer: Any, texts: Sequence[str], room: int) -> list[int]:
+    """How many tokens of each text, special ones included, a window of `room` tokens cuts off."""
+    if not texts:
+        return []
+    return [max(0, len(ids) - room) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class TextEncoder:
@@ -59,23 +71,37 @@ class TextEncoder:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 (B, D), in order; what else is in the batch does not change a vector."""
-        vectors = np.empty((len(texts), self.width), np.float32)
         # Texts of like length go together, so that little padding is computed.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), self._batch_size):
-            chosen = order[start : start + self._batch_size]
-            tokens = self._tokenizer(
-                [texts[i] for i in chosen],
-                padding=True,
-                truncation=True,
-                max_length=self._max_tokens,
-                return_tensors="pt",
-            ).to(self._device)
-            states = self._model(**tokens).last_hidden_state
-            mask = tokens["attention_mask"][..., None].to(states.dtype)
-            mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-            vectors[chosen] = F.normalize(mean, dim=-1).cpu().numpy()
+        parts, self._batch_size = run_in_batches(
+            lambda batch: self._embed([texts[i] for i in order[batch]]),
+            len(texts),
+            self._batch_size,
+            say,
+            "the text encoder",
+        )
+        vectors = np.empty((len(texts), self.width), np.float32)
+        if parts:
+            vectors[order] = np.concatenate(parts)
         return vectors
+
+    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+        tokens = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._device)
+        rows, ids = self._model.get_input_embeddings().num_embeddings, tokens["input_ids"]
+        real = tokens["attention_mask"].bool()
+        check_ids(self._tokenizer, ids[real].tolist(), rows)
+        # A padding token may have no embedding; what stands where nothing looks does not matter.
+        tokens["input_ids"] = ids.masked_fill(~real & (ids >= rows), 0)
+        states = self._model(**tokens).last_hidden_state
+        mask = real[..., None].to(states.dtype)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+        return F.normalize(mean, dim=-1).cpu().numpy()
+
+    def dropped(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text are beyond the encoder's window: they do not count in its vector."""
+        return tokens_beyond(self._tokenizer, texts, self._max_tokens)
 
     def recipe(self) -> dict[str, Any]:
         return _recipe(self._digest, self._max_tokens)

@@ -14,6 +14,9 @@ import transformers
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import run_in_chosen_batches
+from zeus_union.stage1_instruct.models.text.bert import tokens_beyond
 from zeus_union.stage1_instruct.weights.store import digest_of, path_of
 
 # What a whole CLIP checkpoint holds beside its text encoder (position_ids: a buffer of older versions).
@@ -56,10 +59,25 @@ class CLIPText:
         if not texts:
             return vectors
         tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
-        for chosen in batches_of_equal_length(tokens, self._batch_size):
-            ids = torch.tensor([tokens[i] for i in chosen], device=self._device)
-            vectors[chosen] = F.normalize(self._model(input_ids=ids).text_embeds, dim=-1).cpu().numpy()
+        for alike in of_equal_length(tokens):
+            parts, self._batch_size = run_in_chosen_batches(
+                lambda chosen: self._embed([tokens[i] for i in chosen]),
+                alike,
+                self._batch_size,
+                say,
+                "the text encoder",
+            )
+            for chosen, units in parts:
+                vectors[chosen] = units
         return vectors
+
+    def dropped(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text are beyond CLIP's window: they do not count in its vector."""
+        return tokens_beyond(self._tokenizer, texts, self._max_tokens)
+
+    def _embed(self, tokens: list[list[int]]) -> NDArray[np.float32]:
+        ids = torch.tensor(tokens, device=self._device)
+        return F.normalize(self._model(input_ids=ids).text_embeds, dim=-1).cpu().numpy()
 
     def recipe(self) -> dict[str, Any]:
         return _recipe(self._digest, self._max_tokens)
@@ -84,13 +102,11 @@ def _recipe(digest: str, max_tokens: int) -> dict[str, Any]:
     }
 
 
-def batches_of_equal_length(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Positions of sequences that can be stacked without padding, at most `size` at a time, each position once."""
+def of_equal_length(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Positions of sequences that can be stacked without padding, each position once."""
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    for _, group in groupby(order, key=lambda i: len(tokens[i])):
-        alike = list(group)
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+    for _, alike in groupby(order, key=lambda i: len(tokens[i])):
+        yield list(alike)
 
 
 def _read_tokenizer(path: Path) -> Any:

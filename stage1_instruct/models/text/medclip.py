@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
-from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import run_in_chosen_batches
 from zeus_union.stage1_instruct.models.medclip_keys import (
     PROJECTED,
     check_choice,
@@ -29,7 +30,8 @@ from zeus_union.stage1_instruct.models.medclip_keys import (
     read_checkpoint,
     variant_of,
 )
-from zeus_union.stage1_instruct.models.text.clip import batches_of_equal_length
+from zeus_union.stage1_instruct.models.text.bert import tokens_beyond
+from zeus_union.stage1_instruct.models.text.clip import of_equal_length
 from zeus_union.stage1_instruct.weights.store import path_of
 
 # 77: the length MedCLIP was trained with; 512: BERT's last position.
@@ -92,11 +94,24 @@ class MedCLIPText:
         windows = [(i, tokens) for i, text in enumerate(self._tokens(texts)) for tokens in text]
         owners = np.array([owner for owner, _ in windows])
         units = np.empty((len(windows), self.width), np.float32)
-        for chosen in batches_of_equal_length([tokens for _, tokens in windows], self._batch_size):
-            ids = torch.tensor([windows[i][1] for i in chosen], device=self._device)
-            units[chosen] = self._embed(ids).cpu().numpy()
+        for alike in of_equal_length([tokens for _, tokens in windows]):
+            parts, self._batch_size = run_in_chosen_batches(
+                lambda chosen: self._embed([windows[i][1] for i in chosen]),
+                alike,
+                self._batch_size,
+                say,
+                "the text encoder",
+            )
+            for chosen, of_batch in parts:
+                units[chosen] = of_batch
         np.add.at(vectors, owners, units)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def dropped(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text do not count in its vector; none where it is the mean over windows."""
+        if self._window == "mean":
+            return [0] * len(texts)
+        return tokens_beyond(self._tokenizer, texts, _MAX_TOKENS[self._window])
 
     def recipe(self) -> dict[str, Any]:
         return _recipe(self._digest, self._tokenizer, self._window)
@@ -121,11 +136,12 @@ class MedCLIPText:
             windows.append([[start, *piece, end] for piece in kept])
         return windows
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, tokens: list[list[int]]) -> NDArray[np.float32]:
         """Token ids (B, L), none of them padding -> unit vectors (B, 512)."""
+        ids = torch.tensor(tokens, device=self._device)
         states = self._net["model"](input_ids=ids, output_hidden_states=True).hidden_states
         pooled = torch.stack([states[layer].mean(1) for layer in _LAYERS]).mean(0)
-        return F.normalize(self._net["projection_head"](pooled), dim=-1)
+        return F.normalize(self._net["projection_head"](pooled), dim=-1).cpu().numpy()
 
 
 def _recipe(digest: str, tokenizer: Any, window: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import run_in_batches
 from zeus_union.stage1_instruct.models.medclip_keys import (
     BACKBONES,
     PROJECTED,
@@ -93,10 +95,13 @@ class MedCLIPVision:
     def tokens(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W), grey, of any size -> float32 (B, count, width) on the device."""
         pictures = images.cpu().numpy()
-        parts = [
-            self._features(preprocess(pictures[start : start + self._batch_size]).to(self._device))
-            for start in range(0, len(pictures), self._batch_size)
-        ]
+        parts, self._batch_size = run_in_batches(
+            lambda batch: self._features(preprocess(pictures[batch]).to(self._device)),
+            len(pictures),
+            self._batch_size,
+            say,
+            "MedCLIP's image encoder",
+        )
         return torch.cat(parts) if parts else torch.empty(0, self.count, self.width, device=self._device)
 
     def recipe(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_trained_projection_kept_with_the_models_is_used_and_recorded(tiny_parts
     first = models(tiny_parts)
     projection = first.projected_llm.new_projection(seed=5)
     facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
-    save_connector(projection, trained_projection(first.profile), facts)
+    save_connector(projection, trained_projection(first.projected_llm.belongs_to()), facts)
     said: list[str] = []
     used = models(tiny_parts, said)
     assert used.instruction_recipe()["projection"]["sha256"] == projection.digest()
@@ -72,7 +72,7 @@ def test_projection_trained_on_other_features_is_refused(tiny_parts: dict[str, s
     first = models(tiny_parts)
     vision = {**first.projected_llm.vision_recipe(), "pooling": "another"}
     facts = {"vision": vision, "llm_sha256": first.projected_llm.llm.digest}
-    save_connector(first.projected_llm.new_projection(), trained_projection(first.profile), facts)
+    save_connector(first.projected_llm.new_projection(), trained_projection(first.projected_llm.belongs_to()), facts)
     with pytest.raises(UserError, match=r"trained on other vision features \(pooling differ"):
         _ = models(tiny_parts).projected_llm.projection
 
@@ -80,7 +80,7 @@ def test_projection_trained_on_other_features_is_refused(tiny_parts: dict[str, s
 def test_projection_trained_through_another_llm_is_said(tiny_parts: dict[str, str]) -> None:
     first, said = models(tiny_parts), []  # type: ignore[var-annotated]
     facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": "another"}
-    save_connector(first.projected_llm.new_projection(), trained_projection(first.profile), facts)
+    save_connector(first.projected_llm.new_projection(), trained_projection(first.projected_llm.belongs_to()), facts)
     _ = models(tiny_parts, said).projected_llm.projection
     assert "another language model" in said[0]
 
@@ -120,10 +120,72 @@ def test_pooled_vision_is_one_image_token(tiny_parts: dict[str, str]) -> None:
 
 def test_projection_of_another_kind_is_refused(tiny_parts: dict[str, str]) -> None:
     first = models(tiny_parts, connector="linear")
+    path = trained_projection(first.projected_llm.belongs_to())
     facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
-    save_connector(first.projected_llm.new_projection(), trained_projection(first.profile), facts)
+    save_connector(first.projected_llm.new_projection(), path, facts)
     with pytest.raises(UserError, match="of the kind linear, the profile wants mlp"):
-        _ = models(tiny_parts).projected_llm.projection
+        _ = models(tiny_parts, projection=str(path)).projected_llm.projection
+
+
+def test_auto_finds_the_projection_of_the_models_at_hand_and_of_no_others(
+    tiny_parts: dict[str, str], beginning_llama: Path
+) -> None:
+    """Another language model, other features or another connector never overwrite nor find it."""
+    changes: tuple[dict[str, str], ...] = (
+        {},
+        {"llm": str(beginning_llama)},
+        {"vision": "pooled"},
+        {"vision_grid": "2"},
+        {"connector": "linear"},
+    )
+    paths = {trained_projection(models(tiny_parts, **change).projected_llm.belongs_to()) for change in changes}
+    assert len(paths) == len(changes)
+    first = models(tiny_parts)
+    facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
+    save_connector(first.projected_llm.new_projection(), trained_projection(first.projected_llm.belongs_to()), facts)
+    untrained = [models(tiny_parts, **change).instruction_recipe()["projection"] == "untrained" for change in changes]
+    assert untrained == [False, True, True, True, True]
+    assert models(tiny_parts, template="xraygpt", max_new_tokens="9").instruction_recipe()["projection"] != "untrained"
+
+
+def test_recipe_names_the_subjects_that_the_projection_has_seen(tiny_parts: dict[str, str], tmp_path: Path) -> None:
+    first = models(tiny_parts)
+    facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
+    recipes = []
+    for name, more in (
+        ("a", {}),
+        ("b", {"subjects": [], "held_out_subjects": ["s9"]}),
+        ("c", {"subjects": ["s2", "s1"]}),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        save_connector(first.projected_llm.new_projection(), path, {**facts, **more})
+        recipes.append(models(tiny_parts, projection=str(path)).instruction_recipe()["projection"])
+    assert recipes[0] == recipes[1] and "trained_on" not in recipes[0]
+    assert recipes[2] == {**recipes[0], "trained_on": {"subjects": ["s1", "s2"]}}
+
+
+def test_image_tokens_are_made_a_few_at_a_time_and_halved_when_memory_runs_out(
+    tiny_parts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    images = torch.randn(70, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([models(tiny_parts).projected_llm.image_tokens(image[None]) for image in images[:3]])
+    llm = models(tiny_parts, said).projected_llm
+    sizes: list[int] = []
+    see = llm.vision.tokens
+
+    def tokens(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if len(batch) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return see(batch)
+
+    monkeypatch.setattr(type(llm.vision), "tokens", lambda _, batch: tokens(batch))
+    answered = llm.image_tokens(images)
+    assert answered.shape == (70, 16, 32)
+    assert torch.allclose(answered[:3], expected, atol=1e-5)
+    assert sizes == [32, 16, 16, 16, 16, 6] and any("going on with 16" in line for line in said)
+    assert llm.features(images[:0]).shape == (0, 16, 256)
 
 
 @pytest.mark.parametrize("connector", ["mlp", "linear", "qformer"])

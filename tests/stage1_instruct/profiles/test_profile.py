@@ -22,8 +22,9 @@ def test_overrides_replace_parts_with_their_types() -> None:
     assert (profile.max_new_tokens, profile.repetition_penalty, profile.encoder) == (32, 1.5, "sam_vit_b")
 
 
-def test_part_given_as_a_path_need_not_be_fetched() -> None:
-    assert "smollm2-135m-instruct" not in load_profile("lite", {"llm": "/models/vicuna"}).needs
+def test_part_given_as_a_path_need_not_be_fetched(tmp_path: Path) -> None:
+    assert "smollm2-135m-instruct" not in load_profile("lite", {"llm": str(tmp_path)}).needs
+    assert "hf:owner/name" in load_profile("lite", {"llm": "hf:owner/name"}).needs
 
 
 def test_assignments_are_split_at_the_first_equals_sign() -> None:

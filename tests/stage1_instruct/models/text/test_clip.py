@@ -12,7 +12,7 @@ import transformers
 from tokenizers import pre_tokenizers
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.text.clip import CLIPText, batches_of_equal_length
+from zeus_union.stage1_instruct.models.text.clip import CLIPText, of_equal_length
 
 TEXTS = [
     "The liver is bright.",
@@ -109,7 +109,7 @@ def test_recipe_tells_the_length_and_not_the_place(whole: Path) -> None:
 
 def test_sequences_are_batched_by_equal_length() -> None:
     tokens = [[1], [1, 2], [3], [4], [5, 6]]
-    assert list(batches_of_equal_length(tokens, 2)) == [[0, 2], [3], [1, 4]]
+    assert list(of_equal_length(tokens)) == [[0, 2, 3], [1, 4]]
 
 
 def test_folder_without_tokenizer_or_model_is_one_clear_error(whole: Path, tmp_path: Path) -> None:
