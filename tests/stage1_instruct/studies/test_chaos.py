@@ -89,6 +89,8 @@ def test_a_ground_folder_without_pictures_is_an_error_not_an_unlabelled_subject(
 def test_subjects_without_labels_are_named(chaos: Path, capsys: pytest.CaptureFixture[str]):
     for sequence in ("T1DUAL", "T2SPIR"):
         shutil.rmtree(chaos / "MR" / "2" / sequence / "Ground")
+    (chaos / "MR" / "2" / "T1DUAL" / "Ground").mkdir()
+    (chaos / "MR" / "2" / "T1DUAL" / "Ground" / "Thumbs.db").write_bytes(b"left by Windows")
     assert load(chaos, "chaos02").labels is None
     assert "1 of 2 subjects have no labels" in (said := capsys.readouterr().err) and "chaos02" in said
 
