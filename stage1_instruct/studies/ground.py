@@ -39,7 +39,7 @@ def read_ground(folder: Path, series: Series) -> tuple[NDArray[np.uint8] | None,
     labels = np.zeros(series.grid.shape, dtype=np.uint8)
     paired = pair_pictures(folder, [frame.name for frame in series.frames], pictures)
     for index, path in enumerate(paired):
-        labels[..., index] = _read_picture(path, labels.shape[:2])
+        labels[..., index] = read_picture(path, labels.shape[:2])
     return labels, pictures
 
 
@@ -74,8 +74,14 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def _read_picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """One label picture as (columns, rows), 0 to 4."""
+def read_picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """One label picture, uint8 (columns, rows), 0 to 4 as in `NAMES`.
+
+    Args:
+        shape: (columns, rows) of its slice.
+    Raises:
+        UserError: unreadable, several pages, colours, another size, or a value of no organ.
+    """
     try:
         with Image.open(path) as picture:
             pages = getattr(picture, "n_frames", 1)
