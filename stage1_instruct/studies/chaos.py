@@ -33,7 +33,7 @@ from zeus_union.stage1_instruct.studies.dicom import (
 )
 from zeus_union.stage1_instruct.studies.dicom_files import natural_key
 from zeus_union.stage1_instruct.studies.dicom_frames import tag_number, tag_value
-from zeus_union.stage1_instruct.studies.ground import NAMES, ground_pictures, read_ground
+from zeus_union.stage1_instruct.studies.ground import NAMES, ground_entries, ground_pictures, read_ground
 from zeus_union.stage1_instruct.studies.labels import LabelMapping, in_prose
 from zeus_union.stage1_instruct.studies.nifti import fill_non_finite
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
@@ -149,9 +149,11 @@ def _child(folder: Path, name: str) -> Path:
 
 def _say_labels(folders: Mapping[str, Path]) -> None:
     """Says which subjects are not labelled on T1-DUAL, and why; what is wrong with a subject's own files is said on loading."""
-    unlabelled, on_t2, without_t2 = [], [], []
+    unlabelled: list[str] = []
+    on_t2: list[str] = []
+    without_t2: list[str] = []
     for subject, folder in folders.items():
-        t1, t2 = (_holds_files(_child(_child(folder, sequence), "Ground")) for sequence in ("T1DUAL", "T2SPIR"))
+        t1, t2 = (ground_entries(_child(_child(folder, sequence), "Ground")) for sequence in ("T1DUAL", "T2SPIR"))
         if not t1:
             (on_t2 if t2 else unlabelled).append(subject)
         elif not t2 and _child(folder, "T2SPIR").is_dir():
@@ -165,10 +167,6 @@ def _say_labels(folders: Mapping[str, Path]) -> None:
         say(f"labelled on T2-SPIR alone, resampled onto T1-DUAL as the target: {', '.join(sorted(on_t2))}")
     if without_t2:
         say(f"labelled on T1-DUAL alone, which is the target: {', '.join(sorted(without_t2))}")
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mapping: LabelMapping) -> Study:

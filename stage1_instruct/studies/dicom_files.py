@@ -33,7 +33,8 @@ def dicom_files(folder: Path) -> list[Path]:
     Raises:
         UserError: a link that leads nowhere, or a file that is called like the DICOM files beside it and is none.
     """
-    files, strangers = [], []
+    files: list[Path] = []
+    strangers: list[Path] = []
     for path in _walk(folder):
         (files if path.suffix.lower() in SUFFIXES or is_dicom(path) else strangers).append(path)
     _check_strangers(folder, files, [path for path in strangers if path.name.lower() not in LEFTOVERS])

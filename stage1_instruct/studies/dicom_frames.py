@@ -6,6 +6,8 @@ between them stands in the per-frame functional groups, what they share in the s
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +48,10 @@ _DAMAGED = (
     TypeError,
     LookupError,
     AttributeError,
+    ArithmeticError,
     NotImplementedError,
+    struct.error,
+    zlib.error,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def read_ground(folder: Path, series: Series) -> tuple[NDArray[np.uint8] | None,
     labels = np.zeros(series.grid.shape, dtype=np.uint8)
     paired = pair_pictures(folder, [frame.name for frame in series.frames], pictures)
     for index, path in enumerate(paired):
-        labels[..., index] = _read_picture(path, labels.shape[:2])
+        labels[..., index] = read_picture(path, labels.shape[:2])
     return labels, pictures
 
 
@@ -48,11 +49,7 @@ def ground_pictures(folder: Path) -> list[Path]:
     Raises:
         UserError: a folder that holds other things and no picture.
     """
-    if not folder.is_dir():
-        return []
-    entries = [
-        path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LEFTOVERS
-    ]
+    entries = ground_entries(folder)
     pictures = [path for path in entries if path.suffix.lower() in PICTURES or (path.is_file() and _is_picture(path))]
     if entries and not pictures:
         raise UserError(
@@ -60,6 +57,13 @@ def ground_pictures(folder: Path) -> list[Path]:
             "or TIFF a slice, or no folder where the subject has no labels"
         )
     return sorted(pictures, key=lambda path: natural_key(path.name))
+
+
+def ground_entries(folder: Path) -> list[Path]:
+    """What lies in a folder besides hidden files and what systems leave behind; nothing where it does not exist."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LEFTOVERS]
 
 
 def _is_picture(path: Path) -> bool:
@@ -70,8 +74,14 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def _read_picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """One label picture as (columns, rows), 0 to 4."""
+def read_picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """One label picture, uint8 (columns, rows), 0 to 4 as in `NAMES`.
+
+    Args:
+        shape: (columns, rows) of its slice.
+    Raises:
+        UserError: unreadable, several pages, colours, another size, or a value of no organ.
+    """
     try:
         with Image.open(path) as picture:
             pages = getattr(picture, "n_frames", 1)
@@ -92,7 +102,7 @@ def _read_picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return _organs(path, grey)
 
 
-def _organs(path: Path, grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _organs(path: Path, grey: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey values of 8 bits, or of 16 (white is 65535), to labels 0 to 4."""
     scale = SIXTEEN_BITS if grey.max() > 255 else 1
     labels = np.zeros(grey.shape, dtype=np.uint8)
@@ -105,14 +115,14 @@ def _organs(path: Path, grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     return labels
 
 
-def _palette_values(picture: Image.Image) -> NDArray[np.generic]:
+def _palette_values(picture: Image.Image) -> NDArray[Any]:
     """What a picture with a palette shows where the palette is grey; its numbers where the colours only paint them."""
     numbers = np.asarray(picture if picture.mode == "P" else picture.getchannel(0))
     colours = np.asarray(picture.convert("RGB"))
     return colours if (colours == colours[..., :1]).all() else numbers
 
 
-def _one_channel(path: Path, values: NDArray[np.generic]) -> NDArray[np.generic]:
+def _one_channel(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     """(rows, columns) of a picture whose channels agree.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.studies.dicom import dicom_files
-from zeus_union.stage1_instruct.studies.ground import GREY, _read_picture
+from zeus_union.stage1_instruct.studies.ground import GREY, read_picture
 from zeus_union.stage1_instruct.studies.study import Study
 
 T1_ONLY = ("T1-DUAL-in",)
@@ -89,6 +90,8 @@ def test_a_ground_folder_without_pictures_is_an_error_not_an_unlabelled_subject(
 def test_subjects_without_labels_are_named(chaos: Path, capsys: pytest.CaptureFixture[str]):
     for sequence in ("T1DUAL", "T2SPIR"):
         shutil.rmtree(chaos / "MR" / "2" / sequence / "Ground")
+    (chaos / "MR" / "2" / "T1DUAL" / "Ground").mkdir()
+    (chaos / "MR" / "2" / "T1DUAL" / "Ground" / "Thumbs.db").write_bytes(b"left by Windows")
     assert load(chaos, "chaos02").labels is None
     assert "1 of 2 subjects have no labels" in (said := capsys.readouterr().err) and "chaos02" in said
 
@@ -112,7 +115,7 @@ def organs(picture: NDArray[Any], folder: Path, name: str = "p.png", mode: str |
     """What a picture of this array is read as, (rows, columns)."""
     image = Image.fromarray(picture)
     (image if mode is None else image.convert(mode)).save(folder / name)
-    return _read_picture(folder / name, picture.shape[1::-1]).T
+    return read_picture(folder / name, picture.shape[1::-1]).T
 
 
 LABELS = np.array([[0, 1, 2], [3, 4, 0]], dtype=np.uint8)
@@ -134,14 +137,14 @@ def test_a_palette_paints_the_values_and_does_not_change_them(tmp_path: Path):
     image = Image.fromarray(EIGHT_BITS)
     image.putpalette([channel for value in range(256) for channel in (value, 255 - value, 7)])
     image.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(_read_picture(tmp_path / "p.png", (3, 2)).T, LABELS)
+    np.testing.assert_array_equal(read_picture(tmp_path / "p.png", (3, 2)).T, LABELS)
 
 
 def test_a_grey_palette_is_what_it_shows(tmp_path: Path):
     image = Image.fromarray(LABELS)
     image.putpalette([value for value in (0, 63, 126, 189, 252) for _ in range(3)])
     image.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(_read_picture(tmp_path / "p.png", (3, 2)).T, LABELS)
+    np.testing.assert_array_equal(read_picture(tmp_path / "p.png", (3, 2)).T, LABELS)
 
 
 def test_one_bit_is_the_liver_as_in_chaos_ct(tmp_path: Path):
@@ -168,7 +171,7 @@ def test_a_picture_of_several_pages_is_refused(tmp_path: Path):
     page = Image.fromarray(EIGHT_BITS)
     page.save(tmp_path / "p.tif", save_all=True, append_images=[page])
     with pytest.raises(UserError, match="2 pages"):
-        _read_picture(tmp_path / "p.tif", (3, 2))
+        read_picture(tmp_path / "p.tif", (3, 2))
 
 
 # Folders.
@@ -234,8 +237,6 @@ def test_a_linked_data_set_is_the_data_set(chaos: Path, tmp_path: Path):
 
 def test_the_echoes_may_differ_by_a_share_of_a_voxel_only(chaos: Path):
     """A tenth of a millimetre would be four voxels of a specimen's scan."""
-    import pydicom
-
     for phase in ("InPhase", "OutPhase"):
         for path in dicom_files(t1(chaos) / "DICOM_anon" / phase):
             header = pydicom.dcmread(path)

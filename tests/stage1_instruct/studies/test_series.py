@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRBigEndian,
@@ -34,6 +37,7 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.studies.dicom import Series, dicom_files, group_series, read_series
 from zeus_union.stage1_instruct.studies.dicom_frames import read_frames
 
@@ -409,6 +413,45 @@ def test_an_enhanced_file_is_the_volume_of_its_single_frames(tmp_path: Path, sha
 def test_an_enhanced_phantom_is_the_phantom(chaos: Path, tmp_path: Path):
     files = dicom_files(chaos / "MR" / "1" / "T2SPIR" / "DICOM_anon")
     assert_same_series(read_series([write_enhanced(tmp_path / "enhanced.dcm", files)]), read_series(files))
+
+
+def test_chaos_in_enhanced_files_is_chaos(chaos: Path):
+    """Both echoes in one file, frame by frame in turn; the pictures are counted as before."""
+    before = open_dataset("chaos", chaos).load("chaos01")
+    t1, t2 = (chaos / "MR" / "1" / sequence / "DICOM_anon" for sequence in ("T1DUAL", "T2SPIR"))
+    echoes = [dicom_files(t1 / phase) for phase in ("OutPhase", "InPhase")]
+    write_enhanced(t1 / "dual", [file for pair in zip(*echoes) for file in pair])
+    for phase in ("OutPhase", "InPhase"):
+        shutil.rmtree(t1 / phase)
+    single = dicom_files(t2)
+    write_enhanced(t2 / "spir", single)
+    for file in single:
+        file.unlink()
+    after = open_dataset("chaos", chaos).load("chaos01")
+    for modality, image in before.images.items():
+        np.testing.assert_array_equal(after.images[modality], image)
+        np.testing.assert_array_equal(after.modality_labels[modality], before.modality_labels[modality])
+
+
+@pytest.mark.parametrize("kind", ["enhanced", "deflated", "bare"])
+def test_a_damaged_file_is_an_error_or_a_volume_never_a_traceback(tmp_path: Path, kind: str):
+    path = write_enhanced(tmp_path / "e.dcm", write_slices(tmp_path, names_of()))
+    header = pydicom.dcmread(path)
+    if kind == "deflated":
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        header.save_as(path)
+    elif kind == "bare":
+        del header.file_meta
+        header.save_as(path, implicit_vr=True, little_endian=True)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    assert read_series([path]).volume.shape == SHAPE
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(len(whole))] if random.random() < 0.3 else damaged)
+        with contextlib.suppress(UserError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read_series([path])
 
 
 def test_the_echoes_of_one_enhanced_file_are_two_series(tmp_path: Path):
