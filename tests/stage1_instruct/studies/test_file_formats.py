@@ -117,13 +117,13 @@ def test_a_label_picture_with_a_palette_holds_numbers(tmp_path: Path):
 def test_pictures_that_lose_depth_or_pages_are_refused(tmp_path: Path):
     deep = SimpleITK.GetImageFromArray(np.full((5, 6, 3), 40000, np.uint16), isVector=True)
     SimpleITK.WriteImage(deep, str(tmp_path / "deep.png"))
-    with pytest.raises(UserError, match="deep.png has colours of 16 bits"):
+    with pytest.raises(UserError, match=r"deep.png has colours of 16 bits"):
         read_volume(tmp_path / "deep.png")
     pages = [Image.fromarray(np.full((5, 6), page, np.uint8)) for page in range(3)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(UserError, match="stack.tif has 3 pages"):
+    with pytest.raises(UserError, match=r"stack.tif has 3 pages"):
         read_volume(tmp_path / "stack.tif")
-    with pytest.raises(UserError, match="notes.txt.*formats are"):
+    with pytest.raises(UserError, match=r"notes.txt.*formats are"):
         (tmp_path / "notes.txt").write_text("x")
         read_volume(tmp_path / "notes.txt")
 

@@ -95,5 +95,5 @@ def test_no_case_is_lost_between_training_and_test_names():
     subjects = subjects_of(listed("a"), listed("a", "a-test"), Path("x"))
     assert sorted(subjects) == ["a", "a-test", "a-test-test"]
     for training, test in ((("a", "a"), ()), ((), ("a", "a"))):
-        with pytest.raises(UserError, match="two (training|test) cases a"):
+        with pytest.raises(UserError, match=r"two (training|test) cases a"):
             subjects_of(listed(*training), listed(*test), Path("x"))
