@@ -85,8 +85,8 @@ def _read_images(
     volume, grid = read_volume(first)
     images = {wanted[0]: volume}
     for name in wanted[1:]:
-        volume, own = read_volume(paths[name])
-        images[name] = onto_grid(volume, own, paths[name], grid, first, trust_voxels)
+        volume, channel_grid = read_volume(paths[name])
+        images[name] = onto_grid(volume, channel_grid, paths[name], grid, first, trust_voxels)
     return images, grid, list(paths.values())
 
 
@@ -99,15 +99,15 @@ def _training(root: Path, values: Mapping[str, Any], ending: str, channels: int)
         raise UserError(f"{file}: dataset is no object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
     cases = []
     for name, entry in values["dataset"].items():
-        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
-        listed = [*images, label] if isinstance(images, list) and images else [None]
+        images = entry.get("images") if isinstance(entry, dict) else None
+        listed = [*images, entry.get("label")] if isinstance(images, list) and images else [None]
         if not all(isinstance(path, str) for path in listed):
             raise UserError(f"{file}: case {name} of dataset needs 'images', a list of files, and 'label', a file")
         # As nnU-Net: relative to the data set's folder, or anywhere; environment variables are filled in.
-        paths = [root / os.path.expandvars(path) for path in listed]
-        several = len(images) < channels and ending.lower() in PICTURES
-        if len(images) != channels and not several:
-            raise UserError(f"{file}: case {name} of dataset has {len(images)} images for {channels} channels")
+        paths = [root / os.path.expandvars(str(path)) for path in listed]
+        count = len(paths) - 1
+        if count != channels and not (count < channels and ending.lower() in PICTURES):
+            raise UserError(f"{file}: case {name} of dataset has {count} images for {channels} channels")
         cases.append(Case(name, tuple(paths[:-1]), paths[-1]))
     return cases
 
