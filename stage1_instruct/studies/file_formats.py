@@ -23,6 +23,7 @@ PICTURES = (".png", ".bmp", ".tif", ".tiff")
 ENDINGS = (*NIFTI, *ITK, *PICTURES)
 
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+PLAUSIBLE_MM = (0.005, 100.0)  # of the largest and the smallest voxel side, where a header names no unit
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Loaded = tuple[NDArray[np.float32], NDArray[np.float64]]
@@ -95,7 +96,10 @@ def _load_nifti(path: Path) -> Loaded:
     if image.get_data_dtype().kind == "c":
         raise UserError(f"{path} holds complex numbers, expected magnitudes; write those instead")
     affine = np.array(image.affine, dtype=np.float64)
-    affine[:3] *= MM_PER_UNIT[_unit(path, image.header)]
+    unit = _unit(path, image.header)
+    if unit == "unknown":
+        _check_plausible(path, np.linalg.norm(affine[:3, :3], axis=0))
+    affine[:3] *= MM_PER_UNIT[unit]
     return np.asarray(image.dataobj, dtype=np.float32), affine
 
 
@@ -107,6 +111,17 @@ def _unit(path: Path, header: Any) -> str:
         raise UserError(
             f"{path}: xyzt_units in its header has the unknown code {error}; correct it, header.set_xyzt_units('mm')"
         ) from error
+
+
+def _check_plausible(path: Path, sides: NDArray[np.float64]) -> None:
+    """Raises a UserError where voxel sides, taken as mm, can only be metres or micrometres."""
+    sound = np.isfinite(sides).all() and sides.all()  # a broken affine is named by `Grid`
+    if sound and not (sides.max() > PLAUSIBLE_MM[0] and sides.min() < PLAUSIBLE_MM[1]):
+        size = " x ".join(f"{side:g}" for side in sides)
+        raise UserError(
+            f"{path}: its voxels are {size} in the header, which names no unit; as mm that is not possible, say what it is: "
+            "image.header.set_xyzt_units('meter'), 'micron' or 'mm'"
+        )
 
 
 def _check_gzip(path: Path) -> None:

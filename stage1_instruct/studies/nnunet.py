@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
-from zeus_union.cache.terminal import choose
+from zeus_union.cache.terminal import choose, say
 from zeus_union.stage1_instruct.studies.cases import Case, source_names, subjects_of
 from zeus_union.stage1_instruct.studies.dataset_json import channel_names, channel_numbers, read_dataset_json
-from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, PICTURES, data_files
+from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, PICTURES, data_files, ending_of
 from zeus_union.stage1_instruct.studies.label_table import map_labels, read_label_table
 from zeus_union.stage1_instruct.studies.labels import in_prose, read_labels
 from zeus_union.stage1_instruct.studies.modality_terms import terms_of
@@ -117,10 +117,20 @@ def _scan(root: Path, part: str, ending: str, channels: int) -> list[Case]:
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     folder = root / f"images{part}"
     numbers: dict[str, list[int]] = {}
+    unclear = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
+            continue
         match = pattern.fullmatch(path.name)
-        if match and not path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
+        if match and int(match[2]) < channels:
             numbers.setdefault(match[1], []).append(int(match[2]))
+        elif ending_of(path):
+            unclear.append(path.name)
+    if unclear:
+        listed = ", ".join(unclear[:3]) + (" and more" if len(unclear) > 3 else "")
+        say(
+            f"{folder}: {len(unclear)} files are no CASE_0000{ending} of {channels} channels and are left out: {listed}"
+        )
     cases = []
     for name, present in numbers.items():
         several = len(present) < channels and ending.lower() in PICTURES
