@@ -40,10 +40,10 @@ def subjects_of(training: Sequence[Case], test: Sequence[Case], where: Path) -> 
         name, count = next(iter(Counter(case.name for case in cases).most_common(1)), ("", 0))
         if count > 1:
             raise UserError(f"{where} names two {kind} cases {name}; remove one")
-    own = {case.name for case in training}
-    taken = own | {case.name for case in test}
+    training_names = {case.name for case in training}
+    taken = training_names | {case.name for case in test}
     renamed = {case.name: case.name for case in test}
-    for name in sorted(own & renamed.keys()):
+    for name in sorted(training_names & renamed.keys()):
         while renamed[name] in taken:
             renamed[name] += TEST
         taken.add(renamed[name])

@@ -24,6 +24,7 @@ ITK = (".mha", ".mhd", ".nrrd")
 PICTURES = (".png", ".bmp", ".tif", ".tiff")
 ENDINGS = (*NIFTI, *ITK, *PICTURES)
 
+PLAUSIBLE_MM = (0.005, 100.0)  # of the largest and the smallest voxel side, where a header names no unit
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Geometry = tuple[NDArray[np.float64], NiftiHeader | None]  # the affine in mm, and where it is NIfTI the header's own
@@ -97,20 +98,32 @@ def _load_nifti(path: Path, labels: bool) -> Loaded:
     image: Any = nibabel.load(path)
     if image.get_data_dtype().kind == "c":
         raise UserError(f"{path} holds complex numbers, expected magnitudes; write those instead")
-    _check_unit(path, image.header)
+    if _unit(path, image.header) == "unknown":
+        _check_plausible(path, np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0))
     if not wanted(labels):
         return np.zeros(image.shape, np.float32), affine_in_mm(image)
     return np.asarray(image.dataobj, dtype=np.float32), affine_in_mm(image)
 
 
-def _check_unit(path: Path, header: Any) -> None:
-    """Raises a UserError where the header's xyzt_units is no unit."""
+def _unit(path: Path, header: Any) -> str:
+    """What one step of the affine is, by the header's xyzt_units: 'mm', 'meter', 'micron' or 'unknown'."""
     try:
-        header.get_xyzt_units()
+        return str(header.get_xyzt_units()[0])
     except KeyError as error:
         raise UserError(
             f"{path}: xyzt_units in its header has the unknown code {error}; correct it, header.set_xyzt_units('mm')"
         ) from error
+
+
+def _check_plausible(path: Path, sides: NDArray[np.float64]) -> None:
+    """Raises a UserError where voxel sides, taken as mm, can only be metres or micrometres."""
+    sound = np.isfinite(sides).all() and sides.all()  # a broken affine is named by `Grid`
+    if sound and not (sides.max() > PLAUSIBLE_MM[0] and sides.min() < PLAUSIBLE_MM[1]):
+        size = " x ".join(f"{side:g}" for side in sides)
+        raise UserError(
+            f"{path}: its voxels are {size} in the header, which names no unit; as mm that is not possible, say what it is: "
+            "image.header.set_xyzt_units('meter'), 'micron' or 'mm'"
+        )
 
 
 def _check_gzip(path: Path) -> None:

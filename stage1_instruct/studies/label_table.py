@@ -49,12 +49,12 @@ def read_label_table(root: Path, labels: Mapping[str, object]) -> LabelTable:
             regions[name] = frozenset(values)
     if not background or not regions:
         raise UserError(f"{file}: labels need a background of 0 and at least one class")
-    if ignore is not None and any(ignore in values for values in regions.values()):
-        raise UserError(f"{file}: label {ignore} is both the ignore label and a class; give it a value of its own")
-    for name, values in regions.items():
-        twin = next((other for other in regions if other != name and regions[other] == values), None)
+    if ignore is not None and any(ignore in region for region in regions.values()):
+        raise UserError(f"{file}: label {ignore} is both the ignore label and a class; give it a value of its region")
+    for name, region in regions.items():
+        twin = next((other for other in regions if other != name and regions[other] == region), None)
         if twin:
-            same = "/".join(map(str, sorted(values)))
+            same = "/".join(map(str, sorted(region)))
             raise UserError(f"{file}: labels {name} and {twin} are both {same}; rename one")
     return LabelTable(regions, ignore)
 
@@ -74,14 +74,16 @@ def map_labels(root: Path, table: LabelTable, labels: str) -> LabelMapping:
     values = sorted(set().union(*table.regions.values()))
     if labels == "binary":
         outer = [
-            name for name, own in table.regions.items() if not any(own < other for other in table.regions.values())
+            name
+            for name, region in table.regions.items()
+            if not any(region < other for other in table.regions.values())
         ]
         return LabelMapping.binary(dict.fromkeys((0, *values), ""), in_prose(outer)).ignoring(table.ignore)
-    if all(len(own) == 1 for own in table.regions.values()):
-        names = {value: name for name, own in table.regions.items() for value in own}
+    if all(len(region) == 1 for region in table.regions.values()):
+        names = {value: name for name, region in table.regions.items() for value in region}
         return LabelMapping.native(names).ignoring(table.ignore)
     if labels != "regions":
-        first = next(name for name, own in table.regions.items() if len(own) > 1)
+        first = next(name for name, region in table.regions.items() if len(region) > 1)
         raise UserError(
             f"{root / 'dataset.json'}: label {first} is a region of several values; --labels regions makes separate "
             "classes of regions, --labels binary merges all of them"
@@ -93,7 +95,7 @@ def _separate(root: Path, table: LabelTable) -> LabelMapping:
     """Regions within one another as classes that share no voxel: each value goes to the smallest region that has it."""
     owner: dict[int, str] = {}
     for value in sorted(set().union(*table.regions.values())):
-        having = sorted((len(own), name) for name, own in table.regions.items() if value in own)
+        having = sorted((len(region), name) for name, region in table.regions.items() if value in region)
         for (_, inner), (_, outer) in pairwise(having):
             if not table.regions[inner] < table.regions[outer]:
                 raise UserError(
@@ -102,11 +104,11 @@ def _separate(root: Path, table: LabelTable) -> LabelMapping:
                 )
         owner[value] = having[0][1]
     classes = tuple(name for name in table.regions if name in owner.values())
-    for name, own in table.regions.items():
-        kept = [str(value) for value in sorted(own) if owner[value] == name]
+    for name, region in table.regions.items():
+        kept = [str(value) for value in sorted(region) if owner[value] == name]
         if not kept:
-            say(f"region {name} is all in smaller regions and becomes no class of its own")
-        elif len(kept) < len(own):
+            say(f"region {name} is all in smaller regions and becomes no class of its region")
+        elif len(kept) < len(region):
             say(f"class {name}: only values {', '.join(kept)}, what smaller regions have of it is theirs")
     numbers = {value: classes.index(name) + 1 for value, name in owner.items()}
     return LabelMapping(classes, {0: 0, **numbers}).ignoring(table.ignore)

@@ -54,7 +54,7 @@ def tasks() -> Mapping[str, Task]:
     """Name of a task -> what it is."""
     table = yaml.safe_load(Path(__file__).with_name("msd_tasks.yaml").read_text())
     return {
-        name: Task(*(tuple(task[key]) for key in ("modalities", "labels", "classes")), task["instance"])  # type: ignore[arg-type]
+        name: Task(tuple(task["modalities"]), tuple(task["labels"]), tuple(task["classes"]), task["instance"])
         for name, task in table.items()
     }
 
@@ -124,10 +124,10 @@ def _known_task(names: Mapping[int, str], channels: Mapping[str, int]) -> Task |
     def alike(given: Sequence[str], known: Sequence[str]) -> bool:
         return [name.casefold() for name in given] == [name.casefold() for name in known]
 
-    found = (
+    matching = (
         t for t in tasks().values() if alike(_foreground(names), t.labels) and alike(tuple(channels), t.modalities)
     )
-    return next(found, None)
+    return next(matching, None)
 
 
 def _classes(names: Mapping[int, str], channels: Mapping[str, int], labels: str) -> tuple[LabelMapping, str]:

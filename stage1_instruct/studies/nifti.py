@@ -15,7 +15,6 @@ from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.studies.file_formats import Geometry, load_array
 
 TOLERANCE = 0.05  # of the smallest voxel side: how far two files of one grid may lie apart
-PLAUSIBLE_MM = (0.005, 100.0)  # of the largest and the smallest voxel side; beyond it the affine is in another unit
 
 
 def read_volume(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], Grid]:
@@ -70,21 +69,10 @@ def read_channels(
 
 def _grid(path: Path, shape: tuple[int, ...], geometry: Geometry) -> Grid:
     affine, header = geometry
-    sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        sides.all()
-        and np.isfinite(sides).all()
-        and not (sides.max() > PLAUSIBLE_MM[0] and sides.min() < PLAUSIBLE_MM[1])
-    ):
-        size = " x ".join(f"{side:g}" for side in sides)
-        raise UserError(
-            f"{path}: its voxels are {size} mm by the header; if the affine is in metres or micrometres, say so there: "
-            "header.set_xyzt_units('meter') or ('micron')"
-        )
     try:
         return Grid((shape[0], shape[1], shape[2]), affine, header=header)
     except UserError as error:
-        raise UserError(f"{path}: {error}; correct its header") from error
+        raise UserError(f"{path}: {error}; correct its header, affine and xyzt_units") from error
 
 
 def fill_non_finite(volume: NDArray[np.float32], where: str) -> NDArray[np.float32]:

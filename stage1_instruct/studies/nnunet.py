@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
-from zeus_union.cache.terminal import choose
+from zeus_union.cache.terminal import choose, say
 from zeus_union.stage1_instruct.studies.cases import Case, source_names, subjects_of
 from zeus_union.stage1_instruct.studies.dataset_json import channel_names, channel_numbers, read_dataset_json
-from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, PICTURES, data_files
+from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, PICTURES, data_files, ending_of
 from zeus_union.stage1_instruct.studies.label_table import map_labels, read_label_table
 from zeus_union.stage1_instruct.studies.labels import in_prose, read_labels
 from zeus_union.stage1_instruct.studies.modality_terms import terms_of
@@ -86,8 +86,8 @@ def _read_images(
     volume, grid = read_volume(first)
     images = {wanted[0]: volume}
     for name in wanted[1:]:
-        volume, own = read_volume(paths[name])
-        images[name] = onto_grid(volume, own, paths[name], grid, first, trust_voxels)
+        volume, channel_grid = read_volume(paths[name])
+        images[name] = onto_grid(volume, channel_grid, paths[name], grid, first, trust_voxels)
     return images, grid, list(paths.values())
 
 
@@ -100,15 +100,15 @@ def _training(root: Path, values: Mapping[str, Any], ending: str, channels: int)
         raise UserError(f"{file}: dataset is no object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
     cases = []
     for name, entry in values["dataset"].items():
-        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
-        listed = [*images, label] if isinstance(images, list) and images else [None]
+        images = entry.get("images") if isinstance(entry, dict) else None
+        listed = [*images, entry.get("label")] if isinstance(images, list) and images else [None]
         if not all(isinstance(path, str) for path in listed):
             raise UserError(f"{file}: case {name} of dataset needs 'images', a list of files, and 'label', a file")
         # As nnU-Net: relative to the data set's folder, or anywhere; environment variables are filled in.
-        paths = [root / os.path.expandvars(path) for path in listed]
-        several = len(images) < channels and ending.lower() in PICTURES
-        if len(images) != channels and not several:
-            raise UserError(f"{file}: case {name} of dataset has {len(images)} images for {channels} channels")
+        paths = [root / os.path.expandvars(str(path)) for path in listed]
+        count = len(paths) - 1
+        if count != channels and not (count < channels and ending.lower() in PICTURES):
+            raise UserError(f"{file}: case {name} of dataset has {count} images for {channels} channels")
         cases.append(Case(name, tuple(paths[:-1]), paths[-1]))
     return cases
 
@@ -118,10 +118,20 @@ def _scan(root: Path, part: str, ending: str, channels: int) -> list[Case]:
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     folder = root / f"images{part}"
     numbers: dict[str, list[int]] = {}
+    unclear = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
+            continue
         match = pattern.fullmatch(path.name)
-        if match and not path.name.startswith("."):  # macOS leaves ._CASE_0000.nii.gz beside the file
+        if match and int(match[2]) < channels:
             numbers.setdefault(match[1], []).append(int(match[2]))
+        elif ending_of(path):
+            unclear.append(path.name)
+    if unclear:
+        listed = ", ".join(unclear[:3]) + (" and more" if len(unclear) > 3 else "")
+        say(
+            f"{folder}: {len(unclear)} files are no CASE_0000{ending} of {channels} channels and are left out: {listed}"
+        )
     cases = []
     for name, present in numbers.items():
         several = len(present) < channels and ending.lower() in PICTURES

@@ -62,7 +62,7 @@ def make_cache(path: Path, subjects: tuple[str, ...] = SUBJECTS, unlabelled: tup
         subjects,
         slice_step=2,
     )
-    writer = CacheWriter(path, card)
+    writer = CacheWriter(path, card, labelled=set(subjects) - set(unlabelled))
     writer.begin_layer("slices", {"toy": 1})
     writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, decoder_constants)
     writer.begin_layer("instructions/toy", {"llm": "toy"})

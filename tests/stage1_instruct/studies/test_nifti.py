@@ -196,3 +196,11 @@ def test_test_cases_of_msd_have_no_labels(msd: Path):
     dataset = open_dataset("msd", msd)
     assert dataset.card.subjects == ("phantom_001", "phantom_002")
     assert dataset.load("phantom_001").labels is not None and dataset.load("phantom_002").labels is None
+
+
+def test_image_files_that_belong_to_no_case_are_said(nnunet: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("phantom_003.nii.gz", "phantom_001_0007.nii.gz", "phantom_002_0000.mha"):
+        (nnunet / "imagesTr" / name).touch()
+    assert open_dataset("nnunet", nnunet).card.subjects == ("phantom_001", "phantom_002")
+    said = capsys.readouterr().err
+    assert "3 files are no CASE_0000.nii.gz of 3 channels" in said and "phantom_003.nii.gz" in said

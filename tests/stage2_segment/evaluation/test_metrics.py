@@ -35,6 +35,18 @@ def test_dsc_and_iou_agree_with_monai(seed: int, classes: int, levels: tuple[int
         assert np.isnan(ours[empty]).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_ignored_voxels_are_in_no_count(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    predicted, truth = (random.integers(0, 4, (3, 7, 6)).astype(np.uint8) for _ in range(2))
+    ignored = truth.copy()
+    ignored[:, 4:] = 255
+    np.testing.assert_array_equal(
+        overlap_counts(predicted, ignored, 3), overlap_counts(predicted[:, :4], truth[:, :4], 3)
+    )
+
+
 def box(shape: tuple[int, int, int], low: tuple[int, int, int], high: tuple[int, int, int]) -> np.ndarray:
     volume = np.zeros(shape, bool)
     volume[tuple(slice(a, b) for a, b in zip(low, high))] = True

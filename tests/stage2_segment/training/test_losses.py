@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceLoss
 
-from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
+from zeus_union.stage2_segment.training.losses import known_pixels, one_hot, segmentation_losses
 
 
 @settings(max_examples=30, deadline=None)
@@ -75,3 +75,35 @@ def test_parts_of_a_batch_that_add_up_their_sums_have_the_loss_and_the_gradients
     torch.testing.assert_close(rest.total, whole)
     (found,) = torch.autograd.grad(rest.total, logits)
     torch.testing.assert_close(found, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), dice_over=st.sampled_from(["batch", "slice"]))
+def test_ignored_pixels_take_no_part_in_the_loss_nor_in_its_gradient(seed: int, dice_over: str) -> None:
+    """The losses are those of the picture without its ignored columns, whatever is predicted there."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 2, 8, 6, generator=random, dtype=torch.float64).requires_grad_()
+    masks = torch.randint(0, 3, (3, 8, 6), generator=random, dtype=torch.uint8)
+    masks[..., 4:] = 255
+    known = known_pixels(masks).double()
+    losses = segmentation_losses(logits, one_hot(masks, 2).double(), dice_over, known=known)
+    cropped = segmentation_losses(logits[..., :4], one_hot(masks[..., :4], 2).double(), dice_over)
+    torch.testing.assert_close(losses, cropped)
+    (gradient,) = torch.autograd.grad(losses.total, logits)
+    assert (gradient[..., 4:] == 0).all() and (gradient[..., :4] != 0).any()
+
+
+def test_without_ignored_pixels_the_loss_is_the_very_same_number() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 64, 64, generator=random)
+    masks = torch.randint(0, 4, (2, 64, 64), generator=random, dtype=torch.uint8)
+    for dice_over in ("batch", "slice"):
+        plain = segmentation_losses(logits, one_hot(masks, 3), dice_over)
+        assert plain == segmentation_losses(logits, one_hot(masks, 3), dice_over, known=known_pixels(masks))
+
+
+def test_a_batch_that_nobody_labelled_costs_nothing() -> None:
+    masks = torch.full((2, 8, 8), 255, dtype=torch.uint8)
+    logits = torch.randn(2, 1, 8, 8)
+    losses = segmentation_losses(logits, one_hot(masks, 1), known=known_pixels(masks))
+    assert losses.cross_entropy == 0 and losses.dice == 0
