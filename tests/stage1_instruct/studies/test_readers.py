@@ -38,6 +38,14 @@ def test_three_layouts_give_the_same_labels_and_t1_images(phantoms: Path):
             np.testing.assert_array_equal(chaos.images[modality], other.images[modality])
 
 
+@pytest.mark.parametrize(("name", "layout"), [("chaos", "chaos"), ("msd-prostate", "msd"), ("nnunet", "nnunet")])
+def test_channel_numbers_are_those_of_the_data_set_whatever_is_read_of_it(phantoms: Path, name: str, layout: str):
+    every = open_dataset(name, phantoms / layout).card
+    last = open_dataset(name, phantoms / layout, modalities=[every.modalities[-1]]).card
+    assert every.channels == {modality: number for number, modality in enumerate(every.modalities)}
+    assert last.channels == {every.modalities[-1]: len(every.modalities) - 1}
+
+
 def test_msd_is_binary_unless_native_labels_are_asked_for(phantoms: Path):
     binary, native = (open_dataset("msd-brain", phantoms / "msd", labels=labels) for labels in ("default", "native"))
     assert binary.card.classes == ("brain tumour",) and binary.card.instance == "brain tumour"
