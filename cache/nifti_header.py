@@ -85,7 +85,10 @@ class NiftiHeader:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> NiftiHeader:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 def affine_in_mm(image: Any) -> tuple[NDArray[np.float64], NiftiHeader | None]:

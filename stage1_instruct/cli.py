@@ -269,7 +269,7 @@ def _say_views(path: Path) -> None:
 
     from zeus_union.cache.reader import Cache
 
-    with Cache(path) as cache:
+    with Cache(path, allow_partial=True) as cache:
         views = Counter(cache.grid(subject).view for subject in cache.subjects)
     if len(views) > 1:
         counts = ", ".join(f"{count} {view}" for view, count in views.most_common())

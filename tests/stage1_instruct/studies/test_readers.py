@@ -38,6 +38,14 @@ def test_three_layouts_give_the_same_labels_and_t1_images(phantoms: Path):
             np.testing.assert_array_equal(chaos.images[modality], other.images[modality])
 
 
+@pytest.mark.parametrize(("name", "layout"), [("chaos", "chaos"), ("msd", "msd"), ("nnunet", "nnunet")])
+def test_channel_numbers_are_those_of_the_data_set_whatever_is_read_of_it(phantoms: Path, name: str, layout: str):
+    every = open_dataset(name, phantoms / layout).card
+    last = open_dataset(name, phantoms / layout, modalities=[every.modalities[-1]]).card
+    assert every.channels == {modality: number for number, modality in enumerate(every.modalities)}
+    assert last.channels == {every.modalities[-1]: len(every.modalities) - 1}
+
+
 def test_msd_keeps_its_classes_unless_they_are_merged(phantoms: Path):
     binary, native = (open_dataset("msd", phantoms / "msd", labels=labels) for labels in ("binary", "default"))
     assert binary.card.classes == ("liver, right kidney, left kidney and spleen",)

@@ -1,0 +1,127 @@
+"""A new study is read, cut and scaled as those the run was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from scipy import ndimage
+
+from zeus_union.cache.reader import Cache
+from zeus_union.pipelines.cli import main as zeus
+from zeus_union.stage1_instruct.cli import main as zeus_instruct
+from zeus_union.stage1_instruct.inspect import describe
+from zeus_union.stage2_segment import predict
+from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.training.train import train_run
+
+SHAPE = (6, 40, 44)
+
+
+def run(command, *arguments: str | Path) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def write_nnunet(root: Path) -> None:
+    """Two patients, sagittal slices 4 mm apart, FLAIR and T1Gd; in FLAIR the tumour is dark. qform and sform differ."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    header = nibabel.Nifti1Header()
+    header.set_qform(np.diag([4.0, 0.8, 0.8, 1]), 1)
+    sform = np.diag([4.0, 0.8, 0.8, 1])
+    sform[:3, 3] = (5, -7, 9)
+    header.set_sform(sform, 2)
+    for number in range(2):
+        random = np.random.default_rng(number)
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[1:5, 8 + 4 * number : 24, 12:30] = 1
+        noise = ndimage.gaussian_filter(random.normal(size=SHAPE), 1) * 60
+        images = {0: 400 - 250.0 * labels + noise, 1: 150 + 250.0 * labels + noise}
+        for channel, image in images.items():
+            path = root / "imagesTr" / f"pat{number}_{channel:04d}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), None, header), path)
+        header.set_data_dtype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(labels, None, header), root / "labelsTr" / f"pat{number}.nii.gz")
+        header.set_data_dtype(np.float32)
+    description = {"channel_names": {"0": "FLAIR", "1": "T1Gd"}, "labels": {"background": 0, "tumour": 1}}
+    (root / "dataset.json").write_text(json.dumps({**description, "numTraining": 2, "file_ending": ".nii.gz"}))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/, cache.h5 of T1Gd alone with a window of its own, and run/: a small network on its pictures."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_nnunet(folder / "data")
+    common = ["build-cache", "--dataset", "nnunet", "--data-root", folder / "data", "--layers", "slices"]
+    built = run(
+        zeus_instruct, *common, "--out", folder / "cache.h5", "--modalities", "T1Gd", "--window", "T1Gd=300,500"
+    )
+    assert built.exit_code == 0, built.output
+    assert "pat0: sagittal slices" in built.output
+    options = {"model": "unext", "preset": "quarter", "epochs": 1, "batch_size": 6, "validate_every": 0}
+    split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
+    train_run(folder / "cache.h5", folder / "run", device="cpu", **options, **split)
+    return folder
+
+
+def test_the_cache_and_the_run_know_channels_view_and_windows(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Cache(cohort / "cache.h5") as cache:
+        assert cache.card.channels == {"T1Gd": 1}
+        assert [cache.grid(subject).view for subject in cache.subjects] == ["sagittal"] * 2
+        assert cache.images([0]).shape == (1, 1, 256, 256) and len(cache.rows_of(["pat0"])) == SHAPE[0]
+        assert cache.recipe("slices")["preprocessing"]["intensity"]["windows"] == {"T1Gd": [300.0, 500.0]}
+        describe(cache)
+    assert "sagittal" in capsys.readouterr().out
+    inputs = load_config(cohort / "run").inputs
+    assert (inputs.channels, inputs.views) == ({"T1Gd": 1}, ("sagittal",))
+
+
+def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a model that takes what is bright, as the tumour is in T1Gd: what is left to go wrong is what it is given."""
+
+    def bright(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
+        return (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8)
+
+    monkeypatch.setattr(predict, "predict_slices", bright)
+    (tmp_path / "new").mkdir()
+    for channel in range(2):
+        name = f"pat1_{channel:04d}.nii.gz"
+        (tmp_path / "new" / name).write_bytes((cohort / "data" / "imagesTr" / name).read_bytes())
+    done = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--out", tmp_path / "mask.nii.gz")
+    assert done.exit_code == 0, done.output
+    assert "T1Gd from pat1_0001.nii.gz" in done.output
+    with Cache(cohort / "cache.h5") as cache:
+        (expected,) = predict_run(cohort / "run", cache, tmp_path / "masks", subjects=["pat1"], device="cpu")
+    mask, of_cache = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(expected)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(of_cache.dataobj))
+    found, truth = (np.asarray(nibabel.load(path).dataobj) for path in (expected, cohort / "data/labelsTr/pat1.nii.gz"))
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+    source = nibabel.load(tmp_path / "new" / "pat1_0001.nii.gz")
+    for image in (mask, of_cache):
+        for form in ("get_qform", "get_sform"):
+            np.testing.assert_array_equal(*(getattr(header, form)() for header in (image.header, source.header)))
+
+    only_flair = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--modality", "T1Gd=pat1_0000.nii.gz")
+    assert "T1Gd from pat1_0000.nii.gz" in only_flair.output  # as the user says
+    (tmp_path / "new" / "pat1_0001.nii.gz").rename(tmp_path / "new" / "FLAIR_to_T1Gd.nii.gz")
+    refused = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run")
+    assert refused.exit_code == 2
+    assert "could be T1Gd, but its name also says flair, to" in " ".join(refused.output.split())
+
+
+def test_another_view_or_window_is_another_cache(cohort: Path) -> None:
+    common = ["build-cache", "--dataset", "nnunet", "--data-root", cohort / "data", "--layers", "slices"]
+    common += ["--out", cohort / "cache.h5", "--modalities", "T1Gd"]
+    for more, differs in (["--view", "axial", "--window", "T1Gd=300,500"], "view"), ([], "windows.T1Gd"):
+        refused = run(zeus_instruct, *common, *more)
+        assert refused.exit_code == 2 and differs in " ".join(refused.output.split()), refused.output
+    unknown = run(zeus_instruct, *common, "--window", "CT=40,400")
+    assert unknown.exit_code == 2 and "a window is given for CT; the modalities are T1Gd" in unknown.output
