@@ -283,8 +283,7 @@ class Cache:
         return [self.subjects[index] for index in self.rows["subject"][indices]]
 
     def _gather(self, layer: str, name: str, rows: Rows) -> NDArray[Any]:
-        subject = next(iter(self._subjects_of(rows)), self.subjects[0])
-        like = self._part(layer, subject).arrays[name]
+        like = self._like(layer, name)
         out = np.empty((len(rows), *like.shape[1:]), like.dtype)
         every = range(len(self.modalities)) if row_axes(layer) == 2 else None
         self._fill(layer, name, rows, every, out)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.quantize import decode
-from zeus_union.cache.reader import Cache
+from zeus_union.cache.reader import Cache, StoredEmbeddings
 from zeus_union.cache.terminal import progress
+from zeus_union.stage2_segment.inputs.staging import STAGES, Staging, Stored
 
 READ_AT_ONCE = 32  # rows; 64 MiB for two modalities
 SHARE_OF_MEMORY = 0.5  # of what is free, that a resident copy may take
@@ -31,15 +34,6 @@ class Batch(NamedTuple):
     """
 
     images: Tensor
-    masks: Tensor | None
-
-
-class _Stored(NamedTuple):
-    """As they are stored; the last three may be absent."""
-
-    values: Tensor
-    scale: Tensor | None
-    offset: Tensor | None
     masks: Tensor | None
 
 
@@ -94,17 +88,21 @@ class SliceData:
             return "device"
         return "ram" if needed < SHARE_OF_MEMORY * psutil.virtual_memory().available else "disk"
 
-    def _read(self, rows: NDArray[np.intp]) -> _Stored:
+    def _read(self, rows: NDArray[np.intp], out: Stored | None = None) -> Stored:
+        """Rows of the cache, the embeddings in the memory of `out` where it is given."""
         masks = self.cache.masks(rows) if self.labelled else None
         arrays: tuple[NDArray | None, ...]
         if self.encoder is None:
             arrays = (self.cache.images(rows)[:, self.modalities], None, None, masks)
         else:
-            stored = self.cache.read_embeddings(self.encoder, rows, self.modalities)
+            buffers = None
+            if out is not None:
+                buffers = StoredEmbeddings(*(None if part is None else part.numpy() for part in out[:3]))  # type: ignore[arg-type]
+            stored = self.cache.read_embeddings(self.encoder, rows, self.modalities, buffers)
             arrays = (stored.values, stored.scale, stored.offset, masks)
-        return _Stored(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
+        return Stored(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
-    def _read_all(self, device: torch.device) -> _Stored:
+    def _read_all(self, device: torch.device) -> Stored:
         one = self._read(self.rows[:1])
         whole = [
             None if part is None else torch.empty((len(self), *part.shape[1:]), dtype=part.dtype, device=device)
@@ -115,39 +113,52 @@ class SliceData:
             for target, part in zip(whole, self._read(self.rows[at])):
                 if target is not None and part is not None:
                     target[at] = part
-        return _Stored(*whole)  # type: ignore[arg-type]
+        return Stored(*whole)  # type: ignore[arg-type]
 
-    def _stored(self, positions: NDArray[np.intp]) -> _Stored:
-        """The slices at `positions` of `self.rows`, wherever they are kept."""
+    def _stored(self, positions: NDArray[np.intp], staging: Staging | None = None) -> Stored:
+        """The slices at `positions` of `self.rows`, wherever they are kept; in main memory, in that of `staging`."""
         if self.resident == "disk":
-            return self._read(self.rows[positions])
+            if staging is None or not len(positions):
+                return self._read(self.rows[positions])
+            rows = self.rows[positions]
+            return staging.take(self._read(rows, staging.room(len(rows), self._sample)))
         index = torch.from_numpy(np.asarray(positions)).to(self._whole.values.device)
-        return _Stored(*(None if part is None else part[index] for part in self._whole))  # type: ignore[arg-type]
+        if staging is None or self.resident == "device":
+            return Stored(*(None if part is None else part[index] for part in self._whole))  # type: ignore[arg-type]
+        return staging.gather(self._whole, index)
 
-    def _there(self, stored: _Stored) -> Batch:
+    @cached_property
+    def _sample(self) -> Stored:
+        """One slice, for dtypes and shapes."""
+        return self._read(self.rows[:1])
+
+    def _there(self, stored: Stored, staging: Staging | None = None) -> Batch:
         """Embeddings travel as stored and are decoded on the device."""
-        values, masks = stored.values.to(self.device), stored.masks
-        scale, offset = (None if part is None else part.to(self.device) for part in stored[1:3])
+        moved = [None if part is None else part.to(self.device, non_blocking=True) for part in stored]
+        if staging is not None:
+            staging.sent()
+        values, scale, offset, masks = moved
         images = decode(values, scale, offset)
         if self.encoder is None:
             images = images.div_(255)
-        return Batch(images, None if masks is None else masks.to(self.device))
+        return Batch(images, masks)
 
     def batch(self, positions: NDArray[np.intp]) -> Batch:
         """The slices at `positions` of `self.rows`."""
         return self._there(self._stored(positions))
 
     def batches(self, many: Iterable[NDArray[np.intp]]) -> Iterator[Batch]:
-        """`batch` of each, the next one being read while the last one is used."""
+        """`batch` of each, the next one being read while the last one is used; for a GPU through `STAGES` pinned buffers."""
+        stages = [Staging(self.device) for _ in range(STAGES)] if self.device.type == "cuda" else [None]
         with ThreadPoolExecutor(1) as reader:
             ahead = None
-            for positions in many:
-                following = reader.submit(self._stored, positions)
+            for positions, staging in zip(many, cycle(stages)):
+                following = reader.submit(self._stored, positions, staging), staging
                 if ahead is not None:
-                    yield self._there(ahead.result())
+                    yield self._there(ahead[0].result(), ahead[1])
                 ahead = following
             if ahead is not None:
-                yield self._there(ahead.result())
+                yield self._there(ahead[0].result(), ahead[1])
 
     def in_order(self, batch_size: int) -> Iterator[tuple[NDArray[np.intp], Batch]]:
         """All slices once, in the order of `rows`, each batch with its positions."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,40 +54,59 @@ def decoder_constants() -> dict[str, np.ndarray]:
     return constants
 
 
-def make_cache(path: Path, subjects: tuple[str, ...] = SUBJECTS, unlabelled: tuple[str, ...] = (UNLABELLED,)) -> Path:
+def make_cache(
+    path: Path,
+    subjects: tuple[str, ...] = SUBJECTS,
+    unlabelled: tuple[str, ...] = (UNLABELLED,),
+    *,
+    names: Mapping[str, str] | None = None,
+    shift: int = 0,
+    sources: bool = False,
+    slices: Mapping[str, Any] | None = None,
+    llm: Mapping[str, Any] | None = None,
+) -> Path:
+    """The toy cache, or one that differs from it.
+
+    Args:
+        names: what subjects are called in it, of those that have other names.
+        shift: of the labels, in voxels.
+        sources: whether subjects were read from files.
+        slices, llm: recipes of the slices and the instructions.
+    """
+    called = {subject: (names or {}).get(subject, subject) for subject in subjects}
     card = DatasetCard(
         "toy",
         MODALITIES,
         {name: f"MRI-{name}" for name in MODALITIES},
         CLASSES,
         "liver, spleen",
-        subjects,
+        tuple(called.values()),
         slice_step=2,
     )
-    writer = CacheWriter(path, card, labelled=set(subjects) - set(unlabelled))
-    writer.begin_layer("slices", {"toy": 1})
+    labelled_subjects = {name for subject, name in called.items() if subject not in unlabelled}
+    writer = CacheWriter(path, card, labelled=labelled_subjects)
+    writer.begin_layer("slices", dict(slices or {"toy": 1}))
     writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, decoder_constants)
-    writer.begin_layer("instructions/toy", {"llm": "toy"})
+    writer.begin_layer("instructions/toy", dict(llm or {"llm": "toy"}))
     grid, numbers = oblique_grid(), np.arange(0, 2 * SLICES, 2, dtype=np.int32)
     for subject in subjects:
         random = np.random.default_rng(SUBJECTS.index(subject))
-        native = native_labels(subject)[numbers]
+        native = np.roll(native_labels(subject)[numbers], shift, axis=1)
+        files = {f"{called[subject]}.nii.gz": f"digest of {subject}"} if sources else {}
         masks = to_square(native, grid.slice_spacing[1:], 256)
         images = np.repeat((masks * 80)[:, None], 2, axis=1)
         labelled = subject not in unlabelled
-        writer.write_slices(
-            subject,
-            SubjectSlices(grid, numbers, images, masks if labelled else None, None, native if labelled else None, {}),
-        )
+        truth = (masks, None, native) if labelled else (None, None, None)
+        writer.write_slices(called[subject], SubjectSlices(grid, numbers, images, *truth, files))
         embeddings = random.standard_normal((SLICES, 2, 256, 64, 64), dtype=np.float32) * 0.3
         small = masks[:, ::4, ::4]
         for label in (1, 2):
             embeddings[:, :, label::8] += 1.5 * (small == label)[:, None, None]
-        writer.write_embeddings("embeddings/toy", subject, embeddings)
+        writer.write_embeddings("embeddings/toy", called[subject], embeddings)
         text = random.standard_normal((SLICES, 2, TEXT)).astype(np.float32)
         text /= np.linalg.norm(text, axis=-1, keepdims=True)
         rows = [Instruction(int(n), m, "where?", "there", 1, 1, "stop", 0) for n in numbers for m in MODALITIES]
-        writer.write_instructions("instructions/toy", subject, text, rows)
+        writer.write_instructions("instructions/toy", called[subject], text, rows)
     writer.finalize()
     return path
 

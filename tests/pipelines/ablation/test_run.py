@@ -128,7 +128,7 @@ def test_each_batch_is_read_once_for_all_rows(
 ) -> None:
     decoded: list[int] = []
     there = SliceData._there
-    monkeypatch.setattr(SliceData, "_there", lambda self, stored: decoded.append(1) or there(self, stored))
+    monkeypatch.setattr(SliceData, "_there", lambda self, *stored: decoded.append(1) or there(self, *stored))
     ablation(toy, grid_file, tmp_path / "out")
     steps, tested = 2 * 2, 1
     assert len(decoded) == steps + 5 * tested

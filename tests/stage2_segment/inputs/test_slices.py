@@ -13,6 +13,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.inputs import slices as data_module
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, epoch_batches
+from zeus_union.stage2_segment.inputs.staging import Staging
 from zeus_union.stage2_segment.plan import plan_run
 
 cases = st.tuples(
@@ -99,3 +100,32 @@ def test_a_run_takes_its_own_modalities_of_what_was_read_for_several(toy_cache: 
             assert torch.equal(embeddings, batch.images[:, 1:])
             np.testing.assert_array_equal(text.numpy(), texts[:, 1:])
             assert found == present
+
+
+@pytest.mark.parametrize("resident", ["disk", "ram"])
+@pytest.mark.parametrize("encoder", ["toy", None], ids=["embeddings", "pictures"])
+def test_batches_for_a_gpu_are_read_into_the_same_memory_after_its_last_copy_arrived(
+    toy_cache: Path, encoder: str | None, resident: str
+) -> None:
+    """On a CPU, where the memory is not pinned and the copy is made up."""
+    waited: list[int] = []
+
+    class Copy:
+        def synchronize(self) -> None:
+            waited.append(1)
+
+    with Cache(toy_cache) as cache:
+        rows = cache.rows_of(["ada", "ben"])
+        data = SliceData(cache, encoder, ["T2"], rows, torch.device("cpu"), resident=resident)
+        staging, places = Staging(torch.device("cpu")), set()
+        for positions in ([5, 0, 3], [1], [2, 4], [0, 1, 2]):
+            stored = data._stored(np.array(positions), staging)
+            for part, plain in zip(stored, data._stored(np.array(positions)), strict=True):
+                assert (part is None) == (plain is None)
+                assert part is None or torch.equal(part, plain)
+            places.add((stored.values.data_ptr(), stored.masks.data_ptr()))
+            staging._sent = Copy()
+        assert len(places) == 1 and len(waited) == 3
+        batch, again = data._there(stored), data.batch(np.array([0, 1, 2]))
+        assert torch.equal(batch.images, again.images) and torch.equal(batch.masks, again.masks)
+        assert len(data._stored(np.array([], int), staging).values) == 0
