@@ -15,7 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained
+from zeus_union.stage1_instruct.models.language.llm import Decoding, InstructionLLM
+from zeus_union.stage1_instruct.models.language.prompts import template
+from zeus_union.stage1_instruct.models.pretrained import Loading, load_pretrained, read_config
+from zeus_union.stage1_instruct.models.text.bert import TextEncoder
 
 SECOND_SHARD = "pytorch_model-00002-of-00003.bin"
 
@@ -184,3 +187,79 @@ def test_sentencepiece_tokenizer_without_its_library_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install sentencepiece protobuf"):
         load(copied)
+
+
+def with_more_tokens(folder: Path, special: bool, token: str = "<image_soft_token>") -> Path:
+    """Llama 2 with a padding token, Gemma 3's image token: one token more than there are embeddings."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([token], special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_special_token_beyond_the_embeddings_is_fine_and_refused_where_a_text_has_it(copied: Path) -> None:
+    tokenizer, model = load(with_more_tokens(copied, special=True))
+    assert (len(tokenizer), model.get_input_embeddings().num_embeddings) == (260, 259)
+    llm = InstructionLLM(str(copied), template("zeus"), Decoding(max_new_tokens=2))
+    assert llm.generate(["Where is the liver?"], torch.zeros(1, 2, 32))[0].prompt_tokens > 2
+    with pytest.raises(UserError, match="the text holds <image_soft_token>, a special token"):
+        llm.generate(["Where is <image_soft_token>?"], torch.zeros(1, 2, 32))
+
+
+def test_ordinary_word_beyond_the_embeddings_is_refused_by_name(copied: Path) -> None:
+    with pytest.raises(UserError, match=r"259 embeddings but its tokenizer 260 tokens: not a pair \(liver would"):
+        load(with_more_tokens(copied, special=False, token="liver"))
+
+
+def test_padding_token_without_an_embedding_changes_no_vector_of_a_text_encoder(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    texts = ["A liver.", "A much longer text about the left kidney.", "Spleen."]
+    expected = TextEncoder(str(tiny_bert)).encode(texts)
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[NEWPAD]"})
+    tokenizer.save_pretrained(folder)
+    encoder = TextEncoder(str(folder))
+    assert abs(encoder.encode(texts) - expected).max() < 1e-6
+    with pytest.raises(UserError, match=r"the text holds \[NEWPAD\]"):
+        encoder.encode(["A [NEWPAD] text."])
+
+
+CODE = "from pathlib import Path\nPath(__file__).with_name('was_run').touch()\nclass Own: ...\n"
+
+
+@pytest.mark.parametrize("auto_class", ["AutoModelForCausalLM", "AutoConfig"])
+@pytest.mark.parametrize("known", [True, False])
+def test_code_that_comes_with_a_folder_is_never_run_and_nobody_is_asked(
+    copied: Path, known: bool, auto_class: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "own.py").write_text(CODE)
+    edit(copied / "config.json", auto_map={auto_class: "own.Own"}, **({} if known else {"model_type": "own"}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    if known:
+        load(copied)
+        said = capsys.readouterr().err
+        assert "comes with Python code of its own: it is not run" in " ".join(said.split())
+    else:
+        with pytest.raises(UserError, match=r"Python code of its own \(config\.json: auto_map\), which is never run"):
+            load(copied)
+        with pytest.raises(UserError, match="trust_remote_code is off"):
+            read_config(str(copied), "text encoder")
+    assert not list(copied.rglob("was_run"))
+
+
+def test_tokenizer_of_own_code_is_not_run_either(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copied / "own.py").write_text(CODE)
+    (copied / "tokenizer.json").unlink()
+    values = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    edit(copied / "tokenizer_config.json", **values)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    with pytest.raises(UserError, match=r"tokenizer.*(own code|of its own|no tokenizer)"):
+        load(copied)
+    assert not list(copied.rglob("was_run"))
+
+
+def test_a_file_in_place_of_a_folder_is_one_clear_error(copied: Path) -> None:
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        load(copied / "model.safetensors")

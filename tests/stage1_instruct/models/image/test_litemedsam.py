@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.image import litemedsam
 from zeus_union.stage1_instruct.models.image.encoder import dense_positional_encoding, prompt_constants
 from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
 from zeus_union.stage1_instruct.models.image.tiny_vit import ConvBN, TinyViT
@@ -123,6 +124,29 @@ def test_folding_batch_norm_changes_nothing() -> None:
 def test_batch_does_not_change_an_embedding(random_litemedsam: Path) -> None:
     encoder, images = LiteMedSAM(str(random_litemedsam)), pictures()
     assert torch.equal(encoder.encode(images)[1], encoder.encode(images[1:])[0])
+
+
+def test_a_subject_goes_through_in_batches_that_are_halved_when_memory_runs_out(
+    random_litemedsam: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: never all of a subject's slices at once."""
+    images = np.random.default_rng(0).integers(0, 255, (21, 256, 256), dtype=np.uint8)
+    expected = LiteMedSAM(str(random_litemedsam)).encode(images)
+    monkeypatch.setattr(litemedsam, "CPU_BATCH", litemedsam.LARGEST_BATCH)
+    encoder = LiteMedSAM(str(random_litemedsam))
+    sizes: list[int] = []
+
+    def refuse(_: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(arguments[0]))
+        if sizes[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    encoder._model.register_forward_pre_hook(refuse)
+    assert torch.allclose(encoder.encode(images), expected, atol=1e-4)
+    assert sizes == [16, 8, 8, 5]
+    encoder.encode(images[:9])
+    assert sizes[4:] == [8, 1]
+    assert encoder.encode(images[:0]).shape == (0, 256, 64, 64)
 
 
 def test_intensity_scale_does_not_change_an_embedding(random_litemedsam: Path) -> None:

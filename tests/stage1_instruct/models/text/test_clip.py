@@ -101,6 +101,11 @@ def test_text_beyond_77_tokens_is_cut(whole: Path) -> None:
     assert np.abs(encoder.encode(["a " * 74]) - encoder.encode(["a " * 74 + "b"])).max() > 1e-5
 
 
+def test_tokens_beyond_77_are_counted(whole: Path) -> None:
+    encoder = CLIPText(str(whole))
+    assert encoder.dropped(["a", "a " * 75, "a " * 76, "a " * 100]) == [0, 0, 1, 25]
+
+
 def test_recipe_tells_the_length_and_not_the_place(whole: Path) -> None:
     recipe = CLIPText(str(whole)).recipe()
     assert recipe["max_tokens"] == 77

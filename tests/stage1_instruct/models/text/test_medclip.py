@@ -39,6 +39,14 @@ def test_truncate_keeps_75_words_and_extended_510(text: str, words: str) -> None
     assert np.abs(extended.encode([whole]) - extended.encode([" ".join(many[:509])])).max() > 1e-6
 
 
+@pytest.mark.parametrize(
+    ("window", "dropped"), [("truncate", [0, 0, 1, 525]), ("extended", [0, 0, 0, 90]), ("mean", [0] * 4)]
+)
+def test_tokens_beyond_the_window_are_counted(text: str, words: str, window: str, dropped: list[int]) -> None:
+    encoder = MedCLIPText(text, words, window)
+    assert encoder.dropped([" ".join(["liver"] * count) for count in (1, 75, 76, 600)]) == dropped
+
+
 def test_mean_averages_consecutive_windows(text: str, words: str) -> None:
     many = LONG.split()
     encoder = MedCLIPText(text, words, "mean")
