@@ -63,7 +63,7 @@ def failing(dataset: Dataset, errors: dict[str, Exception]) -> Dataset:
 def test_the_studies_behind_a_damaged_one_are_built_and_a_rerun_takes_up_only_that(
     dataset: Dataset, options: BuildOptions, error: Exception
 ) -> None:
-    with pytest.raises(BuildFailures, match="1 of 3 subjects could not be built.*phantom_001.*same command") as raised:
+    with pytest.raises(BuildFailures, match=r"1 of 3 subjects could not be built.*phantom_001.*same command") as raised:
         build_cache(failing(dataset, {"phantom_001": error}), MODELS, options)
     assert list(raised.value.reasons) == ["phantom_001"]
     with pytest.raises(UserError, match="2 of 3 subjects are finished"):
@@ -100,7 +100,7 @@ def test_a_damaged_shard_is_a_failure_of_its_subject(dataset: Dataset, options: 
     (shard,) = options.out.with_name("a.h5.d").glob("slices/phantom_001.*.h5")
     shard.chmod(0o644)
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(BuildFailures, match="phantom_001: .*truncated"):
+    with pytest.raises(BuildFailures, match=r"phantom_001: .*truncated"):
         build_cache(dataset, MODELS, options)
     shard.unlink()
     assert build_cache(dataset, MODELS, options).subjects == 1
