@@ -1,11 +1,16 @@
 """Errors reach the terminal as one line."""
 
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from zeus_union.cache import terminal
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import ZeusGroup, choose, split_names
 
@@ -52,3 +57,68 @@ def test_names_are_chosen_in_the_order_of_the_data_set():
     assert split_names("a, b") == ("a", "b")
     with pytest.raises(UserError, match="empty"):
         split_names(" ,")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EROFS, "", "/ro/a.h5"), "read-only: /ro/a.h5"),
+        (OSError(errno.ENOLCK, ""), "no locks"),
+        (OSError(errno.ENOSYS, ""), "cannot do"),
+        (OSError(errno.EOPNOTSUPP, ""), "cannot do"),
+        (FileExistsError(errno.EEXIST, "", "a"), "exists already: a"),
+        (FileNotFoundError(errno.ENOENT, "", "a"), "no such file or folder: a"),
+        (NotADirectoryError(errno.ENOTDIR, "", "a/b"), "a file is where a folder is expected: a/b"),
+        (IsADirectoryError(errno.EISDIR, "", "a"), "a folder is where a file is expected: a"),
+        (OSError(errno.ENAMETOOLONG, "", "a" * 300), "too long"),
+        (PermissionError(errno.EACCES, "", "a", None, "b"), "no permission: a -> b"),
+        (BrokenPipeError(errno.EPIPE, ""), "broken pipe"),
+        (UnicodeEncodeError("ascii", "Müller", 1, 2, "ordinal"), "PYTHONUTF8=1"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start"), "save it as UTF-8"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "_silence_output", lambda: None)
+    result = CliRunner().invoke(_command_that_raises(error), ["work"])
+    assert result.exit_code == 2
+    assert words in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+PRINTS = """
+import click
+from zeus_union.cache.terminal import ZeusGroup
+
+group = ZeusGroup("zeus")
+
+@group.command()
+def work():
+    for number in range(100000):
+        click.echo(f"Müller {number}")
+
+group(["work"])
+"""
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_output_that_is_not_utf_8_shows_escapes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS.replace("100000", "1")],
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"M\\xfcller 0\n", b"")
+
+
+def test_a_reader_that_ends_early_is_one_line() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    lines = process.stderr.read().splitlines()
+    assert (process.wait(), len(lines)) == (2, 1) and "broken pipe" in lines[0]

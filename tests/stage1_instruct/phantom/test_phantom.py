@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.phantom import anatomy as phantom
+from zeus_union.stage1_instruct.phantom import write
 from zeus_union.stage1_instruct.phantom.write import write_demo
 
 
@@ -82,3 +85,38 @@ def test_an_interrupted_phantom_leaves_nothing_under_its_name(tmp_path: Path, mo
     with pytest.raises(OSError, match="No space"):
         write_demo("chaos", tmp_path / "demo", subjects=1)
     assert list(tmp_path.iterdir()) == []
+
+
+OPEN_DEMO = """
+import sys
+from pathlib import Path
+from zeus_union.stage1_instruct.datasets import open_dataset
+
+sys.stdin.readline()  # both begin at once
+print(len(open_dataset("demo", Path(sys.argv[1])).card.subjects))
+"""
+
+
+def test_two_processes_that_want_the_demo_at_once_both_have_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN_DEMO, str(tmp_path / "demo")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[3]}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [process.communicate("\n", timeout=300)[0] for process in processes] == ["6\n", "6\n"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_phantom_that_another_process_wrote_meanwhile_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_chaos = write.WRITERS["chaos"]
+
+    def overtaken(out: Path, subjects: int, seed: int) -> None:
+        write_chaos(out, subjects, seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(write, "WRITERS", {"chaos": write_chaos})
+            write.write_demo("chaos", tmp_path / "demo", subjects=1)
+
+    monkeypatch.setattr(write, "WRITERS", {"chaos": overtaken})
+    write.write_demo("chaos", tmp_path / "demo", subjects=1)
+    assert write.is_demo(tmp_path / "demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
