@@ -9,7 +9,7 @@ import pytest
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import ROW
-from zeus_union.stage2_segment.split import choose_split, labelled_folds, tested_folds
+from zeus_union.stage2_segment.split import choose_split, folds_with_test, labelled_folds
 
 
 def test_subjects_of_fold_minus_1_are_trained_on_and_never_tested() -> None:
@@ -17,7 +17,7 @@ def test_subjects_of_fold_minus_1_are_trained_on_and_never_tested() -> None:
     cache = SimpleNamespace(
         rows=rows.view(np.recarray), subjects=("a", "b", "c", "d"), classes=("liver",), rows_of=lambda names: [0, 1, 2]
     )
-    assert tested_folds(labelled_folds(cache)) == [0, 1]  # type: ignore[arg-type]
+    assert folds_with_test(labelled_folds(cache)) == [0, 1]  # type: ignore[arg-type]
     split = choose_split(cache, 1)  # type: ignore[arg-type]
     assert (split.train, split.test) == (("a", "c"), ("b",))
     with pytest.raises(UserError, match=r"no fold -1; folds of this cache: 0, 1"):
