@@ -32,8 +32,8 @@ def choose_split(
     test = None if test is None else choose(test, tuple(folds), "subject")
     if train is None and test is None:
         fold = fold or 0
-        if fold not in tested_folds(folds):
-            known = ", ".join(map(str, tested_folds(folds)))
+        if fold not in folds_with_test(folds):
+            known = ", ".join(map(str, folds_with_test(folds)))
             raise UserError(f"there is no fold {fold}; folds of this cache: {known}")
         test = tuple(name for name, number in folds.items() if number == fold)
     elif fold is not None:
@@ -60,6 +60,6 @@ def labelled_folds(cache: Cache) -> dict[str, int]:
     return {cache.subjects[i]: int(rows["fold"][f]) for i, f in zip(index, first) if rows["labelled"][f]}
 
 
-def tested_folds(folds: Mapping[str, int]) -> list[int]:
+def folds_with_test(folds: Mapping[str, int]) -> list[int]:
     """The folds that test somebody, of `labelled_folds`."""
     return sorted({*folds.values()} - {UNLABELLED})

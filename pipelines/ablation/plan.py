@@ -21,7 +21,7 @@ from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.device import pick_device
 from zeus_union.stage2_segment.model import build_model, parameter_table
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.split import labelled_folds, tested_folds
+from zeus_union.stage2_segment.split import folds_with_test, labelled_folds
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plan_ablation(
         UserError: a row that the cache cannot serve, naming the row and what there is; an ablation in `out` that was
             begun with other minutes.
     """
-    folds = tested_folds(labelled_folds(cache)) if grid.folds is None else grid.folds
+    folds = folds_with_test(labelled_folds(cache)) if grid.folds is None else grid.folds
     planned = []
     for row in grid.rows:
         named = row.options.get("train_subjects") or row.options.get("test_subjects")

@@ -42,4 +42,7 @@ def subject_names(cases: Iterable[str]) -> dict[str, str]:
 
 def _spelled(case: str) -> str:
     plain = unicodedata.normalize("NFKD", same_name(case).translate(SPELLED)).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-.") or "case"
+    spelled = re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-.")
+    return (
+        spelled if is_subject_name(spelled) else f"case{spelled}"
+    )  # nothing left, or a name the cache keeps for itself

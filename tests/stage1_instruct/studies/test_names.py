@@ -23,7 +23,7 @@ alike = st.sampled_from(
 cases = st.lists(names | alike, min_size=1, max_size=12, unique_by=lambda name: unicodedata.normalize("NFC", name))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases)
 def test_every_case_has_a_subject_of_its_own_that_a_cache_can_hold(listed):
     subjects = subject_names(listed)
