@@ -21,6 +21,7 @@ from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.device import pick_device
+from zeus_union.stage2_segment.inputs.pictures import check_pictures
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
@@ -74,6 +75,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
                 f"{cache.path} has text embeddings of {width} values, the run was trained on {config.architecture.text_width}; "
                 "build the cache with the run's text encoder"
             )
+    check_pictures(config.inputs, cache, wanted)
     return wanted
 
 
