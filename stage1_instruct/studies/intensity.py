@@ -118,7 +118,7 @@ def foreground(slices: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     for background in backgrounds[::-1]:
         below = measured & (calm < background)
         if np.count_nonzero(below) < _UNDERSHOOT * np.count_nonzero(measured):
-            measured &= ~below
+            measured &= ~below & (slices > background)  # at a rim the median and the voxel may lie on both sides
             break
     if not measured.any():  # nothing but constants, or a constant
         measured = calm > calm.min()
