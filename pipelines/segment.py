@@ -63,7 +63,7 @@ def segment_study(
         say("; ".join(f"{name} from {path.name}" for name, path in files.items()))
         view = config.inputs.views[0] if len(config.inputs.views) == 1 else None
         dataset = _dataset(study, files, known, view)
-        windows = windows_in(known.recipe("slices")["preprocessing"]["intensity"])
+        windows = windows_in(config.inputs.windows)
         models = load_models(load_profile(profile, overrides), device or best_device())
         for name in config.inputs.texts_read:
             recipe = config.inputs.instruction_recipes[name]

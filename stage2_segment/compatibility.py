@@ -10,6 +10,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs.pictures import check_pictures
 from zeus_union.stage2_segment.plan import text_width
 
 # The run is not bound to its own patients, nor to how embeddings are stored, nor to a seed: what they are made by counts.
@@ -36,6 +37,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
         )
     pictures = cache.recipe("slices").get("preprocessing") or {}
     _check_same(inputs.preprocessing, pictures, f"the pictures of {cache.path} were prepared otherwise than")
+    check_pictures(inputs, cache, wanted)
     encoder = cache.recipe(inputs.embedding_layer) if inputs.encoder else {}
     _check_same(inputs.embedding_recipe, encoder, f"{cache.path} was made by another image encoder than")
     for name in inputs.texts_read:

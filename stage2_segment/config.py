@@ -51,6 +51,7 @@ class Inputs:
         modalities, classes: their names, in the cache's order.
         channels: modality -> its number in the original data set, where it has one.
         views: how the cache's subjects are cut into slices, keys of `cache.grid.VIEWS`, the most frequent first.
+        windows: modality -> how its grey values were made: [level, width] or 'percentiles'.
         pretrained: sha256 of the weights that a baseline's encoders began from; None: none.
         cache: its path relative to the run folder.
         fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
@@ -71,6 +72,7 @@ class Inputs:
     classes: tuple[str, ...]
     channels: dict[str, int]
     views: tuple[str, ...]
+    windows: dict[str, Any]
     pretrained: str | None
     cache: str
     fingerprints: dict[str, str]

@@ -16,6 +16,7 @@ from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.choices import ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
+from zeus_union.stage2_segment.inputs.pictures import windows_of
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
@@ -82,6 +83,7 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         classes=tuple(cache.classes),
         channels={name: cache.card.channels[name] for name in modalities if name in cache.card.channels},
         views=tuple(view for view, _ in views.most_common()),
+        windows={name: value for name, value in windows_of(cache).items() if name in modalities},
         pretrained=sha256_file(options["pretrained"]) if options["pretrained"] else None,
         cache=os.path.relpath(cache.path, run),
         fingerprints={layer: cache.fingerprint(layer) for layer in layers},

@@ -25,7 +25,7 @@ from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies import slices as slicing
 from zeus_union.stage1_instruct.studies.check import check_studies, load_study
-from zeus_union.stage1_instruct.studies.intensity import Window, windows_of
+from zeus_union.stage1_instruct.studies.intensity import Window, windows_of, windows_recipe
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 LAYERS = ("slices", "embeddings", "instructions")
@@ -236,7 +236,9 @@ def _begin_layers(writer: CacheWriter, dataset: Dataset, models: Models, options
     card = dataset.card
     embeddings, instances = "", {}
     slices_recipe = {
-        "preprocessing": slicing.recipe(windows_of(card.terms, options.windows), options.view),
+        "preprocessing": slicing.recipe(),
+        "view": options.view or "acquisition",
+        "windows": windows_recipe(windows_of(card.terms, options.windows)),
         "slice_step": options.slice_step,
         "dataset": {"name": card.name, "modalities": list(card.modalities), **dataset.facts},
     }

@@ -88,21 +88,17 @@ def parse_windows(texts: Iterable[str]) -> dict[str, Window | None]:
     return windows
 
 
-def recipe(windows: Mapping[str, Window | None]) -> dict[str, Any]:
-    """What decides the grey values, for the cache's recipe; `windows_in` reads it back."""
+def windows_recipe(windows: Mapping[str, Window | None]) -> dict[str, list[float] | str]:
+    """The windows for the cache's recipe: modality -> [level, width] or 'percentiles'; `windows_in` reads it back."""
     return {
-        "windows": {
-            name: BY_PERCENTILES if window is None else [float(window.level), float(window.width)]
-            for name, window in windows.items()
-        },
-        BY_PERCENTILES: f"{PERCENTILES[0]} and {PERCENTILES[1]} of the voxels that are neither background (constant along the "
-        "volume's sides) nor stick out of their neighbours by half the range",
+        name: BY_PERCENTILES if window is None else [float(window.level), float(window.width)]
+        for name, window in windows.items()
     }
 
 
 def windows_in(recipe: Mapping[str, Any]) -> dict[str, Window | None]:
-    """modality -> window, from what `recipe` gave."""
-    return {name: None if value == BY_PERCENTILES else Window(*value) for name, value in recipe["windows"].items()}
+    """modality -> window, from what `windows_recipe` gave."""
+    return {name: None if value == BY_PERCENTILES else Window(*value) for name, value in recipe.items()}
 
 
 def foreground(slices: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
@@ -122,7 +118,7 @@ def foreground(slices: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[
     for background in backgrounds[::-1]:
         below = measured & (calm < background)
         if np.count_nonzero(below) < _UNDERSHOOT * np.count_nonzero(measured):
-            measured &= ~below
+            measured &= ~below & (slices > background)  # at a rim the median and the voxel may lie on both sides
             break
     if not measured.any():  # nothing but constants, or a constant
         measured = calm > calm.min()

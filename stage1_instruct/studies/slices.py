@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import THICK, Grid, to_square
 from zeus_union.stage1_instruct.studies import intensity
-from zeus_union.stage1_instruct.studies.intensity import Window
+from zeus_union.stage1_instruct.studies.intensity import PERCENTILES, Window
 from zeus_union.stage1_instruct.studies.study import Study
 
 PICTURE_SIZE = 256
 
 
-def recipe(windows: Mapping[str, Window | None], view: str | None) -> dict[str, Any]:
-    """What decides a picture, for the cache's recipe; `version` rises when the same study gives other pictures.
+def recipe() -> dict[str, Any]:
+    """What decides every picture, for the cache's recipe; `version` rises when the same study gives other pictures.
 
-    Args:
-        windows: modality -> window, None for percentiles.
-        view: of every study; None: each study's plane of acquisition.
+    View and windows are said beside it, since they are chosen for a cache and a modality.
     """
     return {
         "version": 2,
-        "view": view or f"across the spacing that is {THICK} times both others, else axial",
-        "intensity": intensity.recipe(windows),
+        "directions": "slices to top, back or right; rows to back or bottom; columns to left or back",
+        "acquisition": f"across the only axis of one voxel, or the spacing that is {THICK} times both others; else axial",
+        "percentiles": f"{PERCENTILES[0]} and {PERCENTILES[1]} of the voxels that are neither background (constant along the "
+        "volume's sides) nor stick out of their neighbours by half the range",
         "resize": f"nearest, square field of view, {PICTURE_SIZE}",
     }
 

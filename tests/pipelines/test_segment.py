@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from scipy import ndimage
 
+from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
@@ -75,11 +76,13 @@ def test_the_cache_and_the_run_know_channels_view_and_windows(cohort: Path, caps
         assert cache.card.channels == {"T1Gd": 1}
         assert [cache.grid(subject).view for subject in cache.subjects] == ["sagittal"] * 2
         assert cache.images([0]).shape == (1, 1, 256, 256) and len(cache.rows_of(["pat0"])) == SHAPE[0]
-        assert cache.recipe("slices")["preprocessing"]["intensity"]["windows"] == {"T1Gd": [300.0, 500.0]}
+        assert cache.recipe("slices")["windows"] == {"T1Gd": [300.0, 500.0]}
+        assert cache.recipe("slices")["view"] == "acquisition"
         describe(cache)
     assert "sagittal" in capsys.readouterr().out
     inputs = load_config(cohort / "run").inputs
     assert (inputs.channels, inputs.views) == ({"T1Gd": 1}, ("sagittal",))
+    assert inputs.windows == {"T1Gd": [300.0, 500.0]}
 
 
 def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
@@ -125,3 +128,22 @@ def test_another_view_or_window_is_another_cache(cohort: Path) -> None:
         assert refused.exit_code == 2 and differs in " ".join(refused.output.split()), refused.output
     unknown = run(zeus_instruct, *common, "--window", "CT=40,400")
     assert unknown.exit_code == 2 and "a window is given for CT; the modalities are T1Gd" in unknown.output
+
+
+def test_a_run_takes_no_pictures_of_another_window_and_says_where_the_view_is_another(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["build-cache", "--dataset", "nnunet", "--data-root", cohort / "data", "--layers", "slices"]
+    for name, more in ("window", []), ("view", ["--view", "axial", "--window", "T1Gd=300,500"]):
+        assert run(zeus_instruct, *common, "--out", tmp_path / f"{name}.h5", *more).exit_code == 0
+    with (
+        Cache(tmp_path / "window.h5") as cache,
+        pytest.raises(
+            UserError, match=r"T1Gd=percentiles, the run was trained with T1Gd=300,500; build the cache with"
+        ),
+    ):
+        predict_run(cohort / "run", cache, tmp_path / "masks", device="cpu")
+    with Cache(tmp_path / "view.h5") as cache:
+        predict_run(cohort / "run", cache, tmp_path / "masks", subjects=["pat1"], device="cpu")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pat0 and 1 more" in said and "cut into axial slices, the run was trained on sagittal ones" in said

@@ -124,17 +124,16 @@ def test_tissue_takes_most_of_the_grey_values(name: str):
 @pytest.mark.parametrize("padding", [-2000, -1024, -3024])
 def test_padding_changes_nothing_but_itself(padding: float):
     volume = noisy_mr()
-    padded = volume.copy()
-    padded[:, :14] = padding
-    difference = np.abs(grey(padded).astype(int) - grey(volume))[:, 14:]
-    assert difference.max() <= 3
+    padded = np.pad(volume, ((0, 0), (14, 0), (0, 9)), constant_values=padding)
+    difference = np.abs(grey(padded)[:, 14:, :-9].astype(int) - grey(volume))
+    assert difference.max() <= 1
 
 
 def test_background_and_undershoot_are_black_and_show_nothing():
     volume = resampled_brain()
     assert (volume < -1).sum() > 500
     measured, _ = intensity.foreground(volume)
-    assert not measured[volume <= 0].mean() > 0.02
+    assert not measured[volume <= 0].any()
     assert (grey(volume)[volume <= 0] == 0).all()
 
 
@@ -153,7 +152,7 @@ def test_a_window_is_for_ct_and_for_what_it_is_given_for():
     terms = {"CT": "CT", "CT-1": "CT-1", "PET": "PET", "T1": "MRI-T1", "odd": "MRI-CT", "CBCT": "CBCT"}
     windows = intensity.windows_of(terms, {"T1": Window(1, 2), "CT-1": None})
     assert windows == {"CT": Window(40, 400), "CT-1": None, "PET": None, "T1": Window(1, 2), "odd": None, "CBCT": None}
-    assert intensity.windows_in(intensity.recipe(windows)) == windows
+    assert intensity.windows_in(intensity.windows_recipe(windows)) == windows
     with pytest.raises(UserError, match="a window is given for T2; the modalities are CT, CT-1"):
         intensity.windows_of(terms, {"T2": None})
 

@@ -12,7 +12,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid, from_square
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.studies.intensity import Window
-from zeus_union.stage1_instruct.studies.slices import recipe, study_to_slices
+from zeus_union.stage1_instruct.studies.slices import study_to_slices
 from zeus_union.stage1_instruct.studies.study import Study
 
 RAS = Grid((30, 40, 10), np.diag([1.0, 1.0, 4.0, 1.0]))
@@ -104,12 +104,6 @@ def test_a_window_decides_the_grey_values_of_its_modality_alone():
     np.testing.assert_array_equal(with_window.native_images[:, 1], without.native_images[:, 1])
     with pytest.raises(UserError, match=r"a: T1 has values from .* give --window T1=LEVEL,WIDTH"):
         study_to_slices(study(volume), windows={"T1": Window(5000, 400)})
-
-
-def test_the_recipe_says_view_and_windows():
-    first = recipe({"CT": Window(40, 400)}, None)
-    assert first != recipe({"CT": Window(-600, 1500)}, None) != recipe({"CT": None}, None)
-    assert first != recipe({"CT": Window(40, 400)}, "axial")
 
 
 def test_real_sagittal_spine_is_seen_axially(shared_data: Path):
