@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from rich.markdown import Markdown
+from rich.table import Table
 
 from zeus_union.cache import terminal
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import ZeusGroup, choose, split_names
+from zeus_union.cache.terminal import ZeusGroup, choose, print_tables, split_names
 
 
 def _command_that_raises(error: Exception) -> click.Group:
@@ -122,3 +124,31 @@ def test_a_reader_that_ends_early_is_one_line() -> None:
     process.stdout.close()
     lines = process.stderr.read().splitlines()
     assert (process.wait(), len(lines)) == (2, 1) and "broken pipe" in lines[0]
+
+
+def test_tables_in_a_pipe_keep_every_name_whole_and_take_none_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["BraTS-GLI-00001-000", "tumour [core]", "[bold]necrosis", ":smile:", "x" * 300]
+    table = Table(title="[red] title", caption="[/red] caption")
+    for name in names:
+        table.add_column(name)
+    table.add_row(*names)
+    print_tables(table, "[note]", Markdown("| a |\n|---|\n| b |"))
+    out = capsys.readouterr().out
+    assert all(out.count(name) == 2 for name in names)
+    assert "[red] title" in out and "[/red] caption" in out and "[note]" in out and "| a |" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("│")]
+    assert all(name in row for name in names)
+
+
+def test_tables_in_a_narrow_terminal_break_names_and_cut_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeus_union.cache.terminal.terminal_width", lambda: 24)
+    table = Table("subject", "DSC")
+    table.add_row("BraTS-GLI-00001-000-and-more", "0.8123")
+    print_tables(table)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "BraTS-GLI-00001-000-and-more" in "".join(
+        line.split("│")[1].strip() for line in out.splitlines() if "│" in line
+    )

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from tests.stage2_segment.conftest import make_cache
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
+from zeus_union.pipelines.ablation import memory
 from zeus_union.pipelines.ablation import run as ablate
 from zeus_union.pipelines.ablation.grid import AblationGrid, GridRow, grid_names, paper_figures, read_grid
+from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import plan_ablation
 from zeus_union.pipelines.ablation.run import run_ablation
 from zeus_union.pipelines.ablation.timing import StepTimes
@@ -385,3 +387,57 @@ def test_a_steps_time_is_measured_anew_where_a_baseline_is_built_otherwise(toy: 
             for value in values
         ]
     assert plans[0].architecture != plans[1].architecture
+
+
+def test_results_on_labels_that_were_corrected_since_are_not_mixed_with_new_ones(
+    toy: Path, grid_file: Path, tmp_path: Path
+) -> None:
+    grid, out = read_grid(str(grid_file), {}), tmp_path / "out"
+    with Cache(toy) as cache:
+        ablate._enter(cache, grid, plan_ablation(cache, grid, out), out)
+        ablate._enter(cache, grid, plan_ablation(cache, grid, out), out)
+    with Cache(make_cache(tmp_path / "toy.h5", shift=1)) as cache:
+        runs = plan_ablation(cache, grid, out)
+        with pytest.raises(UserError, match="holds results on other slices or labels of ada, ben: the cache was built"):
+            run_ablation(cache, grid, runs, out, device="cpu")
+    with Cache(make_cache(tmp_path / "more.h5", ("ada", "ben", "cleo"), ())) as cache:  # other subjects change nothing
+        ablate._enter(cache, grid, plan_ablation(cache, grid, out), out)
+
+
+def test_runs_side_by_side_are_as_many_as_their_steps_leave_memory_for(
+    toy: Path, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU of 80 GiB, made up: from the parameters alone it would be hundreds."""
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * gib, 80 * gib))
+    measured: list[str] = []
+
+    def step(config: RunConfig, device: torch.device) -> int:
+        measured.append(config.architecture.fusion)
+        return 2 * gib if config.architecture.fusion == "late" else gib
+
+    gpu = torch.device("cuda")
+    with Cache(toy) as cache:
+        runs = plan_ablation(cache, read_grid(str(grid_file), {}), tmp_path)
+    kept = max(run.parameters for run in runs) * 24
+    assert runs_at_once(runs, gpu, True, step) == 40 * gib // (2 * gib + kept) < 20
+    assert runs_at_once(runs, gpu, False, step) == 38 * gib // kept > 100
+    shapes = {(run.config.architecture, run.config.recipe.batch_size) for run in runs}
+    assert len(measured) == 2 * len(shapes) < 2 * len(runs)  # one of each shape
+    assert (
+        runs_at_once(runs, gpu, True, lambda *_: 100 * gib) == runs_at_once(runs, gpu, False, lambda *_: 100 * gib) == 1
+    )
+    assert runs_at_once(runs, torch.device("cpu"), False) >= 1
+
+
+def test_a_steps_memory_is_its_peak_above_what_stays(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(memory, "noise_step", lambda *_: lambda: calls.append("step"))
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda _, name=name: calls.append(name))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with Cache(toy) as cache:
+        assert memory.measure_step(plan_run(cache, run=Path("run")), torch.device("cuda")) == 600
+    assert calls == ["step", "synchronize", "reset_peak_memory_stats", "step", "synchronize"]
