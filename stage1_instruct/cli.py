@@ -28,7 +28,7 @@ profile_options = [
         "overrides",
         multiple=True,
         metavar="PART=VALUE",
-        help="Replace one part of the profile, e.g. llm=FOLDER.",
+        help="Replace one part of the profile, e.g. llm=FOLDER or llm=hf:OWNER/NAME (Hugging Face hub).",
     ),
 ]
 device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
