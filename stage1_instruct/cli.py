@@ -321,7 +321,13 @@ def _models(
 @click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]")
 @click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]")
 @click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]")
-@click.option("--labels", type=click.Choice(["default", "binary", "native"]), default="default", show_default=True)
+@click.option(
+    "--labels",
+    type=click.Choice(["default", "binary", "native"]),
+    default="default",
+    show_default=True,
+    help="As for build-cache: how its classes are read.",
+)
 @click.option(
     "--voxels", is_flag=True, help="Read every voxel of every image too: as long as building the slices takes."
 )
