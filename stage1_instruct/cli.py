@@ -31,11 +31,38 @@ profile_options = [
         help="Replace one part of the profile, e.g. llm=FOLDER or llm=hf:OWNER/NAME (Hugging Face hub).",
     ),
 ]
+data_options = [
+    click.option(
+        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
+    ),
+    click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]"),
+    click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]"),
+    click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]"),
+    click.option(
+        "--labels",
+        type=click.Choice(["default", "binary", "native", "regions"]),
+        default="default",
+        show_default=True,
+        help="binary merges all labels into one (the paper, for MSD); native keeps the classes; regions makes classes that "
+        "share no voxel of nnU-Net's regions.",
+    ),
+    click.option(
+        "--trust-voxels",
+        is_flag=True,
+        help="Lay files of one shape voxel on voxel where their headers differ: labels whose header was lost.",
+    ),
+]
 device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 
 
 def with_profile(command):
     for option in reversed(profile_options):
+        command = option(command)
+    return command
+
+
+def with_data(command):
+    for option in reversed(data_options):
         command = option(command)
     return command
 
@@ -58,23 +85,10 @@ def main() -> None:
 
 
 @main.command("build-cache")
-@click.option(
-    "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
-)
-@click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]")
+@with_data
 @with_models
 @click.option("--out", type=FILE, help="The cache to write or go on with.  [default: cache/DATASET.h5]")
 @click.option("--variant", help="Name of the instruction layer.  [default: the profile's name]")
-@click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]")
-@click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]")
-@click.option(
-    "--labels",
-    type=click.Choice(["default", "binary", "native", "regions"]),
-    default="default",
-    show_default=True,
-    help="binary merges all labels into one (the paper, for MSD); native keeps the classes; regions makes classes that "
-    "share no voxel of nnU-Net's regions.",
-)
 @click.option(
     "--term",
     "terms",
@@ -87,11 +101,6 @@ def main() -> None:
     "--splits",
     type=FILE,
     help="nnU-Net's splits_final.json, for the folds.  [default: the data set's own, else five folds are drawn]",
-)
-@click.option(
-    "--trust-voxels",
-    is_flag=True,
-    help="Lay files of one shape voxel on voxel where their headers differ: labels whose header was lost.",
 )
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
 @click.option(
@@ -315,19 +324,7 @@ def _models(
 
 
 @main.command()
-@click.option(
-    "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
-)
-@click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]")
-@click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]")
-@click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]")
-@click.option(
-    "--labels",
-    type=click.Choice(["default", "binary", "native"]),
-    default="default",
-    show_default=True,
-    help="As for build-cache: how its classes are read.",
-)
+@with_data
 @click.option(
     "--voxels", is_flag=True, help="Read every voxel of every image too: as long as building the slices takes."
 )
@@ -337,6 +334,7 @@ def check(
     modalities: str | None,
     subjects: str | None,
     labels: str,
+    trust_voxels: bool,
     voxels: bool,
 ) -> None:
     """Check a data set before hours of computing: headers, grids and label values of every study; loads no model.
@@ -346,7 +344,9 @@ def check(
     from zeus_union.stage1_instruct.datasets import open_dataset
     from zeus_union.stage1_instruct.studies.check import check_studies
 
-    dataset = open_dataset(dataset_name, data_root, labels=labels, modalities=split_names(modalities))
+    dataset = open_dataset(
+        dataset_name, data_root, labels=labels, modalities=split_names(modalities), trust_voxels=trust_voxels
+    )
     wanted = choose(split_names(subjects), dataset.card.subjects, "subject")
     failures = check_studies(dataset, wanted, "voxels" if voxels else "labels")
     for subject, reason in failures.items():
