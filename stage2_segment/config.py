@@ -131,7 +131,7 @@ class RunConfig:
     def from_json(cls, values: dict[str, Any]) -> RunConfig:
         """Raises TypeError or KeyError where fields are missing or unknown."""
         parts = {"architecture": Architecture, "inputs": Inputs, "split": Split, "recipe": Recipe}
-        nested = {name: _from_json(kind, values[name]) for name, kind in parts.items()}
+        nested: dict[str, Any] = {name: _from_json(kind, values[name]) for name, kind in parts.items()}
         return cls(**{**values, **nested, "extended": tuple(values["extended"])})
 
     @property
