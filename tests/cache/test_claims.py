@@ -114,3 +114,23 @@ def test_a_file_system_without_locks_is_recognised(
     assert not has_locks(tmp_path / "a.lock")
     with pytest.raises(NoLocksError), lock(tmp_path / "a.lock"):
         pass
+
+
+WINDOWS = """
+import sys, types
+import click, h5py, numpy, pyarrow.parquet, rich.progress, xxhash  # before the system seems to be another
+
+stub = types.ModuleType("portalocker")
+sys.modules |= {"portalocker": stub, "fcntl": None, "resource": None}
+sys.platform = "win32"
+import zeus_union.cache.writer, zeus_union.cache.reader, zeus_union.cache.verify
+print(zeus_union.cache.locks.portalocker is stub)
+"""
+
+
+def test_nothing_of_posix_is_imported_on_windows() -> None:
+    """With a stand-in for portalocker: that its locks hold can only be tried on Windows."""
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout == "True\n", done.stderr
