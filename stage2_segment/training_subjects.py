@@ -5,6 +5,7 @@ A subject is recognised by its name and by the files it was read from, so under 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,13 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
 
 
+# Folders and files of labels, in the layouts that are read: two patients may well have the same empty one.
+_OF_LABELS = re.compile(r"(^|/)(labels?|ground|seg)[^/]*(/|$)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class KnownSubjects:
-    """Subjects by name, and the sha256 of their source files."""
+    """Subjects by name, and the sha256 of the images they were read from."""
 
     names: frozenset[str]
     sources: frozenset[str]
@@ -23,13 +28,18 @@ class KnownSubjects:
     def among(self, cache: Cache, subjects: Iterable[str]) -> tuple[str, ...]:
         """Those of `subjects` that are among these."""
         return tuple(
-            name for name in subjects if name in self.names or not self.sources.isdisjoint(cache.sources(name).values())
+            name for name in subjects if name in self.names or not self.sources.isdisjoint(_images_of(cache, name))
         )
 
 
 def sources_of(cache: Cache, subjects: Iterable[str]) -> tuple[str, ...]:
-    """sha256 of every file that one of `subjects` was read from, sorted."""
-    return tuple(sorted({digest for name in subjects for digest in cache.sources(name).values()}))
+    """sha256 of every image that one of `subjects` was read from, sorted."""
+    return tuple(sorted({digest for name in subjects for digest in _images_of(cache, name)}))
+
+
+def _images_of(cache: Cache, subject: str) -> set[str]:
+    """sha256 of a subject's source files that hold no labels."""
+    return {digest for file, digest in cache.sources(subject).items() if not _OF_LABELS.search(file)}
 
 
 def trained_by_run(config: RunConfig) -> KnownSubjects:
