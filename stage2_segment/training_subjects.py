@@ -13,7 +13,6 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
 
-
 # Folders and files of labels, in the layouts that are read: two patients may well have the same empty one.
 _OF_LABELS = re.compile(r"(^|/)(labels?|ground|seg)[^/]*(/|$)", re.IGNORECASE)
 
