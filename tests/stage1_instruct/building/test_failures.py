@@ -183,7 +183,7 @@ def test_check_of_headers_leaves_label_values_to_the_whole_check(nnunet: Path) -
 
 @pytest.mark.parametrize("layout", ["chaos", "msd", "nnunet"])
 def test_sound_studies_pass_every_depth(layout: str, phantoms: Path) -> None:
-    name = {"msd": "msd-prostate"}.get(layout, layout)
+    name = {"msd": "msd"}.get(layout, layout)
     dataset = open_dataset(name, phantoms / layout)
     for depth in ("headers", "labels", "voxels"):
         assert check_studies(dataset, dataset.card.subjects[:1], depth) == {}

@@ -9,7 +9,7 @@ import torch
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.stage1_instruct.building.instructions import SubjectImages, answer
 from zeus_union.stage1_instruct.building.report import BuildReport
-from zeus_union.stage1_instruct.cli import _say_report
+from zeus_union.stage1_instruct.commands.build import _say_report
 from zeus_union.stage1_instruct.models.assembly import load_models
 from zeus_union.stage1_instruct.profiles.profile import load_profile
 

@@ -1,0 +1,1 @@
+"""The commands of zeus-instruct, by what they are about."""

@@ -1,0 +1,233 @@
+"""zeus-instruct build-cache: every frozen model over every slice, into a cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import choose, say, split_names
+from zeus_union.stage1_instruct.commands.shared import FILE, load_models, open_studies, with_data, with_models
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zeus_union.stage1_instruct.building.loop import BuildOptions
+    from zeus_union.stage1_instruct.building.report import BuildReport
+    from zeus_union.stage1_instruct.building.variants import VariantRow
+    from zeus_union.stage1_instruct.studies.study import Dataset
+
+# Those that say how studies are read, beside the ones that `check` has too.
+READING = (
+    "dataset_name",
+    "data_root",
+    "modalities",
+    "subjects",
+    "labels",
+    "trust_voxels",
+    "terms",
+    "instance",
+    "splits",
+)
+
+
+@click.command("build-cache")
+@with_data
+@with_models
+@click.option("--out", type=FILE, help="The cache to write or go on with.  [default: cache/DATASET.h5]")
+@click.option("--variant", help="Name of the instruction layer.  [default: the profile's name]")
+@click.option(
+    "--term",
+    "terms",
+    multiple=True,
+    metavar="NAME=TERM",
+    help="What instructions call a modality, e.g. noNorm=CBCT; may be repeated.  [default: by the channel's name]",
+)
+@click.option("--instance", help='What instructions ask to segment, e.g. "lung tumour".  [default: the classes]')
+@click.option(
+    "--splits",
+    type=FILE,
+    help="nnU-Net's splits_final.json, for the folds.  [default: the data set's own, else five folds are drawn]",
+)
+@click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
+@click.option(
+    "--view",
+    type=click.Choice(["axial", "coronal", "sagittal"]),
+    help="How to cut every study into slices.  [default: each in its plane of acquisition, across a spacing that is 1.5 "
+    "times both others; axial where there is none]",
+)
+@click.option(
+    "--window",
+    "windows",
+    multiple=True,
+    metavar="MODALITY=LEVEL,WIDTH",
+    help="Grey values of a modality, e.g. CT=-600,1500 (Hounsfield), or MODALITY=percentiles; repeatable.  [default: 40,400 for "
+    "CT, the 0.5 and 99.5 percentiles of the foreground for others]",
+)
+@click.option(
+    "--store",
+    type=click.Choice(["uint8", "fp16"]),
+    default="uint8",
+    show_default=True,
+    help="uint8: 1 MiB a slice-modality, mask IoU 0.9986 against fp32; fp16: 2 MiB, exact to 2e-4.",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Slice-modalities at a time.  [default: as many as fit]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampled instructions (temperature above 0).")
+@click.option(
+    "--text-window",
+    type=click.Choice(["truncate", "extended", "mean"]),
+    help="What MedCLIP reads of a long instruction: 77 tokens, 512, or the mean over windows.  [default: the profile's]",
+)
+@click.option(
+    "--grid",
+    help="One instruction layer for every row of a grid: table3, table4 (the paper's), or a YAML file.",
+)
+@click.option(
+    "--per-class",
+    is_flag=True,
+    help="An instruction layer for every class, VARIANT.CLASS, each asked for that class alone.",
+)
+@click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
+@click.option(
+    "--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]"
+)
+@click.option(
+    "--part",
+    metavar="I/N|slurm",
+    help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
+)
+def build_cache_command(
+    profile: str, overrides: tuple[str, ...], device: str | None, text_window: str | None, **given: Any
+) -> None:
+    """Run the frozen models over every slice and modality; the same command again goes on where it stopped.
+
+    A finished subject stays finished. A layer made with other models, prompt or preprocessing is never mixed in: it is
+    refused with what differs, and --variant NAME makes another instruction layer beside it.
+
+    A control: --variant prompt --set instructor=prompt makes a layer of the bare questions, without a language model.
+
+    Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
+    takes the next subject that is free, and a process that is lost costs the subject it had in work. Where the file
+    system has no locks (it says so), each process needs --part; the last one, or the same command without it, finishes.
+
+    A study that cannot be read is left out and named at the end; mend it, and the same command takes up only that.
+
+    \b
+    accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m zeus_union.stage1_instruct.cli build-cache --dataset chaos
+    """
+    from zeus_union.stage1_instruct.building.variants import VariantRow, read_grid
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+
+    _check_together(given)
+    grid, variant = given.pop("grid"), given.pop("variant")
+    rows = read_grid(grid) if grid else (VariantRow(variant or "", {}),)
+    given["out"] = given["out"] or Path("cache") / f"{given['dataset_name']}.h5"
+    dataset = open_studies(**{name: given.pop(name) for name in READING})
+    card = dataset.card
+    say(f"{card.name}: {len(card.subjects)} subjects, {', '.join(card.modalities)}; to segment: {card.instance}")
+    parts = parse_overrides(overrides)
+    if text_window:
+        parts["text_window"] = text_window
+    rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
+    _build_rows(dataset, rows, _options(given), profile, device)
+
+
+def _check_together(given: dict[str, Any]) -> None:
+    """Raises UserError: options that exclude one another."""
+    layers = choose(split_names(given["layers"]), ("slices", "embeddings", "instructions"), "layer")
+    if given["grid"] and given["variant"]:
+        raise UserError("--grid names its variants itself; leave out --variant")
+    if given["per_class"] and "instructions" not in layers:
+        raise UserError("--per-class makes layers of instructions and --layers leaves them out; give one of the two")
+    if given["per_class"] and given["instance"] is not None:
+        raise UserError("--per-class asks for each class by its name; leave out --instance")
+
+
+def _options(given: dict[str, Any]) -> BuildOptions:
+    """The options as click types them -> as the build does."""
+    from zeus_union.stage1_instruct.building.loop import BuildOptions, parse_layers
+    from zeus_union.stage1_instruct.building.parts import parse_part
+    from zeus_union.stage1_instruct.studies.intensity import parse_windows
+
+    layers, part, windows = (given.pop(name) for name in ("layers", "part", "windows"))
+    return BuildOptions(
+        layers=parse_layers(choose(split_names(layers), ("slices", "embeddings", "instructions"), "layer")),
+        part=parse_part(part, os.environ) if part else None,
+        windows=parse_windows(windows),
+        check=True,
+        **given,
+    )
+
+
+def _build_rows(
+    dataset: Dataset, rows: Sequence[VariantRow], options: BuildOptions, profile: str, device: str | None
+) -> None:
+    """A layer of instructions for every row; subjects that cannot be built are named when all others are."""
+    from zeus_union.stage1_instruct.building.failures import BuildFailures
+    from zeus_union.stage1_instruct.building.loop import build_cache
+    from zeus_union.stage1_instruct.building.variants import class_variants
+
+    out, complete, failures = options.out, True, None
+    next_steps = []
+    for row in rows:
+        models = load_models(profile, row.parts, device, options.batch_size)
+        variant = row.variant or models.profile.name
+        if len(rows) > 1:
+            say(f"variant {variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
+        pack = options.pack if row is rows[-1] else False  # once, at the end
+        try:
+            report = build_cache(dataset, models, replace(options, variant=variant, pack=pack))
+        except BuildFailures as error:  # the other variants of the other subjects are built all the same
+            failures = error
+            continue
+        _say_report(report)
+        complete = complete and report.complete
+        step = f"zeus-segment train --cache {out}"
+        if options.per_class:
+            step += f" --variant {','.join(class_variants(variant, dataset.card.classes))} --instructions class"
+        next_steps.append(step)
+    if failures is not None:
+        failures.say()
+        raise failures
+    if not complete:
+        click.echo(f"part {options.part} of {out} is built")
+        return
+    _say_views(out)
+    click.echo(
+        f"{out} is complete: {len(dataset.card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}"
+    )
+
+
+def _say_views(path: Path) -> None:
+    """Says how many subjects have which view, where they differ."""
+    from collections import Counter
+
+    from zeus_union.cache.reader import Cache
+
+    with Cache(path, allow_partial=True) as cache:
+        views = Counter(cache.grid(subject).view for subject in cache.subjects)
+    if len(views) > 1:
+        counts = ", ".join(f"{count} {view}" for view, count in views.most_common())
+        say(f"{path} mixes views, since its studies were acquired so: {counts}; --view gives all of them one")
+
+
+def _say_report(report: BuildReport) -> None:
+    for part, seconds in report.per_slice_modality().items():
+        say(f"  {part}: {seconds:.3f} s a slice-modality")
+    say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
+    if report.empty or report.endless:
+        count = report.done["LLM"]
+        say(
+            f"  of {count} instructions {report.empty} are empty and {report.endless} were cut at max_new_tokens; "
+            "the Parquet table's stop_reason names them"
+        )
+    if report.cut_by_encoder:
+        say(
+            f"  of {report.done['text encoder']} texts {report.cut_by_encoder} are longer than the text encoder reads: their "
+            "ends do not count, and texts that differ there only get the same vector. Fewer max_new_tokens or classes, "
+            "--per-class, --text-window extended or mean (MedCLIP), or another text encoder"
+        )

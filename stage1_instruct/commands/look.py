@@ -1,0 +1,64 @@
+"""zeus-instruct inspect, verify, pack: a cache that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zeus_union.cache.terminal import existing
+from zeus_union.stage1_instruct.commands.shared import (
+    FILE,
+)
+
+
+@click.command("inspect")
+@click.argument("cache", type=FILE)
+@click.option("--subject", help="Show one of its slices.")
+@click.option("--slice", "number", type=int, help="Slice number in the view of the subject, e.g. axial: from below.")
+@click.option("--variant", help="Which instructions.  [default: the first]")
+@click.option("--png", type=FILE, help="Write images, labels and instructions of that slice as a picture.")
+@click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
+def inspect(
+    cache: Path, subject: str | None, number: int | None, variant: str | None, png: Path | None, allow_partial: bool
+) -> None:
+    """What is in a cache: layers, sizes, recipes; and an instruction beside its image."""
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.inspect import describe, draw_slice, pick_slice
+
+    with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
+        if subject is None and number is None and png is None:
+            describe(opened)
+            return
+        row = pick_slice(opened, subject, number)
+        draw_slice(opened, row, variant, png)
+
+
+@click.command("verify")
+@click.argument("cache", type=FILE)
+def verify(cache: Path) -> None:
+    """Check every byte and every row of a cache; exit code 1 and a list where something is wrong."""
+    from zeus_union.cache.verify import verify as verify_cache
+
+    findings = verify_cache(existing(cache, "the cache"))
+    for finding in findings:
+        click.echo(finding)
+    if findings:
+        raise click.exceptions.Exit(1)
+    click.echo(f"{cache} is sound")
+
+
+@click.command("pack")
+@click.argument("cache", type=FILE)
+@click.argument("out", type=FILE)
+def pack(cache: Path, out: Path) -> None:
+    """Copy a sharded cache (chaos.h5 beside chaos.h5.d) into one file that can be taken anywhere.
+
+    Also a cache that was built in parts, when all of them are there.
+
+    Needs the space twice for a while; every row is verified before OUT appears.
+    """
+    from zeus_union.cache.pack import pack as pack_cache
+
+    pack_cache(existing(cache, "the cache"), out)
+    click.echo(f"{out} holds all of {cache}")

@@ -1,0 +1,45 @@
+"""zeus-instruct fetch, doctor: the frozen models of a profile."""
+
+from __future__ import annotations
+
+import click
+
+from zeus_union.stage1_instruct.commands.shared import (
+    with_models,
+    with_profile,
+)
+
+
+@click.command("fetch")
+@with_profile
+def fetch(profile: str, overrides: tuple[str, ...]) -> None:
+    """Download a profile's weights into ZEUS_HOME, check their sha256, convert them once.
+
+    ZEUS_HOME is a folder of your choice (environment variable), or a per-user cache folder.
+    """
+    from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
+    from zeus_union.stage1_instruct.weights.fetch import fetch
+    from zeus_union.stage1_instruct.weights.store import zeus_home
+
+    fetch(load_profile(profile, parse_overrides(overrides)))
+    click.echo(f"the weights of {profile} are in {zeus_home()}")
+
+
+@click.command("doctor")
+@with_models
+def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None:
+    """Check a profile before hours of computing: every file there, loads, right shapes, fits, and speaks ten tokens.
+
+    Exit code 2 where something is wrong; everything that is wrong is listed.
+    """
+    from zeus_union.stage1_instruct.doctor import examine
+    from zeus_union.stage1_instruct.models.assembly import best_device
+    from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
+
+    sound = True
+    for finding in examine(load_profile(profile, parse_overrides(overrides)), device or best_device()):
+        click.echo(f"{'ok   ' if finding.sound else 'WRONG'}  {finding.part}: {' '.join(finding.report.split())}")
+        sound = sound and finding.sound
+    if not sound:
+        raise click.exceptions.Exit(2)
+    click.echo(f"{profile} is ready")

@@ -1,0 +1,107 @@
+"""What commands share: the options that say which studies are read and which models are used, and what they open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zeus_union.cache.terminal import choose, split_names
+
+if TYPE_CHECKING:
+    from zeus_union.stage1_instruct.models.assembly import Models
+    from zeus_union.stage1_instruct.studies.study import Dataset
+
+F = TypeVar("F", bound=Callable[..., Any])
+DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "msd", "nnunet")
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+profile_options = [
+    click.option(
+        "--models", "profile", default="lite", show_default=True, help="Profile of frozen models, or a YAML file."
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PART=VALUE",
+        help="Replace one part of the profile, e.g. llm=FOLDER or llm=hf:OWNER/NAME (Hugging Face hub).",
+    ),
+]
+data_options = [
+    click.option(
+        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
+    ),
+    click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]"),
+    click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]"),
+    click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]"),
+    click.option(
+        "--labels",
+        type=click.Choice(["default", "binary", "native", "regions"]),
+        default="default",
+        show_default=True,
+        help="binary merges all labels into one (the paper, for MSD); native keeps the classes; regions makes classes that "
+        "share no voxel of nnU-Net's regions.",
+    ),
+    click.option(
+        "--trust-voxels",
+        is_flag=True,
+        help="Lay files of one shape voxel on voxel where their headers differ: labels whose header was lost.",
+    ),
+]
+device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+
+
+def with_profile(command: F) -> F:
+    for option in reversed(profile_options):
+        command = option(command)
+    return command
+
+
+def with_data(command: F) -> F:
+    for option in reversed(data_options):
+        command = option(command)
+    return command
+
+
+def with_models(command: F) -> F:
+    return with_profile(device_option(command))
+
+
+def open_studies(
+    dataset_name: str, data_root: Path | None, modalities: str | None, subjects: str | None, **reading: Any
+) -> Dataset:
+    """The data set that the options of `with_data` name, with the chosen subjects alone.
+
+    Args:
+        reading: further arguments of `open_dataset`.
+    """
+    from zeus_union.stage1_instruct.datasets import open_dataset
+
+    dataset = open_dataset(dataset_name, data_root, modalities=split_names(modalities), **reading)
+    chosen = choose(split_names(subjects), dataset.card.subjects, "subject")
+    return replace(dataset, card=replace(dataset.card, subjects=chosen))
+
+
+def load_models(
+    profile_name: str,
+    parts: Mapping[str, str],
+    device: str | None,
+    batch_size: int | None = None,
+    text_only: bool = False,
+) -> Models:
+    """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
+    from zeus_union.stage1_instruct.models.assembly import Models, best_device
+    from zeus_union.stage1_instruct.profiles.profile import load_profile
+    from zeus_union.stage1_instruct.weights.fetch import fetch
+    from zeus_union.stage1_instruct.weights.store import is_present
+
+    profile = load_profile(profile_name, parts)
+    wanted = profile.text_needs if text_only else profile
+    if not is_present(wanted):
+        fetch(wanted)
+    return Models(profile, device or best_device(), batch_size=batch_size)

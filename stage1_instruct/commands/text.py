@@ -1,0 +1,142 @@
+"""zeus-instruct make-pairs, train-projection, sentences: what the instructions learn from, and what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zeus_union.cache.terminal import choose, existing, split_names
+from zeus_union.stage1_instruct.commands.shared import (
+    FILE,
+    load_models,
+    with_models,
+)
+
+
+@click.command("make-pairs")
+@click.argument("cache", type=FILE)
+@click.option("--subjects", help="Only these subjects: leave out those you will test on.  [default: all]")
+@click.option("--out", type=FILE, required=True, help="JSONL file to write.")
+def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
+    """Write captions of a cache's labelled slices, to train the projection on.
+
+    A caption says which organs a slice shows, where, how large and how bright, from the labels: so never caption subjects
+    that you test on.
+    """
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.projection.label_captions import make_pairs
+
+    with Cache(existing(cache, "the cache")) as opened:
+        count = make_pairs(opened, choose(split_names(subjects), opened.subjects, "subject"), out)
+    click.echo(f"{count} captions in {out}")
+
+
+@click.command("train-projection")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="JSONL or Parquet: caption, and an image path or subject, slice, modality; or XrayGPT's folder.",
+)
+@click.option("--cache", type=FILE, help="The cache that pairs with subject, slice and modality refer to.")
+@with_models
+@click.option(
+    "--out",
+    type=FILE,
+    help="Weights to write.  [default: in ZEUS_HOME, one file for each vision, LLM and connector, where build-cache finds it]",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.  [default: about 150 steps]")
+@click.option("--lr", type=float, default=2e-3, show_default=True, help="Highest learning rate.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pairs a step.")
+@click.option("--at-once", type=click.IntRange(1), help="Pairs computed together, where a batch does not fit.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the subjects (pictures, where pairs name no subject) that is never trained on; 0: none.",
+)
+@click.option("--warm-up", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Share of the steps.")
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 where the device is fast in it; fp16 needs a GPU.",
+)
+@click.option("--lora-rank", type=click.IntRange(0), default=0, show_default=True, help="Train a LoRA on the LLM too.")
+@click.option("--start", type=FILE, help="Begin from this projection, or from an XrayGPT or MiniGPT-4 checkpoint.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def train_projection_command(
+    pairs: Path,
+    cache: Path | None,
+    profile: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    out: Path | None,
+    start: Path | None,
+    **options: Any,
+) -> None:
+    """Train the projection from vision features to the LLM, both frozen, on image-caption pairs.
+
+    Which kind: --set connector=mlp|linear|qformer. A training that was stopped goes on with the same command; accelerate
+    launch -m zeus_union.stage1_instruct.cli train-projection ... splits it over GPUs.
+    """
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+    from zeus_union.stage1_instruct.projection.train import read_pairs, train_projection
+
+    models = load_models(profile, parse_overrides(overrides), device)
+    opened = Cache(existing(cache, "the cache")) if cache else None
+    written = train_projection(
+        read_pairs(existing(pairs, "the pairs file")),
+        models,
+        cache=opened,
+        out=out,
+        start=start,
+        **options,
+    )
+    click.echo(f"trained: {written}")
+
+
+@click.command("sentences")
+@click.argument("cache", type=FILE)
+@click.option("--variant", required=True, help="Which instructions.")
+@click.option("--out", type=FILE, help="Parquet file to write.  [default: CACHE.VARIANT.sentences.parquet beside it]")
+@click.option("--subjects", help="Only these subjects, e.g. those a run holds out.  [default: all]")
+@with_models
+@click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
+def sentences(
+    cache: Path,
+    variant: str,
+    out: Path | None,
+    subjects: str | None,
+    profile: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    allow_partial: bool,
+) -> None:
+    """Embed each instruction again without one of its sentences: which of them does a trained run listen to?
+
+    Only the text encoder of the profile is loaded; it has to be the one the variant was made with. A sentence ends at '.',
+    '!', '?', ';' or a line's end. A row a sentence: subject, slice, modality, sentence (its number; -1: the whole text),
+    text, and the embedding of the text without it.
+
+    \b
+    zeus-instruct sentences cache/brats.h5 --variant lite --out brats.sentences.parquet
+    zeus-segment probe --run runs/brats-late-fold0-seed0 --sentences brats.sentences.parquet
+    """
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+    from zeus_union.stage1_instruct.sentences import write_sentences
+
+    with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
+        choose([variant], opened.variants, "variant")
+        chosen = choose(split_names(subjects), opened.subjects, "subject")
+        models = load_models(profile, parse_overrides(overrides), device, text_only=True)
+        out = out or cache.with_name(f"{cache.stem}.{variant}.sentences.parquet")
+        count = write_sentences(opened, variant, models.text_encoder, out, chosen)
+    click.echo(f"{count} sentences in {out}. Next: zeus-segment probe --run RUN --sentences {out}")
