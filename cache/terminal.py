@@ -133,7 +133,7 @@ def _one_line(error: BaseException) -> str | None:
         )
     if isinstance(error, UnicodeDecodeError):
         return f"a text file is not in {error.encoding} (byte {error.start}); save it as UTF-8, or set PYTHONUTF8=1"
-    if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+    if isinstance(error, OSError) and error.errno is not None and error.errno in _SYSTEM_ERRORS:
         names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, Path))]
         return _SYSTEM_ERRORS[error.errno].format(file=f": {' -> '.join(names)}" if names else "")
     return None
