@@ -13,12 +13,13 @@ from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
-from zeus_union.pipelines.study_files import ENDINGS, find_modalities
+from zeus_union.pipelines.study_files import find_modalities
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.models.assembly import best_device, load_models
 from zeus_union.stage1_instruct.profiles.profile import load_profile
+from zeus_union.stage1_instruct.studies.file_formats import NIFTI
 from zeus_union.stage1_instruct.studies.intensity import windows_in
-from zeus_union.stage1_instruct.studies.nifti import check_same_grid, read_volume
+from zeus_union.stage1_instruct.studies.nifti import onto_grid, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.compatibility import check_instructions
@@ -43,7 +44,7 @@ def segment_study(
     Slices and grey values are made as those of the run's cache were.
 
     Args:
-        study: folder with one NIfTI file a modality, see `study_files`.
+        study: folder with one file a modality (NIfTI, .mha, .mhd, .nrrd), see `study_files`.
         out: the mask, .nii.gz.
         profile, overrides: the frozen models, the same that made the run's cache.
         cache: the run's, where it is no longer where it was; it says what the classes and modalities are called.
@@ -54,7 +55,7 @@ def segment_study(
         UserError: no file of any of the run's modalities; files on different grids; other models than the run's.
     """
     config = load_config(run)
-    if not out.name.endswith(ENDINGS):
+    if not out.name.endswith(NIFTI):
         raise UserError(f"--out {out}: the mask is NIfTI, give a name that ends in .nii.gz")
     with open_cache(run, cache) as known:
         files = find_modalities(
@@ -101,15 +102,15 @@ def _dataset(study: Path, files: Mapping[str, Path], known: Cache, view: str | N
     subject = re.sub(r"[^A-Za-z0-9._-]+", "-", study.resolve().name).strip("-.") or "study"
 
     def load(_: str) -> Study:
-        images, first = {}, None
-        for name, path in files.items():
-            images[name], grid = read_volume(path)
-            first = first or (grid, path)
-            check_same_grid(grid, path, *first)
-        assert first is not None
-        if view not in (None, first[0].acquired_view):
+        (first, reference_path), *others = files.items()
+        volume, reference = read_volume(reference_path)
+        images = {first: volume}
+        for name, path in others:
+            volume, grid = read_volume(path)
+            images[name] = onto_grid(volume, grid, path, reference, reference_path)
+        if view not in (None, reference.acquired_view):
             say(f"{study}: cut into {view} slices, as all studies of the run are")
-        return Study(subject, first[0], images, None, sources={path.name: path for path in files.values()})
+        return Study(subject, reference, images, None, sources={path.name: path for path in files.values()})
 
     terms = {name: known.card.terms[name] for name in files}
     channels = {name: known.card.channels[name] for name in files if name in known.card.channels}

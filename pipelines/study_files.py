@@ -15,8 +15,9 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.studies.file_formats import ITK, NIFTI, ending_of, stem_of
 
-ENDINGS = (".nii.gz", ".nii")
+ENDINGS = (*NIFTI, *ITK)
 
 Words = tuple[str, ...]
 
@@ -105,13 +106,13 @@ def find_modalities(
             file that is not there or chosen twice.
     """
     if not study.is_dir():
-        raise UserError(f"{study} is no folder; give one with a NIfTI file for each of {', '.join(wanted)}")
+        raise UserError(f"{study} is no folder; give one with a file for each of {', '.join(wanted)}")
     modalities = _chosen_files(study, wanted, chosen or {})
     taken = {path.resolve() for path in modalities.values()}
     candidates: dict[str, list[tuple[Path, Reading]]] = {name: [] for name in wanted if name not in modalities}
-    files = [path for path in sorted(study.iterdir()) if path.name.endswith(ENDINGS) and not path.name.startswith(".")]
+    files = [path for path in sorted(study.iterdir()) if ending_of(path) in ENDINGS and not path.name.startswith(".")]
     for path in files:
-        reading = read_name(path.name.removesuffix(".gz").removesuffix(".nii"), wanted, channels, known)
+        reading = read_name(stem_of(path), wanted, channels, known)
         if reading and reading.modality in candidates and path.resolve() not in taken:
             candidates[reading.modality].append((path, reading))
     for name, fitting in candidates.items():
@@ -131,7 +132,7 @@ def find_modalities(
         first = wanted[0]
         calls = [f"{first}.nii.gz", *([f"PATIENT_{channels[first]:04d}.nii.gz"] if first in channels else [])]
         raise UserError(
-            f"{study} has no NIfTI file of {', '.join(wanted)} (it has {_some(files)}); call it {' or '.join(calls)}, "
+            f"{study} has no file of {', '.join(wanted)} (it has {_some(files)}); call it {' or '.join(calls)}, "
             f"or give --modality {first}=FILE"
         )
     return {name: modalities[name] for name in wanted if name in modalities}
@@ -159,8 +160,10 @@ def _chosen_files(study: Path, wanted: Sequence[str], chosen: Mapping[str, Path]
     for name, path in chosen.items():
         inside = study / path
         file = inside if inside.is_file() else path
-        if not file.is_file() or not file.name.endswith(ENDINGS):
-            raise UserError(f"--modality {name}={path}: no NIfTI file of that name in {study} or here")
+        if not file.is_file() or ending_of(file) not in ENDINGS:
+            raise UserError(
+                f"--modality {name}={path}: no volume (NIfTI, .mha, .mhd, .nrrd) of that name in {study} or here"
+            )
         for other, known in files.items():
             if known.resolve() == file.resolve():
                 raise UserError(f"--modality names {path} for {other} and for {name}; a file holds one modality")

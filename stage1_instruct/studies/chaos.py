@@ -63,7 +63,7 @@ def open_chaos(root: Path, labels: str, modalities: Sequence[str] | None) -> Dat
     folders = _subject_folders(root)
     mapping = LabelMapping.binary(NAMES, "abdominal organs") if labels == "binary" else LabelMapping.native(NAMES)
     wanted = choose(modalities, tuple(TERMS), "modality")
-    _say_labels(folders)
+    labelled = _labelled(folders)
 
     def load(subject: str) -> Study:
         return _load(subject, folders[subject], root, wanted, mapping)
@@ -83,7 +83,7 @@ def open_chaos(root: Path, labels: str, modalities: Sequence[str] | None) -> Dat
         "resampling": "linear by position, labels nearest",
         "target": "labels of T1-DUAL, where it has none those of T2-SPIR",
     }
-    return Dataset(card, load, facts=facts)
+    return Dataset(card, load, facts, labelled={subject: subject for subject in labelled})
 
 
 def _subject_folders(root: Path) -> dict[str, Path]:
@@ -147,8 +147,11 @@ def _child(folder: Path, name: str) -> Path:
     return matching[0] if matching else folder / name
 
 
-def _say_labels(folders: Mapping[str, Path]) -> None:
-    """Says which subjects are not labelled on T1-DUAL, and why; what is wrong with a subject's own files is said on loading."""
+def _labelled(folders: Mapping[str, Path]) -> list[str]:
+    """The subjects with labels.
+
+    Says which are not labelled on T1-DUAL, and why; what is wrong with a subject's own files is said on loading.
+    """
     unlabelled: list[str] = []
     on_t2: list[str] = []
     without_t2: list[str] = []
@@ -167,6 +170,7 @@ def _say_labels(folders: Mapping[str, Path]) -> None:
         say(f"labelled on T2-SPIR alone, resampled onto T1-DUAL as the target: {', '.join(sorted(on_t2))}")
     if without_t2:
         say(f"labelled on T1-DUAL alone, which is the target: {', '.join(sorted(without_t2))}")
+    return [subject for subject in folders if subject not in unlabelled]
 
 
 def _load(subject: str, folder: Path, root: Path, wanted: tuple[str, ...], mapping: LabelMapping) -> Study:

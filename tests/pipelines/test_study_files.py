@@ -31,7 +31,7 @@ def test_files_are_found_by_name_or_by_number(tmp_path: Path):
     )
     assert taken(study, BRAIN) == {"FLAIR": "p_flair.nii.gz", "T1w": "p_0001.nii"}
     with pytest.raises(
-        UserError, match=r"no NIfTI file of T2w \(it has .*\); call it T2w.nii.gz or PATIENT_0002.nii.gz"
+        UserError, match=r"no file of T2w \(it has .*\); call it T2w.nii.gz or PATIENT_0002.nii.gz"
     ):
         taken(study, {"T2w": 2})
     folder(tmp_path, "T1w.nii.gz")
@@ -96,7 +96,7 @@ def test_a_choice_is_a_modality_of_the_run_and_a_file_of_its_own(tmp_path: Path)
             parse_choices(wrong)
     with pytest.raises(UserError, match="unknown modality of the run PET"):
         taken(study, BRAIN, chosen={"PET": Path("a.nii.gz")})
-    with pytest.raises(UserError, match=r"--modality T1w=b\.nii\.gz: no NIfTI file"):
+    with pytest.raises(UserError, match=r"--modality T1w=b\.nii\.gz: no volume"):
         taken(study, BRAIN, chosen={"T1w": Path("b.nii.gz")})
     with pytest.raises(UserError, match="for FLAIR and for T1w; a file holds one modality"):
         taken(study, BRAIN, chosen={"FLAIR": Path("a.nii.gz"), "T1w": Path("a.nii.gz")})
