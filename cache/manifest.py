@@ -121,7 +121,7 @@ def read_manifest(path: Path) -> Manifest:
         for array in (array for part in own for array in part.arrays.values()):
             if array.offset < 0 or array.offset + array.nbytes > size:
                 raise ValueError("an array lies outside the file")
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SyntaxError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}); zeus-instruct verify says where; "
             "copy it again from where it came, or delete it and build it again with zeus-instruct build-cache"

@@ -70,7 +70,12 @@ def segment_study(
             recipe = config.inputs.instruction_recipes[name]
             # The question is asked as the run's was: its terms and instance come from the card.
             asked = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
-            check_instructions(recipe, {**asked, **models.instruction_recipe()}, "--models and --set")
+            check_instructions(
+                recipe,
+                {**asked, **models.instruction_recipe()},
+                "these --models and --set",
+                "give the --models and --set that build-cache was given",
+            )
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / "study.h5"
             wanted = LAYERS if config.inputs.texts_read else LAYERS[:2] if config.is_zeus else LAYERS[:1]

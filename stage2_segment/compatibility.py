@@ -13,6 +13,7 @@ from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.pictures import check_pictures
 from zeus_union.stage2_segment.plan import text_width
 
+REMEDY = "build it with the --models and --set of the run's cache"
 # The run is not bound to its own patients, nor to how embeddings are stored, nor to a seed: what they are made by counts.
 UNBOUND = ("slices", "embeddings", "store", "seed")
 
@@ -51,19 +52,20 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     return wanted
 
 
-def check_instructions(of_run: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_instructions(of_run: Mapping[str, Any], now: Mapping[str, Any], where: str, remedy: str = REMEDY) -> None:
     """Whether instructions are of the kind that a run was trained on.
 
     Args:
         of_run, now: recipes of instruction layers; other patients, another seed and fewer modalities are no difference.
         where: what has the others, for the message.
+        remedy: what to do.
 
     Raises:
         UserError: another LLM, projection, vision or text encoder, prompt, term or instance, naming it.
     """
     shared = set(of_run.get("terms") or ()) & set(now.get("terms") or ())
     before, after = (_what_decides(recipe, shared) for recipe in (of_run, now))
-    _check_same(before, after, f"the instructions of {where} are by other models, or of another question, than")
+    _check_same(before, after, f"the instructions of {where} are by other models, or of another question, than", remedy)
 
 
 def _what_decides(recipe: Mapping[str, Any], modalities: set[str]) -> dict[str, Any]:
@@ -76,10 +78,8 @@ def _what_decides(recipe: Mapping[str, Any], modalities: set[str]) -> dict[str, 
     return decides
 
 
-def _check_same(of_run: Mapping[str, Any], now: Mapping[str, Any], complaint: str) -> None:
+def _check_same(of_run: Mapping[str, Any], now: Mapping[str, Any], complaint: str, remedy: str = REMEDY) -> None:
     before, after = ({key: recipe[key] for key in recipe if key not in UNBOUND} for recipe in (of_run, now))
     changed = differences(before, after)
     if changed:
-        raise UserError(
-            f"{complaint} the run's ({describe(changed)}); build it with the --models and --set of the run's cache"
-        )
+        raise UserError(f"{complaint} the run's ({describe(changed)}); {remedy}")

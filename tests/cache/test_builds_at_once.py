@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_cache
@@ -75,9 +76,9 @@ def test_a_finished_cache_is_not_overwritten_by_one_that_begins(
     build(tmp_path / "whole.h5")
     create = CacheWriter._create
 
-    def late(writer: CacheWriter) -> None:
+    def late(writer: CacheWriter, *folds: Any) -> None:
         shutil.copy(tmp_path / "whole.h5", path)
-        create(writer)
+        create(writer, *folds)
 
     monkeypatch.setattr(CacheWriter, "_create", late)
     assert CacheWriter(path, CARD).packed

@@ -30,9 +30,7 @@ def test_files_are_found_by_name_or_by_number(tmp_path: Path):
         tmp_path, "p_flair.nii.gz", "p_0001.nii", "T2w.txt", "mask.nii.gz", "FLAIR_seg.nii.gz", "._FLAIR.nii"
     )
     assert taken(study, BRAIN) == {"FLAIR": "p_flair.nii.gz", "T1w": "p_0001.nii"}
-    with pytest.raises(
-        UserError, match=r"no file of T2w \(it has .*\); call it T2w.nii.gz or PATIENT_0002.nii.gz"
-    ):
+    with pytest.raises(UserError, match=r"no file of T2w \(it has .*\); call it T2w.nii.gz or PATIENT_0002.nii.gz"):
         taken(study, {"T2w": 2})
     folder(tmp_path, "T1w.nii.gz")
     with pytest.raises(UserError, match=r"several files of T1w: T1w\.nii\.gz, p_0001\.nii; say which with --modality"):

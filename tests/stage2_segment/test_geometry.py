@@ -72,7 +72,7 @@ def test_a_mask_lies_where_its_image_lies_for_nibabel_and_for_itk(
     source = nibabel.load(folder / "image.nii")
 
     if four_axes:
-        _, grid = read_channels(folder / "image.nii", {"T1": 1}, 2)
+        _, grid = read_channels([folder / "image.nii"], {"T1": 1}, 2)
     else:
         _, grid = read_volume(folder / "image.nii")
     in_mm = np.diag([*[MM[unit]] * 3, 1.0]) @ source.header.get_best_affine()
