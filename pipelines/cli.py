@@ -213,8 +213,9 @@ def segment(
     """A new study through both stages: mask out, in the study's own grid.
 
     STUDY is a folder with a volume (NIfTI, .mha, .mhd, .nrrd) for each modality, on one grid: FLAIR.nii.gz,
-    patient_FLAIR.nii.gz, or numbered as the run's data set is (nnU-Net), patient_0000.nii.gz. What was taken for which modality is printed; a name that can be
-    read in two ways is refused, --modality decides. A run takes what there is of its modalities and says what was missing.
+    patient_FLAIR.nii.gz, or numbered as the run's data set is (nnU-Net), patient_0000.nii.gz. What was taken for which
+    modality is printed; a name that can be read in two ways is refused, --modality decides. A run takes what there is of
+    its modalities and says what was missing.
 
     \b
     zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
