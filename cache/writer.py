@@ -515,8 +515,9 @@ def _store_pieces(
         name: builder.allocate(f"{inside}/{name}", dtype.newbyteorder("<").str, (rows, *shape))
         for name, (dtype, shape) in kinds.items()
     }
-    at, piece = 0, first
+    piece: Mapping[str, NDArray[Any]] | None = first
     del first
+    at = 0
     while piece is not None:
         count = len(piece[ROW_HASH])
         if at + count > rows or {name: (array.dtype, array.shape[1:]) for name, array in piece.items()} != kinds:

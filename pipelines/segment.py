@@ -69,7 +69,7 @@ def segment_study(
         for name in config.inputs.texts_read:
             recipe = config.inputs.instruction_recipes[name]
             # The question is asked as the run's was: its terms and instance come from the card.
-            asked = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
+            asked: dict[str, Any] = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
             check_instructions(
                 recipe,
                 {**asked, **models.instruction_recipe()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,10 +52,12 @@ def running_mean(model: nn.Module, decay: float) -> AveragedModel:
     average = AveragedModel(model)
 
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], _: Tensor) -> None:
+    def update(
+        averaged: tuple[Tensor, ...] | list[Tensor], current: tuple[Tensor, ...] | list[Tensor], _: Tensor | int
+    ) -> None:
         # Not the count that is handed in: it lies on the weights' device, and to read it there would wait for the GPU.
         rest = 1 - ema_decay(decay, int(average.n_averaged))
-        torch._foreach_lerp_(list(averaged), list(current), rest)  # type: ignore[attr-defined]
+        torch._foreach_lerp_(list(averaged), list(current), rest)
 
     average.multi_avg_fn = update
     return average
