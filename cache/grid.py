@@ -30,7 +30,7 @@ THICK = 1.5
 # Smallest volume spanned by the axes' unit vectors: below it two of them point one way.
 _INDEPENDENT = 1e-6
 # Share of the smallest voxel side by which voxels of equal grids may differ.
-_SAME_PLACE = 0.05
+SAME_PLACE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class Grid:
         if self.shape != other.shape:
             return False
         if tolerance_mm is None:
-            tolerance_mm = _SAME_PLACE * min(*self.spacing, *other.spacing)
+            tolerance_mm = SAME_PLACE * min(*self.spacing, *other.spacing)
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], (1,), indexing="ij")).reshape(4, -1)
         return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
 

@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import Grid
+from zeus_union.cache.grid import SAME_PLACE, Grid
 from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.studies.file_formats import Geometry, load_array
-
-TOLERANCE = 0.05  # of the smallest voxel side: how far two files of one grid may lie apart
 
 
 def read_volume(path: Path, labels: bool = False) -> tuple[NDArray[np.float32], Grid]:
@@ -117,7 +115,7 @@ def onto_grid(
     turned = nibabel.apply_orientation(volume, orientation)
     back = nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
     turned_grid = Grid(turned.shape, grid.affine @ back)
-    if same_place(turned_grid, reference):
+    if turned_grid.same_as(reference):
         return np.ascontiguousarray(turned)
     if trust_voxels and grid.shape == reference.shape:
         say(
@@ -128,11 +126,6 @@ def onto_grid(
     return volume
 
 
-def same_place(grid: Grid, reference: Grid) -> bool:
-    """Whether both have one shape and lie at one place, to a twentieth of the smallest voxel side."""
-    return grid.same_as(reference, tolerance_mm=TOLERANCE * min(reference.spacing))
-
-
 def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path) -> None:
     """Raises a UserError unless both volumes have one shape and lie at one place."""
     if grid.shape != reference.shape:
@@ -140,7 +133,7 @@ def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Pat
             f"{path} has shape {grid.shape}, {reference_path} has {reference.shape}; "
             "all files of a study must lie on one grid, resample them first"
         )
-    if not same_place(grid, reference):
+    if not grid.same_as(reference):
         lost = " (its header looks lost)" if np.allclose(grid.affine[:3, :3], np.eye(3)) else ""
         raise UserError(
             f"{path}{lost} and {reference_path} have one shape but lie at different places: "
@@ -162,6 +155,6 @@ def _differences(grid: Grid, reference: Grid) -> str:
     if not np.allclose(grid.spacing, reference.spacing, rtol=1e-3):
         parts.append(f"spacing {numbers(grid.spacing, ' x ')} against {numbers(reference.spacing, ' x ')} mm")
     origins = grid.affine[:3, 3], reference.affine[:3, 3]
-    if np.abs(origins[0] - origins[1]).max() > TOLERANCE * min(reference.spacing):
+    if np.abs(origins[0] - origins[1]).max() > SAME_PLACE * min(reference.spacing):
         parts.append(f"origin ({numbers(origins[0], ', ')}) against ({numbers(origins[1], ', ')}) mm")
     return "; ".join(parts) or "their axes are tilted against one another"
