@@ -127,7 +127,7 @@ def results_path(run: Path, config: RunConfig, cache: Cache, name: str) -> Path:
 
 def measure_run(
     run: Path,
-    cache: Cache | None = None,
+    cache: Cache,
     *,
     subjects: Sequence[str] | None = None,
     modalities: Sequence[str] | None = None,
@@ -137,7 +137,6 @@ def measure_run(
     """A run's masks against the truth.
 
     Args:
-        cache: the run's own if None.
         subjects: see `subjects_to_measure`.
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights. The best were chosen on the held-out subjects, so their numbers there are
@@ -148,24 +147,23 @@ def measure_run(
     """
     trained = load_run(run, which, device)
     config = trained.config
-    with open_cache(run) if cache is None else nullcontext(cache) as opened:
-        wanted = check_cache(config, opened, modalities)
-        if tuple(opened.classes) != config.inputs.classes:
-            raise UserError(
-                f"{opened.path} has the classes {', '.join(opened.classes)}, the run {', '.join(config.inputs.classes)}"
-            )
-        chosen = subjects_to_measure(config, opened, subjects)
-        trained_on = trained_by_run(config).among(opened, chosen)
-        seen = trained_by_projection(opened, config.inputs.texts_read).among(opened, chosen)
-        rows, miou = [], {}
-        for subject in progress(chosen, "evaluating"):
-            positions = opened.rows_of([subject])
-            data = SliceData(opened, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
-            predicted = predict_slices(trained.model, config, data, wanted)
-            scores, miou[subject] = score_subject(opened, subject, predicted)
-            rows += scores
-        content = opened.content_digest("slices", chosen)
-        path = os.path.relpath(opened.path, run)
+    wanted = check_cache(config, cache, modalities)
+    if tuple(cache.classes) != config.inputs.classes:
+        raise UserError(
+            f"{cache.path} has the classes {', '.join(cache.classes)}, the run {', '.join(config.inputs.classes)}"
+        )
+    chosen = subjects_to_measure(config, cache, subjects)
+    trained_on = trained_by_run(config).among(cache, chosen)
+    seen = trained_by_projection(cache, config.inputs.texts_read).among(cache, chosen)
+    rows, miou = [], {}
+    for subject in progress(chosen, "evaluating"):
+        positions = cache.rows_of([subject])
+        data = SliceData(cache, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
+        predicted = predict_slices(trained.model, config, data, wanted)
+        scores, miou[subject] = score_subject(cache, subject, predicted)
+        rows += scores
+    content = cache.content_digest("slices", chosen)
+    path = os.path.relpath(cache.path, run)
     return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen)
 
 
