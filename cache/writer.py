@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,9 @@ PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a lar
 
 _OPTIONAL = ("masks", "modality_masks", "native_masks")
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, eq=False)
 class SubjectSlices:
@@ -70,6 +74,19 @@ class SubjectSlices:
     modality_masks: NDArray[np.uint8] | None
     native_masks: NDArray[np.uint8] | None
     sources: Mapping[str, str]
+
+
+def _in_work(
+    method: Callable[Concatenate[CacheWriter, _Arguments], _Result],
+) -> Callable[Concatenate[CacheWriter, _Arguments], _Result]:
+    """Makes a method that writes share the cache's lock: whoever is alone takes temporary files for left ones."""
+
+    @wraps(method)
+    def working(self: CacheWriter, /, *args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        with self.at_work():
+            return method(self, *args, **options)
+
+    return working
 
 
 class CacheWriter:
@@ -276,6 +293,7 @@ class CacheWriter:
             names = ", ".join(name.lstrip(".") for name in changed)
             raise UserError(f"files of {subject} have changed since {self.path} was built: {names}; give another --out")
 
+    @_in_work
     def write_slices(self, subject: str, slices: SubjectSlices) -> None:
         """Finishes a subject of the layer `slices`."""
         count = len(slices.numbers)
@@ -299,6 +317,7 @@ class CacheWriter:
         grid = Grid.from_json(part.facts["grid"])
         return SubjectSlices(grid, arrays["numbers"], arrays["images"], sources=part.facts["sources"], **optional)
 
+    @_in_work
     def write_embeddings(
         self,
         layer: str,
@@ -331,6 +350,7 @@ class CacheWriter:
         arrays = {name: self._files.array(part, name, slices) for name in part.arrays if name != ROW_HASH}
         return decode(arrays["values"], arrays.get("scale"), arrays.get("offset")).numpy()
 
+    @_in_work
     def write_instructions(
         self,
         layer: str,

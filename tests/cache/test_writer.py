@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,6 +323,25 @@ def test_temporary_files_belong_to_whoever_has_the_subject(path: Path) -> None:
     late.touch()
     with writer.claim("A", wait=True) as ours:
         assert ours and not late.exists() and not left[0].exists()
+
+
+def test_a_file_in_work_stays_where_another_process_opens_the_cache(path: Path) -> None:
+    writer = CacheWriter(path, CARD)
+    writer.begin_layer("slices", SLICES_RECIPE)
+    writer.write_slices("A", make_slices("A"))
+    writer.begin_layer("embeddings/tiny", ENCODER_RECIPE)
+    embeddings = make_embeddings("A")
+
+    def pieces() -> Iterator[np.ndarray]:
+        for row in range(len(embeddings)):
+            yield embeddings[row : row + 1]
+            opener = multiprocessing.get_context("spawn").Process(target=CacheWriter, args=(path, CARD))
+            opener.start()
+            opener.join()
+            assert opener.exitcode == 0
+
+    writer.write_embeddings("embeddings/tiny", "A", pieces())
+    assert writer.finished("embeddings/tiny", "A")
 
 
 def _build_part(path: Path, subjects: tuple[str, ...]) -> None:
