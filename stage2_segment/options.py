@@ -14,6 +14,7 @@ import click
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import PanelOption, choose, split_names
 from zeus_union.stage2_segment.choices import (
+    ALIGNERS,
     CLASS_WEIGHTS,
     COMBINES,
     FORMS,
@@ -153,6 +154,15 @@ OPTIONS: tuple[Option, ...] = (
         FORMS,
         "sentence: one embedding of the text; tokens: the LLM's states at its tokens (a variant with keep_states=yes).",
         default="sentence",
+        of=OF_ZEUS,
+    ),
+    Option(
+        "aligner",
+        "architecture.aligner",
+        MODEL,
+        ALIGNERS,
+        "residual: a learned token, to which the text adds a part that is nothing at the start; mlp: the paper's, the text "
+        "alone makes the token.  [default: residual; mlp with --recipe paper]",
         of=OF_ZEUS,
     ),
     Option(
@@ -301,7 +311,7 @@ OPTIONS: tuple[Option, ...] = (
         TRAINING,
         click.FloatRange(0, min_open=True),
         "Highest learning rate of what starts from nothing in Zeus: the aligner.  "
-        "[default: as many times --lr as in the recipe: paper 1, stable 5]",
+        "[default: as many times --lr as in the recipe: paper 1, stable 2]",
         of=OF_ZEUS,
     ),
     Option(
@@ -339,6 +349,15 @@ OPTIONS: tuple[Option, ...] = (
         TRAINING,
         click.FloatRange(0, 1, max_open=True),
         "Chance of each modality to be left out of a step, for studies that lack one.  [default: 0]",
+    ),
+    Option(
+        "text_drop",
+        "recipe.text_drop",
+        TRAINING,
+        click.FloatRange(0, 1, max_open=True),
+        "Chance of each slice to be answered without its text in a step, so that the learned token stays good alone; with "
+        "the residual aligner.  [default: paper 0; stable 0.1]",
+        of=OF_ZEUS,
     ),
     Option(
         "precision",

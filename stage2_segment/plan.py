@@ -14,9 +14,10 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose
-from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.choices import MLP, RESIDUAL, ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
+from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
@@ -40,17 +41,18 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     options = complete(given)
     check_model_has(options)
     split = choose_split(cache, options["fold"], options["train_subjects"], options["test_subjects"])
+    options["aligner"] = options["aligner"] or (MLP if options["recipe"] == "paper" else RESIDUAL)
     inputs = _inputs(cache, options, run, split)
     architecture = Architecture(
         **placed(options, "architecture"),
         constant_text=inputs.text == "constant",
         modalities=len(inputs.modalities),
         classes=len(inputs.classes),
-        text_width=text_width(cache, inputs.variants, options["form"]),
+        text_width=text_width(cache, inputs.variants, options["form"], options["aligner"]),
     )
     recipe = chosen_recipe(
         options["recipe"],
-        placed(options, "recipe"),
+        placed(options, "recipe") | _text_drop(options, architecture),
         one_rate=options["model"] != ZEUS,
         slices=len(cache.rows_of(split.train)),
     )
@@ -97,11 +99,23 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
     return replace(inputs, seen=check_unseen(cache, inputs.texts_read, split.test, options["allow_seen"]))
 
 
-def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
-    """D of the text embeddings, or of the language model's states; 0 without text."""
+def text_width(cache: Cache, variants: Sequence[str], form: str, aligner: str) -> int:
+    """D of the text embeddings, or of the language model's states as the aligner reads them; 0 without text."""
     if not variants:
         return 0
-    return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
+    if form == "sentence":
+        return cache.text_width(variants[0])
+    width = cache.states(variants[0], [0]).shape[-1]
+    return width if aligner == MLP else width * STATE_PARTS
+
+
+def _text_drop(options: Mapping[str, Any], architecture: Architecture) -> dict[str, float]:
+    """No text can be left out where there is none, or where it is all that makes the token."""
+    if options["model"] == ZEUS and architecture.aligner == RESIDUAL and architecture.text_width:
+        return {}
+    if options["text_drop"]:
+        raise UserError("--text-drop leaves out the text's part of a token: it needs a --text, and --aligner residual")
+    return {"text_drop": 0.0}
 
 
 def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def train_together(
     rows = cache.rows_of(plan.split.train)
     data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
     for learner in learners:
-        learner.inputs = RunInputs(learner.config, data)
+        learner.begin(RunInputs(learner.config, data))
     validation = Validation(cache, learners, modalities, accelerator, resident) if validate_every else None
     foreground = cache.rows["foreground"][rows] > 0
 
