@@ -26,7 +26,7 @@ CONTRAST = 0.4
 RING = 6  # pixels around an organ that are its surroundings
 REACHES = 0.5  # share of the body's extent
 ELONGATED = 1.5  # ratio of the organ's own extents
-# So many organs are described in full: more of them do not fit into the 48 tokens that the projection learns to say.
+# So many organs are described in full: more of them do not fit into the 64 tokens that the projection learns to say.
 IN_FULL = 2
 # View -> the patient's directions along the thirds of the rows and of the columns (see `cache.grid.VIEWS`). The middle third is
 # named only where both are in the middle.
@@ -38,11 +38,11 @@ DIRECTIONS = {
 # Ways to say the same; a caption takes one of each, by its seed.
 OPENINGS = ("The {term} slice shows {seen}{rest}.", "{term}: {seen}{rest}.", "Visible on {term}: {seen}{rest}.")
 IN_FULL_PHRASES = (
-    "a {size} {name} {place}, {contrast} its surroundings and {extent}",
-    "a {size} {name} {place}, {extent}, {contrast} its surroundings",
+    "a {size} {name} {place}, {extent} and {contrast} its surroundings",
+    "{place} a {size} {name}, {extent} and {contrast} its surroundings",
     "a {size} {name}, {contrast} its surroundings, {place} and {extent}",
 )
-BRIEF_PHRASES = ("a {size} {shade} {name} {place}", "a {shade} {name}, {size}, {place}")
+BRIEF_PHRASES = ("a {size} {shade} {name} {place}", "{place} a {size} {shade} {name}")
 RESTS = ("; no {absent}", "; {absent} not visible")
 NOTHING = ("The {term} slice shows no {absent}.", "{term}: no {absent}.", "No {absent} visible on {term}.")
 SHADES = {"brighter than": "bright", "darker than": "dark", "as bright as": "grey"}
@@ -67,8 +67,8 @@ def caption(
         view: a key of `DIRECTIONS`.
         seed: of the choice of words, 0 or more (`slice_seed`); what is said depends on image and mask alone.
     Returns:
-        e.g. 'The MRI-T2 slice shows a medium tumour at the front right, darker than its surroundings and round; no edema.'
-        Left and right are the patient's. Four organs take about 45 tokens. '' where nothing is known.
+        e.g. 'The MRI-T2 slice shows a medium tumour at the front right, round and darker than its surroundings; no edema.'
+        Left and right are the patient's. Four organs take about 50 tokens. '' where nothing is known.
     """
     body = image > 0 if (image > 0).any() else np.ones_like(image, bool)
     labels = {name: mask == label for label, name in enumerate(classes, start=1)}
@@ -147,7 +147,7 @@ def _extent(organ: NDArray[np.bool_], body: NDArray[np.bool_], view: str) -> str
         if high - low >= REACHES * (body_high - body_low):
             reaches.append(f"{first} to {last}")
     if reaches:
-        return f"reaching from {' and '.join(reaches)}"
+        return "spanning the slice" if len(reaches) == 2 else f"spanning {reaches[0]}"
     rows, columns = (f"{first} to {last}" for first, last in DIRECTIONS[view])
     if lengths[0] >= ELONGATED * lengths[1]:
         return f"long {rows}"

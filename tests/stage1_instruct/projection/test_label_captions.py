@@ -41,8 +41,8 @@ def slice_of(organs: dict[int, tuple[slice, slice, int]]) -> tuple[np.ndarray, n
 def test_organs_are_placed_sized_graded_and_shaped() -> None:
     mask, image = slice_of({1: (slice(60, 160), slice(30, 110), 40), 4: (slice(190, 210), slice(180, 224), 220)})
     assert caption(image, mask, CLASSES, "MRI-T2") == (
-        "The MRI-T2 slice shows a large liver on the right, darker than its surroundings and reaching from front to back "
-        "and a small spleen at the back left, brighter than its surroundings and long right to left; "
+        "The MRI-T2 slice shows a large liver on the right, spanning front to back and darker than its surroundings "
+        "and a small spleen at the back left, long right to left and brighter than its surroundings; "
         "no right kidney or left kidney."
     )
 
@@ -55,7 +55,7 @@ def test_slice_without_an_organ_says_so() -> None:
 def test_grey_organ_in_the_centre() -> None:
     mask, image = slice_of({1: (slice(100, 150), slice(100, 150), 100)})
     assert caption(image, mask, ("brain tumour",), "MRI-T1") == (
-        "The MRI-T1 slice shows a medium brain tumour in the centre, as bright as its surroundings and round."
+        "The MRI-T1 slice shows a medium brain tumour in the centre, round and as bright as its surroundings."
     )
 
 
@@ -72,22 +72,24 @@ def test_captions_name_the_directions_that_a_view_shows(view: str, places: list[
     for (rows, columns), place in zip([(low, low), (high, middle), (middle, high), (middle, middle)], places):
         mask, image = slice_of({1: (rows, columns, 200)})
         said = caption(image, mask, ("tumour",), "MRI-T1", view)
-        assert said == f"The MRI-T1 slice shows a small tumour {place}, brighter than its surroundings and round."
+        assert said == f"The MRI-T1 slice shows a small tumour {place}, round and brighter than its surroundings."
 
 
 @pytest.mark.parametrize(
     ("view", "extents"),
     [
-        ("axial", ["long front to back", "long right to left", "reaching from right to left"]),
-        ("coronal", ["long top to bottom", "long right to left", "reaching from right to left"]),
-        ("sagittal", ["long top to bottom", "long front to back", "reaching from front to back"]),
+        ("axial", ["long front to back", "long right to left", "spanning right to left"]),
+        ("coronal", ["long top to bottom", "long right to left", "spanning right to left"]),
+        ("sagittal", ["long top to bottom", "long front to back", "spanning front to back"]),
     ],
 )
 def test_captions_name_the_extent_in_the_patients_directions(view: str, extents: list[str]) -> None:
     shapes = [(slice(100, 160), slice(100, 110)), (slice(100, 110), slice(100, 160)), (slice(100, 110), slice(60, 180))]
     for shape, extent in zip(shapes, extents):
         mask, image = slice_of({1: (*shape, 200)})
-        assert caption(image, mask, ("tumour",), "MRI-T1", view).endswith(f" and {extent}.")
+        assert caption(image, mask, ("tumour",), "MRI-T1", view).endswith(
+            f", {extent} and brighter than its surroundings."
+        )
 
 
 def test_contrast_is_that_to_the_surroundings() -> None:
@@ -124,7 +126,7 @@ def test_every_word_is_true_whatever_the_words(shapes: list[tuple[int, ...]], se
         assert ("left" in words["place"]) == (column + 0.5 >= 28 + 400 / 3)
         assert ("front" in words["place"]) == (row + 0.5 < 28 + 200 / 3)
         height, width = (np.ptp(where) + 1 for where in np.nonzero(organ))
-        assert ("from front to back" in words["extent"]) == (height >= 100)
+        assert (words["extent"] in ("spanning front to back", "spanning the slice")) == (height >= 100)
         assert (words["extent"] == "round") == (max(height, width) < min(100, 1.5 * min(height, width)))
         said_of = [words["size"], words["place"], words["contrast"] if len(seen) <= 2 else words["shade"]]
         assert all(word in said for word in said_of)
