@@ -30,6 +30,12 @@ def base_variants(variants: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(base_of(variant) for variant in variants))
 
 
+def only_variant(variants: Sequence[str], wanted: str) -> str:
+    """The variant of that name, or the only one whose base it is; `wanted` itself where that is not said so."""
+    of_base = [name for name in variants if base_of(name) == wanted]
+    return of_base[0] if wanted not in variants and len(of_base) == 1 else wanted
+
+
 def find_variant(variants: Sequence[str], wanted: str, fold: int | None, train: Iterable[str] = ()) -> str | None:
     """The layer of `variants` that a run of this split reads where its user asks for `wanted`; None: there is none.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.projections import EVERYONE, FACTS, HALF
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector
 from zeus_union.stage1_instruct.projection.label_captions import CAPTIONS
 from zeus_union.stage1_instruct.projection.loop import Alone, Progress, TrainingRecipe, fit, steps_in_all
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 # 100 steps of 4 captions: on two cores with SmolLM2 about three minutes, and a fold layer has three projections.
 RECIPE = TrainingRecipe(steps=100, held_out=0.0)
 SHOWING = 2 / 3  # share of the captions that name something that is there, where there are so many
-FACTS, EVERYONE = "facts", "everyone"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class FoldProjection:
 
     def constants(self) -> dict[str, NDArray[Any]]:
         """What the cache keeps of them beside the layer's rows; `from_constants` is the inverse."""
-        connectors = {EVERYONE: self.everyone, **{f"half{i}": half for i, (_, half) in enumerate(self.crossed)}}
+        connectors = {EVERYONE: self.everyone, **{f"{HALF}{i}": half for i, (_, half) in enumerate(self.crossed)}}
         arrays: dict[str, NDArray[Any]] = {
-            f"{whose}.{name}": np.atleast_1d(tensor.detach().cpu().float().numpy())
+            f"{whose}.{name}": tensor.detach().cpu().float().numpy()
             for whose, connector in connectors.items()
             for name, tensor in connector.state_dict().items()
         }
@@ -108,13 +108,12 @@ class FoldProjection:
 
         def connector(whose: str) -> Connector:
             made = Connector(kind, entry["inputs"], entry["hidden"], entry["outputs"])
-            shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
-            arrays = {name: torch.from_numpy(constants[f"{whose}.{name}"].copy()) for name in shapes}
-            made.load_state_dict({name: array.reshape(shapes[name]) for name, array in arrays.items()})
+            names = made.state_dict()
+            made.load_state_dict({name: torch.from_numpy(constants[f"{whose}.{name}"].copy()) for name in names})
             return made
 
         crossed = tuple(
-            (frozenset(half["subjects"]), connector(f"half{number}"))
+            (frozenset(half["subjects"]), connector(f"{HALF}{number}"))
             for number, half in enumerate(entry["trained_on"]["crossed"])
         )
         return cls(connector(EVERYONE), crossed, entry, json.loads(constants[FACTS].tobytes()))
@@ -166,7 +165,7 @@ def train_fold_projection(
     # (name, trained on, whose texts come from it)
     trainings = [(EVERYONE, split.train, ())]
     if two is not None:
-        trainings += [("half0", two[1], two[0]), ("half1", two[0], two[1])]
+        trainings += [(f"{HALF}0", two[1], two[0]), (f"{HALF}1", two[0], two[1])]
     else:
         say(f"one training subject ({split.train[0]}): its own texts come from the projection that was trained on it")
     chosen = {name: draw(captioned, subjects, count, recipe.seed) for name, subjects, _ in trainings}
