@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of, base_variants, find_variant
+from zeus_union.cache.projections import FACTS
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose, some_of
@@ -40,7 +42,9 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     """
     options = complete(given)
     check_model_has(options)
-    split = choose_split(cache, options["fold"], options["train_subjects"], options["test_subjects"])
+    split = choose_split(
+        cache, options["fold"], options["train_subjects"], options["test_subjects"], options["validation_subjects"]
+    )
     inputs = _inputs(cache, options, run, split)
     architecture = Architecture(
         **placed(options, "architecture"),
@@ -91,11 +95,15 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         embedding_recipe=cache.recipe(embeddings[0]) if embeddings else {},
         preprocessing=dict(cache.recipe("slices").get("preprocessing") or {}),
         instruction_recipes={name: cache.recipe(f"instructions/{name}") for name in variants},
-        content={layer: cache.content_digest(layer, (*split.train, *split.test)) for layer in layers},
+        content={
+            layer: cache.content_digest(layer, (*split.train, *split.test, *split.validation)) for layer in layers
+        },
         training_sources=sources_of(cache, split.train),
         seen=(),
     )
-    return replace(inputs, seen=check_unseen(cache, inputs.texts_read, split.test, options["allow_seen"]))
+    return replace(
+        inputs, seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"])
+    )
 
 
 def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
@@ -143,8 +151,17 @@ def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
         raise UserError(
             f"the texts of instructions/{wanted} for {of} are not in {cache.path}, which has {some_of(others)}: the "
             f"projection behind them is trained for each split; the cache's build-cache command with {add} adds them"
+            f"{_minutes(cache, others)}"
         )
     return found
+
+
+def _minutes(cache: Cache, variants: Sequence[str]) -> str:
+    """How long the projection of another split took to train."""
+    constants = cache.constants(f"instructions/{variants[0]}")
+    if FACTS not in constants:
+        return ""
+    return f" (about {max(1, round(json.loads(constants[FACTS].tobytes())['seconds'] / 60))} min each, and the texts)"
 
 
 def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) -> str:

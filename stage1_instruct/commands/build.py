@@ -225,6 +225,11 @@ def _build_rows(
             say(f"variant {variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
         pack = options.pack if row is rows[-1] else False  # once, at the end
         trained_for = options.trained_for if _is_trained(models, options) else None
+        if trained_for is None and len(rows) == 1 and options.trained_for and options.trained_for.asked:
+            raise UserError(
+                f"{models.profile.name} has no projection to train (instructor {models.profile.instructor}, projection "
+                f"{models.profile.projection}); leave out --fold, --folds and --train-subjects"
+            )
         try:
             report = build_cache(dataset, models, replace(options, variant=variant, pack=pack, trained_for=trained_for))
         except BuildFailures as error:  # the other variants of the other subjects are built all the same
@@ -232,7 +237,7 @@ def _build_rows(
             continue
         _say_report(report)
         complete = complete and report.complete
-        step = f"zeus-segment train --cache {out}"
+        step = f"zeus-segment train --cache {out}{_how_to_train(report, trained_for)}"
         if options.per_class:
             step += f" --variant {','.join(class_variants(variant, dataset.card.classes))} --instructions class"
         next_steps.append(step)
@@ -250,7 +255,21 @@ def _build_rows(
 
 def _is_trained(models: Models, options: BuildOptions) -> bool:
     """Whether the build trains a projection for these models."""
-    return models.profile.instructor == "llm" and models.projected_llm.can_be_trained
+    if models.profile.instructor != "llm" or models.profile.projection != "auto":
+        return False
+    return (options.trained_for is not None and options.trained_for.asked) or models.projected_llm.can_be_trained
+
+
+def _how_to_train(report: BuildReport, trained_for: Splits | None) -> str:
+    """The options that fit what was built."""
+    if report.without_texts:
+        return " --text none"
+    if trained_for is None:
+        return ""
+    if trained_for.subjects is not None:
+        return f" --train-subjects {','.join(trained_for.subjects)}"
+    folds = trained_for.folds or (0,)
+    return f" --fold {folds[0]}" if folds != (0,) else ""
 
 
 def _say_views(path: Path) -> None:
