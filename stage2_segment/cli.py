@@ -25,7 +25,7 @@ weights_option = click.option(
     type=click.Choice(["last", "best"]),
     default="last",
     show_default=True,
-    help="After the last epoch, or after the epoch with the best DSC on the held-out subjects.",
+    help="After the last epoch, or after the epoch with the best DSC on the validation subjects.",
 )
 
 
@@ -81,7 +81,7 @@ def train_command(
     device: str | None,
     **given: Any,
 ) -> None:
-    """Train from a cache; held-out subjects are validated on after every epoch.
+    """Train from a cache; validation subjects, where there are any, are measured after every epoch.
 
     The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
     state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed. A run
@@ -145,7 +145,7 @@ def evaluate_command(
 ) -> None:
     """DSC and IoU per class and subject, at 256 x 256 and in the native grid; HD95 and NSD there.
 
-    The weights are the last by default: the best were chosen on the held-out subjects themselves.
+    The weights are the last by default; the best were chosen on the validation subjects.
 
     \b
     DSC   2 |P and T| / (|P| + |T|) of a class in a subject's volume, all its cached slices together
@@ -273,6 +273,7 @@ def params_command(
     cache_path: Path, model: str, modalities: str | None, variant: str | None, allow_partial: bool
 ) -> None:
     """Trainable parameters, part by part, beside the paper's 8.06M (hybrid) and 12.44M (late)."""
+    from zeus_union.cache.fold_layers import only_variant
     from zeus_union.cache.reader import Cache
     from zeus_union.cache.terminal import choose
     from zeus_union.stage2_segment.params import as_table, baselines_table, by_modalities
@@ -282,7 +283,8 @@ def params_command(
             raise UserError(
                 f"{cache_path} has no instructions; zeus-instruct build-cache --layers instructions adds them"
             )
-        name = choose(None if variant is None else [variant], cache.variants, "variant")[0]
+        wanted = None if variant is None else [only_variant(cache.variants, variant)]
+        name = choose(wanted, cache.variants, "variant")[0]
         chosen = choose(split_names(modalities), cache.modalities, "modality")
         print_tables(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
         print_tables(by_modalities(len(cache.classes), cache.text_width(name)))

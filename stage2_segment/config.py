@@ -98,7 +98,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Split:
-    """Subjects to train on and held-out ones.
+    """Subjects to train on, held-out ones, and those that the best weights are chosen on.
 
     Attributes:
         fold: the held-out fold; None where the subjects were named.
@@ -107,6 +107,7 @@ class Split:
     fold: int | None
     train: tuple[str, ...]
     test: tuple[str, ...]
+    validation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,8 @@ OPTIONS: tuple[Option, ...] = (
         "split.fold",
         SPLIT,
         click.IntRange(0),
-        "The fold to hold out and validate on.  [default: 0]",
+        "The fold to hold out. An eighth of the others was drawn with it to validate on, where there are five or more.  "
+        "[default: 0]",
         in_grid=False,
     ),
     Option(
@@ -264,6 +265,14 @@ OPTIONS: tuple[Option, ...] = (
         SPLIT,
         NAMES,
         "Names instead of a fold.  [default: all labelled but the train subjects]",
+    ),
+    Option(
+        "validation_subjects",
+        "split.validation",
+        SPLIT,
+        NAMES,
+        "Names to choose the best weights on, beside named training or test subjects; they are trained on by nothing.  "
+        "[default: none; of a fold those drawn with it]",
     ),
     Option(
         "allow_seen",

@@ -75,7 +75,7 @@ def load_run(run: Path, which: str = "last", device: str | None = None) -> Train
 
     Args:
         run: the folder that `train_run` wrote.
-        which: 'last' weights, or 'best': those of the epoch with the best DSC on the held-out subjects.
+        which: 'last' weights, or 'best': those of the epoch with the best DSC on the validation subjects.
         device: 'cpu', 'cuda', ...; the best there is for None.
 
     Raises:

@@ -24,6 +24,7 @@ class BuildReport:
         subjects: finished.
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
+        without_texts: whether the instructions were left out, since training the projection behind them takes long.
         empty: instructions without a word.
         endless: instructions that were cut at max_new_tokens.
         cut_by_encoder: texts of which the text encoder read the beginning only.
@@ -34,6 +35,7 @@ class BuildReport:
     subjects: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
+    without_texts: bool = False
     empty: int = 0
     endless: int = 0
     cut_by_encoder: int = 0

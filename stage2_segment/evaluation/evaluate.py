@@ -33,6 +33,7 @@ from zeus_union.stage2_segment.evaluation.metrics import (
     stack_slices,
     surface_scores,
 )
+from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import load_run, open_cache, predict_slices, to_native_slices
 from zeus_union.stage2_segment.training_subjects import trained_by_projection, trained_by_run
@@ -106,7 +107,7 @@ def evaluate_run(
 
 def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
     """Whether a cache holds of the run's subjects what the run read, wherever it lies."""
-    subjects = {*config.split.train, *config.split.test}
+    subjects = {*config.split.train, *config.split.test, *config.split.validation}
     return subjects <= set(cache.subjects) and all(
         layer in cache.layers and cache.content_digest(layer, subjects) == digest
         for layer, digest in config.inputs.content.items()
@@ -139,7 +140,7 @@ def measure_run(
     Args:
         subjects: see `subjects_to_measure`.
         modalities: to predict from, of those the run was trained with; all if None.
-        which: 'last' or 'best' weights. The best were chosen on the held-out subjects, so their numbers there are
+        which: 'last' or 'best' weights. The best were chosen on the validation subjects, so their numbers there are
             too good.
 
     Raises:
@@ -154,7 +155,7 @@ def measure_run(
         )
     chosen = subjects_to_measure(config, cache, subjects)
     trained_on = trained_by_run(config).among(cache, chosen)
-    seen = trained_by_projection(cache, config.inputs.texts_read).among(cache, chosen)
+    seen = trained_by_projection(cache, layers_read(config, cache)).among(cache, chosen)
     rows, miou = [], {}
     for subject in progress(chosen, "evaluating"):
         positions = cache.rows_of([subject])
@@ -188,7 +189,7 @@ def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] |
 def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tuple[str, ...]:
     """Those that neither the run nor the projection behind the cache's instructions was trained on; says who is left out."""
     by_run = set(trained_by_run(config).among(cache, labelled))
-    by_projection = set(trained_by_projection(cache, config.inputs.texts_read).among(cache, labelled))
+    by_projection = set(trained_by_projection(cache, layers_read(config, cache)).among(cache, labelled))
     left_out = [name for name in labelled if name in by_run | by_projection]
     kept = tuple(name for name in labelled if name not in left_out)
     if labelled and not kept:

@@ -12,6 +12,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.choices import MLP
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs.layers import layer_read
 
 STATE_PARTS = 4  # that a text's states are averaged in, where one token is made of all of them
 SCALE_FLOOR = 0.05  # of the text's own size: texts that differ less are not told apart
@@ -93,9 +94,9 @@ def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDA
 def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.floating]:
     """All the cache's modalities: (n, M, D), (n, M, K, D) or (n, M, L, D)."""
     if config.architecture.form == "tokens":
-        states = cache.states(config.inputs.variants[0], rows)
+        states = cache.states(layer_read(config, cache, config.inputs.variants[0]), rows)
         return states if config.architecture.aligner == MLP else pool_states(states)
-    texts = [cache.text_embeddings(name, rows) for name in config.inputs.variants]
+    texts = [cache.text_embeddings(layer_read(config, cache, name), rows) for name in config.inputs.variants]
     return np.stack(texts, axis=2) if config.architecture.instructions == "class" else texts[0]
 
 

@@ -1,4 +1,4 @@
-"""The held-out subjects while training goes on."""
+"""The validation subjects while training goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from zeus_union.stage2_segment.training.processes import sum_counts
 
 
 class Validation:
-    """The held-out subjects, read once for all learners; each process predicts its share of the slices."""
+    """The subjects that were spared to choose the best weights on, read once for all learners.
+
+    Each process predicts its share of the slices.
+    """
 
     def __init__(
         self,
@@ -31,9 +34,9 @@ class Validation:
     ) -> None:
         plan = learners[0].config
         self._classes, self._device = plan.inputs.classes, accelerator.device
-        rows = cache.rows_of(plan.split.test)[accelerator.process_index :: accelerator.num_processes]
+        rows = cache.rows_of(plan.split.validation)[accelerator.process_index :: accelerator.num_processes]
         self._data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
-        place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.test)}
+        place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.validation)}
         self._owner = np.array([place[int(subject)] for subject in cache.rows["subject"][rows]], np.intp)
         self._subjects = len(place)
         self._inputs = {id(learner): RunInputs(learner.config, self._data) for learner in learners}

@@ -31,6 +31,7 @@ QUICK: dict[str, Any] = {
     "modalities": ["T1"],
     "train_subjects": ["ada"],
     "test_subjects": ["ben"],
+    "validation_subjects": ["cleo"],
     "batch_size": 2,
     "device": "cpu",
 }
