@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.text.bert import encode_distinct
 from zeus_union.stage1_instruct.profiles.profile import Sees
+from zeus_union.stage1_instruct.seeds import slice_seed
 
 Timing = Callable[[str, int], AbstractContextManager[None]]  # part of the work, its slice-modalities
 
@@ -108,7 +108,7 @@ def answer(
     instructor = models.instructor
     keys = [(int(number), modality) for number in seen.numbers for modality in card.modalities]
     questions = [question(card.instance, card.terms[modality]) for _, modality in keys]
-    seeds = [_seed(seed, seen.subject, *key) for key in keys] if instructor.samples else None
+    seeds = [slice_seed(seed, seen.subject, *key) for key in keys] if instructor.samples else None
     if seen.images is None:
         generations = instructor.answer(questions, None, seeds)
     else:
@@ -139,12 +139,6 @@ def answer(
         states = _stack_states([generation.states for generation in generations], models.profile.max_new_tokens)
         states = states.reshape(*shape, *states.shape[1:])
     return SubjectInstructions(rows, np.asarray(vectors, dtype=np.float32).reshape(*shape, -1), states, cut)
-
-
-def _seed(seed: int, subject: str, number: int, modality: str) -> int:
-    """A seed of its own for every instruction (63 bits): batches, order and resuming never change what is sampled."""
-    digest = hashlib.sha256(f"{seed}:{subject}:{number}:{modality}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _stack_states(states: Sequence[Tensor | None], length: int) -> NDArray[np.float16]:

@@ -51,7 +51,7 @@ class TrainingRecipe:
     seed: int = 0
     warm_up: float = 0.05
     weight_decay: float = 0.0
-    caption_tokens: int = 48
+    caption_tokens: int = 64
     held_out: float = 0.1
     gradient_clip: float = 1.0
     precision: str = "auto"

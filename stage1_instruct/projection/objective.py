@@ -34,7 +34,7 @@ class Captioning:
     features: Tensor
     questions: Sequence[str]
     captions: Sequence[str]
-    caption_tokens: int = 48
+    caption_tokens: int = 64
     autocast: torch.dtype | None = None
 
     @property

@@ -12,7 +12,7 @@ from zeus_union.cache.grid import Grid, to_square
 from zeus_union.cache.layout import IGNORE, DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
-from zeus_union.stage1_instruct.projection.label_captions import describe
+from zeus_union.stage1_instruct.projection.label_captions import caption
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
 from zeus_union.stage2_segment.training.learner import inverse_weights
 
@@ -54,9 +54,8 @@ def test_a_caption_calls_nothing_absent_where_pixels_are_ignored() -> None:
     image = np.full((256, 256), 50, np.uint8)
     mask = np.zeros((256, 256), np.uint8)
     mask[100:120, 100:120] = 1
-    assert "no spleen" in describe(mask, image, ("liver", "spleen"), "CT")
+    assert "no spleen" in caption(image, mask, ("liver", "spleen"), "CT")
     mask[0] = IGNORE
-    assert "liver" in describe(mask, image, ("liver", "spleen"), "CT") and "no " not in describe(
-        mask, image, ("liver", "spleen"), "CT"
-    )
-    assert describe(np.full_like(mask, IGNORE), image, ("liver",), "CT") == ""
+    of_known = caption(image, mask, ("liver", "spleen"), "CT")
+    assert "liver" in of_known and "no " not in of_known
+    assert caption(image, np.full_like(mask, IGNORE), ("liver",), "CT") == ""
