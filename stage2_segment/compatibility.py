@@ -14,8 +14,9 @@ from zeus_union.stage2_segment.inputs.pictures import check_pictures
 from zeus_union.stage2_segment.plan import text_width
 
 REMEDY = "build it with the --models and --set of the run's cache"
-# The run is not bound to its own patients, nor to how embeddings are stored, nor to a seed: what they are made by counts.
-UNBOUND = ("slices", "embeddings", "store", "seed")
+# The run is not bound to its own patients, nor to the table their texts came in, nor to how embeddings are stored, nor to a
+# seed: what they are made by counts.
+UNBOUND = ("slices", "embeddings", "store", "seed", "imported_file")
 
 
 def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:

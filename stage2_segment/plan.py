@@ -17,6 +17,7 @@ from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.choices import ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
+from zeus_union.stage2_segment.leaks import check_leaks, oracle_variants, without_leaks
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
@@ -35,7 +36,8 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     Raises:
         UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
             subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
-            test on, or with test subjects that the projection has seen; options that exclude one another.
+            test on, or with test subjects that the projection has seen; instructions from the true labels; options that
+            exclude one another.
     """
     options = complete(given)
     check_model_has(options)
@@ -93,8 +95,13 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         content={layer: cache.content_digest(layer, (*split.train, *split.test)) for layer in layers},
         training_sources=sources_of(cache, split.train),
         seen=(),
+        leaks=(),
     )
-    return replace(inputs, seen=check_unseen(cache, inputs.texts_read, split.test, options["allow_seen"]))
+    return replace(
+        inputs,
+        seen=check_unseen(cache, inputs.texts_read, split.test, options["allow_seen"]),
+        leaks=check_leaks(cache, inputs.texts_read, options["allow_leak"]),
+    )
 
 
 def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
@@ -110,12 +117,15 @@ def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] 
         if wanted:
             raise UserError("text none reads no instructions; leave out --variant")
         return ()
+    if text == "oracle":
+        return oracle_variants(cache, instructions, wanted)
     if instructions == "modality":
         if wanted and len(wanted) > 1:
             raise UserError(
                 f"--variant names {len(wanted)} layers, one is read; --instructions class reads one for each class"
             )
-        return (_only(wanted[0] if wanted else None, cache.variants, "variant", "instructions"),)
+        available = cache.variants if wanted else without_leaks(cache)
+        return (_only(wanted[0] if wanted else None, available, "variant", "instructions"),)
     if not wanted or len(wanted) != len(cache.classes):
         raise UserError(
             f"--instructions class needs one layer for each of {', '.join(cache.classes)}: --variant A,B,...; "

@@ -1,4 +1,4 @@
-"""zeus-instruct import-texts, export-texts: instructions that no model of ours wrote."""
+"""zeus-instruct import-texts, export-texts, make-oracle: instructions that no model of ours wrote."""
 
 from __future__ import annotations
 
@@ -72,3 +72,40 @@ def export_texts_command(cache: Path, file: Path, variant: str, allow_partial: b
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
         count = export_texts(opened, variant, file)
     click.echo(f"{count} texts of {variant} in {file}")
+
+
+@click.command("make-oracle")
+@click.argument("cache", type=FILE)
+@click.option("--per-class", is_flag=True, help="A layer for every class, oracle.CLASS, for --instructions class.")
+@with_models
+@click.pass_context
+def make_oracle_command(
+    context: click.Context,
+    cache: Path,
+    per_class: bool,
+    profile: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+) -> None:
+    """Captions from the true labels as a layer of instructions: the upper bound of what text can do.
+
+    A leak on purpose: the layer, and every run and table that reads it, is marked as one, and zeus-segment train refuses it
+    without --allow-leak. zeus ablate --controls all trains it as a control.
+
+    Only the text encoder of the profile is loaded: give the --models and --set that build-cache was given.
+
+    \b
+    zeus-instruct make-oracle cache/brats.h5
+    zeus-segment train --cache cache/brats.h5 --text oracle --allow-leak
+    """
+    from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.texts.oracle import make_oracle
+
+    with Cache(existing(cache, "the cache")) as opened:
+        encoder = load_text_encoder(context, opened, profile, overrides, device)
+    names = make_oracle(cache, encoder, per_class)
+    more = " --instructions class" if per_class else ""
+    click.echo(
+        f"{', '.join(names)} of {cache}: captions from the true labels, an upper bound and no result. "
+        f"Next: zeus-segment train --cache {cache} --text oracle --allow-leak{more}"
+    )
