@@ -256,7 +256,7 @@ def conclusions(known: TextKnowledge, variant: str) -> list[str]:
             f"others with {line.test:.2f}: a decoder learns to trust it more than it deserves"
         )
     image = known.mean(IMAGE, AUC)
-    if line is not None and image is not None and image.test >= line.test:
+    if known_of and line is not None and image is not None and image.test >= line.test:
         said.append(
             f"the image embedding answers no worse (mean AUC {image.test:.2f} against {line.test:.2f}): what the text says is in "
             "the image already"

@@ -90,9 +90,9 @@ def make_cache(
     return path
 
 
-def measured(path: Path, **how: Any) -> TextKnowledge:
+def measured(path: Path, encoder: str | None = "tiny", **how: Any) -> TextKnowledge:
     with Cache(path) as cache:
-        return measure_knowledge(cache, "v", "tiny", **how)
+        return measure_knowledge(cache, "v", encoder, **how)
 
 
 def mean(known: TextKnowledge, source: str, metric: str = AUC) -> float:
@@ -101,8 +101,17 @@ def mean(known: TextKnowledge, source: str, metric: str = AUC) -> float:
     return line.test
 
 
-def test_a_text_that_says_what_a_slice_shows_is_recognised(tmp_path: Path) -> None:
-    known = measured(make_cache(tmp_path / "c.h5", says_it_all))
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("cache") / "c.h5", says_it_all)
+
+
+@pytest.fixture(scope="module")
+def known(knowing: Path) -> TextKnowledge:
+    return measured(knowing)
+
+
+def test_a_text_that_says_what_a_slice_shows_is_recognised(known: TextKnowledge) -> None:
     single = {line.target: line for line in known.lines if line.source == TEXT and line.target}
     assert set(single) == {"presence", "side", "third", "area"}
     assert all(line.test > 0.85 and line.surely and line.low <= line.test <= line.high for line in single.values())
@@ -123,10 +132,11 @@ def test_a_text_that_says_nothing_is_at_chance_and_it_is_said(encode: Encode, tm
         assert all(line.test == 0.5 for line in known.lines if line.source == TEXT and line.metric == AUC)
 
 
+@pytest.mark.slow
 def test_knowing_nothing_is_seldom_taken_for_knowing_something(tmp_path: Path) -> None:
     surely = []
     for seed in range(8):
-        known = measured(make_cache(tmp_path / f"{seed}.h5", says_nothing, seed=seed), seed=seed)
+        known = measured(make_cache(tmp_path / f"{seed}.h5", says_nothing, seed=seed), None, seed=seed)
         surely.append("is at chance" in known.notes[0])
     assert sum(surely) >= 7
 
@@ -138,7 +148,7 @@ def test_a_text_that_knows_the_training_subjects_alone_is_a_warning(tmp_path: Pa
         say = says_it_all if subject in recipe["projection"]["trained_on"]["subjects"] else says_nothing
         return say(subject, masks, random)
 
-    known = measured(make_cache(tmp_path / "c.h5", knows_some, 9, recipe=recipe))
+    known = measured(make_cache(tmp_path / "c.h5", knows_some, 9, recipe=recipe), None)
     assert "was trained on s0, s1, s2, s3: fitted on these, tested on the others" in known.notes[0]
     assert any("a decoder learns to trust it more than it deserves" in note for note in known.notes)
     assert {line.subjects for line in known.lines if line.target == "presence"} == {5}
@@ -157,25 +167,27 @@ def test_a_fold_s_layer_is_tested_on_the_subjects_of_its_fold(tmp_path: Path) ->
 
 
 def test_few_subjects_give_points_and_no_intervals(tmp_path: Path) -> None:
-    known = measured(make_cache(tmp_path / "c.h5", says_it_all, subjects=3))
+    known = measured(make_cache(tmp_path / "c.h5", says_it_all, subjects=3), None)
     assert all(math.isnan(line.low) and math.isnan(line.high) for line in known.lines)
     assert "knows 4 of 4 things" in known.notes[0]
-    known = measured(make_cache(tmp_path / "d.h5", says_nothing, subjects=2))
+    known = measured(make_cache(tmp_path / "d.h5", says_nothing, subjects=2), None)
     assert "2 test subjects give points, no intervals" in known.notes[0]
     with pytest.raises(UserError, match="has 1 labelled subjects to probe; two are needed"):
         measured(tmp_path / "c.h5", subjects=["s1"])
 
 
-def test_the_command_writes_a_line_for_each_source_and_target(tmp_path: Path) -> None:
-    path, out = make_cache(tmp_path / "c.h5", says_it_all), tmp_path / "k.csv"
-    done = CliRunner().invoke(main, ["probe-texts", str(path), "--variant", "v", "--out", str(out)])
+def test_the_command_writes_a_line_for_each_source_and_target(
+    knowing: Path, known: TextKnowledge, tmp_path: Path
+) -> None:
+    out = tmp_path / "k.csv"
+    done = CliRunner().invoke(main, ["probe-texts", str(knowing), "--variant", "v", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "the text of v knows" in done.output and "presence" in done.output
     lines = list(csv.DictReader(out.open()))
     assert {line["source"] for line in lines} == {TEXT, SHUFFLED, IMAGE}
     assert len(lines) == 3 * (4 + 2)
-    assert as_csv(measured(path)) == out.read_text()  # seeded
-    done = CliRunner().invoke(main, ["probe-texts", str(path), "--variant", "w"])
+    assert as_csv(known) == out.read_text()  # seeded
+    done = CliRunner().invoke(main, ["probe-texts", str(knowing), "--variant", "w"])
     assert done.exit_code == 2 and "unknown variant w; there are: v" in done.stderr
 
 
