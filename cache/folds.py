@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 
 FOLDS = 5
 UNLABELLED = -1
+# Of fewer training subjects none is spared for validation; of more, every eighth.
+VALIDATED_FROM, VALIDATION_SHARE = 5, 1 / 8
+
+
+@dataclass(frozen=True)
+class FoldSubjects:
+    """The labelled subjects of one fold, each in one of the groups, in the cache's order."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
 
 
 def assign_folds(subjects: Sequence[str], labelled: Iterable[str], seed: int = 0) -> dict[str, int]:
@@ -23,6 +35,38 @@ def assign_folds(subjects: Sequence[str], labelled: Iterable[str], seed: int = 0
     drawn = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     folds = {name: index % FOLDS for index, name in enumerate(drawn)}
     return {name: folds.get(name, UNLABELLED) for name in subjects}
+
+
+def draw_validation(folds: Mapping[str, int], seed: int = 0) -> dict[int, tuple[str, ...]]:
+    """Fold -> the subjects to validate on while training on the others: about an eighth of those it does not test.
+
+    Drawn as folds are; folds of fewer than `VALIDATED_FROM` such subjects have none and are left out.
+    """
+    drawn = {}
+    for fold in sorted({*folds.values()} - {UNLABELLED}):
+        others = [name for name, number in folds.items() if number != fold]
+        if len(others) >= VALIDATED_FROM:
+            others.sort(key=lambda name: hashlib.sha256(f"validation {seed}:{fold}:{name}".encode()).digest())
+            drawn[fold] = tuple(others[: max(1, int(len(others) * VALIDATION_SHARE))])
+    return drawn
+
+
+def subjects_of_fold(fold: int, folds: Mapping[str, int], validation: Mapping[int, Sequence[str]]) -> FoldSubjects:
+    """Who is trained on, validated on and tested.
+
+    Args:
+        folds: of the labelled subjects, `UNLABELLED` (-1) for those that no fold tests: they are trained on.
+        validation: what `draw_validation` drew when it was not known who has labels.
+    """
+    others = [name for name, number in folds.items() if number != fold]
+    spared = set(validation.get(fold, ())) if len(others) >= VALIDATED_FROM else set()
+    if len(spared & set(others)) == len(others):
+        spared = set()
+    return FoldSubjects(
+        tuple(name for name in others if name not in spared),
+        tuple(name for name in others if name in spared),
+        tuple(name for name, number in folds.items() if number == fold),
+    )
 
 
 def folds_of_labelled(subjects: Sequence[str], labelled: Iterable[str], decided: Mapping[str, int]) -> dict[str, int]:

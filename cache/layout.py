@@ -25,13 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.fold_layers import OF_SPLIT
 
 SCHEMA_VERSION = 2
 CONSTANTS = "_constants"
 ROW_HASH = "row_xxh3"
 IGNORE = 255  # in masks: nobody labelled the pixel, it takes no part in loss and metrics
 
-_LAYER = re.compile(r"slices|(embeddings|instructions)/[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+_LAYER = re.compile(rf"slices|embeddings/{_NAME}|instructions/{_NAME}{OF_SPLIT}")
 _SUBJECT = re.compile(r"[A-Za-z0-9._-]+")
 
 

@@ -75,6 +75,7 @@ class Manifest:
         recipes: layer -> recipe.
         parts: layer -> subject (or `CONSTANTS`) -> part.
         folds: subject -> fold, -1 for those that no fold tests; decided when the cache is created.
+        validation: fold -> subjects to validate on, of those that it does not test; likewise.
     """
 
     state: str
@@ -82,6 +83,7 @@ class Manifest:
     recipes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Part]] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
+    validation: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         parts = {layer: {name: part.to_json() for name, part in found.items()} for layer, found in self.parts.items()}
@@ -92,6 +94,7 @@ class Manifest:
                 "recipes": dict(self.recipes),
                 "parts": parts,
                 "folds": dict(self.folds),
+                "validation": {str(fold): list(names) for fold, names in self.validation.items()},
             }
         ).encode()
 
@@ -103,7 +106,8 @@ class Manifest:
             for layer, found in values["parts"].items()
         }
         card = DatasetCard.from_json(values["card"])
-        return cls(values["state"], card, values["recipes"], parts, values["folds"])
+        validation = {int(fold): tuple(names) for fold, names in values["validation"].items()}
+        return cls(values["state"], card, values["recipes"], parts, values["folds"], validation)
 
 
 def read_manifest(path: Path) -> Manifest:

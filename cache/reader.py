@@ -111,6 +111,10 @@ class Cache:
         """X of the layers instructions/X."""
         return short_names(self.layers, "instructions")
 
+    def validation(self, fold: int) -> tuple[str, ...]:
+        """The subjects that were spared for validation when the folds were drawn, labelled or not."""
+        return self._manifest.validation.get(fold, ())
+
     @property
     def state(self) -> str:
         """'packed', 'sharded' or 'building'."""

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from zeus_union.cache.atomic import find_temporaries, make_folder, remove_temporaries, require_space
 from zeus_union.cache.claims import claim, has_locks, lock
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import UNLABELLED, assign_folds, check_same_folds, folds_of_labelled
+from zeus_union.cache.folds import (
+    UNLABELLED,
+    FoldSubjects,
+    assign_folds,
+    check_same_folds,
+    draw_validation,
+    folds_of_labelled,
+    subjects_of_fold,
+)
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
@@ -142,6 +150,17 @@ class CacheWriter:
         """Whether the cache is one file that holds finished layers."""
         return self._index.state == "packed"
 
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds that test somebody, whether or not it is known yet who has labels."""
+        return tuple(sorted({*self._index.folds.values()} - {UNLABELLED}))
+
+    def subjects_of(self, fold: int, labelled: Iterable[str]) -> FoldSubjects:
+        """Who of the labelled subjects is trained on, validated on and tested in a fold."""
+        with_labels = {*labelled}
+        folds = {name: self._index.folds[name] for name in self.card.subjects if name in with_labels}
+        return subjects_of_fold(fold, folds, self._index.validation)
+
     def _create(self, folds: Mapping[str, int] | None, labelled: Iterable[str]) -> None:
         for shard in find_shards(self._files.folder)[:1]:
             card = read_shard(self._files.folder, shard).card
@@ -151,7 +170,8 @@ class CacheWriter:
         else:
             decided = {name: folds.get(name, UNLABELLED) for name in self.card.subjects}
         with suppress(FileExistsError), FileBuilder(self.path) as builder:  # another process was quicker
-            builder.commit(Manifest("building", self.card, folds=decided), replace=False)
+            validation = draw_validation(decided)
+            builder.commit(Manifest("building", self.card, folds=decided, validation=validation), replace=False)
 
     def _read_index(self) -> None:
         """Reads the index where it is another file than the one that was read last."""
@@ -236,6 +256,23 @@ class CacheWriter:
             with self.claim(CONSTANTS, wait=True):
                 if self._part(layer, CONSTANTS) is None:
                     self._write(layer, CONSTANTS, iter([constants()]), None, {})
+
+    def begun(self, layer: str) -> dict[str, Any] | None:
+        """The recipe of a layer that is there, or of which a part is; None where nothing is."""
+        self._read_index()
+        if layer in self._index.recipes:
+            return self._index.recipes[layer]
+        shard = next(iter(find_shards(self._files.folder, layer)), None)
+        return None if shard is None else read_shard(self._files.folder, shard).recipes[layer]
+
+    def constants(self, layer: str) -> dict[str, NDArray[Any]]:
+        """What was stored of a layer's model; empty where there is nothing."""
+        part = self._part(layer, CONSTANTS)
+        return {} if part is None else {name: self._files.array(part, name) for name in part.arrays}
+
+    def labelled(self, subject: str) -> bool:
+        """Whether a finished subject has labels."""
+        return "masks" in self._require("slices", subject).arrays
 
     def _check_recipe(self, layer: str, recipe: Mapping[str, Any]) -> None:
         begun = self._index.recipes.get(layer)
@@ -411,7 +448,7 @@ class CacheWriter:
         recipes = {layer: self._recipe(layer, found) for layer, found in parts.items()}
         labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
         folds = folds_of_labelled(self.card.subjects, labelled, self._index.folds)
-        manifest = Manifest("packed", self.card, recipes, parts, folds)
+        manifest = Manifest("packed", self.card, recipes, parts, folds, self._index.validation)
         if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
             if any(part.file for found in parts.values() for part in found.values()):
                 write_packed(self.path, manifest, self._files)

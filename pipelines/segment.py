@@ -11,6 +11,7 @@ from typing import Any
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.fold_layers import base_of
 from zeus_union.cache.leaks import leak_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
@@ -23,6 +24,7 @@ from zeus_union.stage1_instruct.studies.intensity import windows_in
 from zeus_union.stage1_instruct.studies.nifti import onto_grid, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage1_instruct.texts.import_export import IMPORTED
+from zeus_union.stage2_segment.carried import PROJECTION
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.compatibility import check_instructions
 from zeus_union.stage2_segment.config import RunConfig
@@ -48,7 +50,8 @@ def segment_study(
     Args:
         study: folder with one file a modality (NIfTI, .mha, .mhd, .nrrd), see `study_files`.
         out: the mask, .nii.gz.
-        profile, overrides: the frozen models, the same that made the run's cache.
+        profile, overrides: the frozen models, the same that made the run's cache; the projection is the one that the run
+            carries, unless they name another.
         cache: the run's, where it is no longer where it was; it says what the classes and modalities are called.
         modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
         slice_step: every n-th slice; the others stay 0.
@@ -67,7 +70,10 @@ def segment_study(
         view = config.inputs.views[0] if len(config.inputs.views) == 1 else None
         dataset = _dataset(study, files, known, view)
         windows = windows_in(config.inputs.windows)
-        models = load_models(load_profile(profile, overrides), device or best_device())
+        chosen = load_profile(profile, overrides)
+        if chosen.projection == "auto" and (run / PROJECTION).is_file():
+            chosen = replace(chosen, projection=str(run / PROJECTION))
+        models = load_models(chosen, device or best_device())
         for name in config.inputs.texts_read:
             recipe = config.inputs.instruction_recipes[name]
             _check_has_instructor(name, recipe)
@@ -146,6 +152,7 @@ def _variant(config: RunConfig) -> dict[str, Any]:
     """How `BuildOptions` names the layers that the run reads."""
     if not config.inputs.texts_read:
         return {}
+    variant = base_of(config.inputs.texts_read[0])
     if config.architecture.instructions == "class":
-        return {"variant": config.inputs.texts_read[0].rpartition(".")[0], "per_class": True}
-    return {"variant": config.inputs.texts_read[0]}
+        return {"variant": variant.rpartition(".")[0], "per_class": True}
+    return {"variant": variant}

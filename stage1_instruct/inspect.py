@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.reader import Cache
 
 # Colour-blind safe (Okabe and Ito), one per class; more classes start over.
@@ -91,7 +92,7 @@ def instruction_texts(cache: Cache, row: int, variant: str | None = None) -> dic
     """modality -> the instruction of one slice; empty where the cache has none."""
     if not cache.variants:
         return {}
-    table = cache.instructions(variant or cache.variants[0])
+    table = cache.instructions(only_variant(cache.variants, variant) if variant else cache.variants[0])
     subject = cache.subjects[cache.rows["subject"][row]]
     number = int(cache.rows["number"][row])
     return {

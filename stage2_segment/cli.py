@@ -273,6 +273,7 @@ def params_command(
     cache_path: Path, model: str, modalities: str | None, variant: str | None, allow_partial: bool
 ) -> None:
     """Trainable parameters, part by part, beside the paper's 8.06M (hybrid) and 12.44M (late)."""
+    from zeus_union.cache.fold_layers import only_variant
     from zeus_union.cache.reader import Cache
     from zeus_union.cache.terminal import choose
     from zeus_union.stage2_segment.params import as_table, baselines_table, by_modalities
@@ -282,7 +283,8 @@ def params_command(
             raise UserError(
                 f"{cache_path} has no instructions; zeus-instruct build-cache --layers instructions adds them"
             )
-        name = choose(None if variant is None else [variant], cache.variants, "variant")[0]
+        wanted = None if variant is None else [only_variant(cache.variants, variant)]
+        name = choose(wanted, cache.variants, "variant")[0]
         chosen = choose(split_names(modalities), cache.modalities, "modality")
         print_tables(as_table(len(chosen), len(cache.classes), cache.text_width(name)))
         print_tables(by_modalities(len(cache.classes), cache.text_width(name)))

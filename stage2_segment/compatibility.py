@@ -10,13 +10,11 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs.layers import UNBOUND, layers_read, text_differences
 from zeus_union.stage2_segment.inputs.pictures import check_pictures
 from zeus_union.stage2_segment.plan import text_width
 
 REMEDY = "build it with the --models and --set of the run's cache"
-# The run is not bound to its own patients, nor to the table their texts came in, nor to how embeddings are stored, nor to a
-# seed: what they are made by counts.
-UNBOUND = ("slices", "embeddings", "store", "seed", "imported_file")
 
 
 def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -29,7 +27,6 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     """
     inputs = config.inputs
     choose([inputs.encoder] if inputs.encoder else [], cache.encoders, "encoder")
-    choose(inputs.texts_read, cache.variants, "variant")
     wanted = choose(modalities, inputs.modalities, "modality of the run")
     missing = [name for name in wanted if name not in cache.modalities]
     if missing:
@@ -38,13 +35,15 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
             "from those there are"
         )
     pictures = cache.recipe("slices").get("preprocessing") or {}
-    _check_same(inputs.preprocessing, pictures, f"the pictures of {cache.path} were prepared otherwise than")
+    _check_same(
+        _what_differs(inputs.preprocessing, pictures), f"the pictures of {cache.path} were prepared otherwise than"
+    )
     check_pictures(inputs, cache, wanted)
     encoder = cache.recipe(inputs.embedding_layer) if inputs.encoder else {}
-    _check_same(inputs.embedding_recipe, encoder, f"{cache.path} was made by another image encoder than")
-    for name in inputs.texts_read:
-        check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{name}"), str(cache.path))
-        width = text_width(cache, [name], config.architecture.form)
+    _check_same(_what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
+    for name, there in zip(inputs.texts_read, layers_read(config, cache)):
+        check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{there}"), str(cache.path))
+        width = text_width(cache, [there], config.architecture.form)
         if width != config.architecture.text_width:
             raise UserError(
                 f"{cache.path} has text embeddings of {width} values, the run was trained on "
@@ -64,23 +63,15 @@ def check_instructions(of_run: Mapping[str, Any], now: Mapping[str, Any], where:
     Raises:
         UserError: another LLM, projection, vision or text encoder, prompt, term or instance, naming it.
     """
-    shared = set(of_run.get("terms") or ()) & set(now.get("terms") or ())
-    before, after = (_what_decides(recipe, shared) for recipe in (of_run, now))
-    _check_same(before, after, f"the instructions of {where} are by other models, or of another question, than", remedy)
+    complaint = f"the instructions of {where} are by other models, or of another question, than"
+    _check_same(text_differences(of_run, now), complaint, remedy)
 
 
-def _what_decides(recipe: Mapping[str, Any], modalities: set[str]) -> dict[str, Any]:
-    """What decides the text of `modalities`; whom a projection was trained on is decided by its digest."""
-    decides = dict(recipe)
-    if isinstance(recipe.get("terms"), Mapping):
-        decides["terms"] = {name: term for name, term in recipe["terms"].items() if name in modalities}
-    if isinstance(recipe.get("projection"), Mapping):
-        decides["projection"] = {key: value for key, value in recipe["projection"].items() if key != "trained_on"}
-    return decides
-
-
-def _check_same(of_run: Mapping[str, Any], now: Mapping[str, Any], complaint: str, remedy: str = REMEDY) -> None:
+def _what_differs(of_run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     before, after = ({key: recipe[key] for key in recipe if key not in UNBOUND} for recipe in (of_run, now))
-    changed = differences(before, after)
+    return differences(before, after)
+
+
+def _check_same(changed: Mapping[str, tuple[Any, Any]], complaint: str, remedy: str = REMEDY) -> None:
     if changed:
         raise UserError(f"{complaint} the run's ({describe(changed)}); {remedy}")

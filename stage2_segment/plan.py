@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.fold_layers import base_of, base_variants, find_variant
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
-from zeus_union.cache.terminal import choose
+from zeus_union.cache.terminal import choose, some_of
 from zeus_union.stage2_segment.choices import ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
@@ -72,7 +73,7 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
     if options["form"] == "tokens" and (options["instructions"] == "class" or text not in TOKEN_TEXTS):
         raise UserError(f"form tokens goes with --instructions modality and --text {', '.join(TOKEN_TEXTS)}")
     encoder = _only(options["encoder"], cache.encoders, "encoder", "embeddings") if is_zeus else None
-    variants = _variants(cache, text, options["instructions"], options["variant"])
+    variants = _variants(cache, text, options["instructions"], options["variant"], split)
     embeddings = [f"embeddings/{encoder}"] if encoder else []
     layers = ["slices", *embeddings, *(f"instructions/{name}" for name in variants)]
     modalities = choose(options["modalities"], cache.modalities, "modality")
@@ -111,7 +112,9 @@ def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
     return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
 
 
-def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def _variants(
+    cache: Cache, text: str, instructions: str, wanted: Sequence[str] | None, split: Split
+) -> tuple[str, ...]:
     """The instruction layers a run reads: none without text, one, or one a class."""
     if text == "none":
         if wanted:
@@ -124,19 +127,34 @@ def _variants(cache: Cache, text: str, instructions: str, wanted: Sequence[str] 
             raise UserError(
                 f"--variant names {len(wanted)} layers, one is read; --instructions class reads one for each class"
             )
-        available = cache.variants if wanted else without_leaks(cache)
-        return (_only(wanted[0] if wanted else None, available, "variant", "instructions"),)
+        return (_variant(cache, wanted[0] if wanted else None, split),)
     if not wanted or len(wanted) != len(cache.classes):
         raise UserError(
             f"--instructions class needs one layer for each of {', '.join(cache.classes)}: --variant A,B,...; "
             "zeus-instruct build-cache --per-class makes them"
         )
-    for name in wanted:
-        _only(name, cache.variants, "variant", "instructions")
+    wanted = [_variant(cache, name, split) for name in wanted]
     widths = {cache.text_width(name) for name in wanted}
     if len(widths) > 1:
         raise UserError(f"the layers {', '.join(wanted)} come from text encoders of different widths")
     return tuple(wanted)
+
+
+def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
+    """The layer of the split of the variant that is `wanted`, or of the only one there is."""
+    if wanted not in cache.variants:
+        available = cache.variants if wanted else without_leaks(cache)
+        wanted = _only(wanted, base_variants(available), "variant", "instructions")
+    found = find_variant(cache.variants, wanted, split.fold, split.train)
+    if found is None:
+        others = [name for name in cache.variants if base_of(name) == wanted]
+        add = "--folds all" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
+        of = f"fold {split.fold}" if split.fold is not None else f"training on {some_of(list(split.train))}"
+        raise UserError(
+            f"the texts of instructions/{wanted} for {of} are not in {cache.path}, which has {some_of(others)}: the "
+            f"projection behind them is trained for each split; the cache's build-cache command with {add} adds them"
+        )
+    return found
 
 
 def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from zeus_union.cache.terminal import choose, split_names
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
 from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.predict import load_run, open_cache
 
 LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
@@ -23,7 +24,7 @@ def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices:
             cache,
             rows,
             load_run(run).predict(cache, rows),
-            config.inputs.texts_read[0] if config.inputs.texts_read else None,
+            next(iter(layers_read(config, cache)), None),
             picture,
             f"{run.name}: {config.architecture.fusion} fusion" + (LEAK_NOTE if config.inputs.leaks else ""),
         )

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from zeus_union.stage1_instruct.building.loop import BuildOptions
     from zeus_union.stage1_instruct.building.report import BuildReport
+    from zeus_union.stage1_instruct.building.subjects import Splits
     from zeus_union.stage1_instruct.building.variants import VariantRow
+    from zeus_union.stage1_instruct.models.assembly import Models
     from zeus_union.stage1_instruct.studies.study import Dataset
 
 # Those that say how studies are read, beside the ones that `check` has too.
@@ -91,6 +93,21 @@ READING = (
     is_flag=True,
     help="An instruction layer for every class, VARIANT.CLASS, each asked for that class alone.",
 )
+@click.option(
+    "--fold",
+    type=click.IntRange(0),
+    help="Train the projection, where the profile has none, on captions of the training subjects of this fold.  [default: 0]",
+)
+@click.option("--folds", type=click.Choice(["all"]), help="A projection and a layer of instructions for every fold.")
+@click.option(
+    "--train-subjects",
+    help="Train the projection on captions of these subjects, for zeus-segment train --train-subjects with the same.",
+)
+@click.option(
+    "--projection",
+    metavar="untrained|FILE",
+    help="Train none: take an untrained one, or a file of train-projection or of a run (projection.safetensors).",
+)
 @click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
 @click.option(
     "--pack/--no-pack", "pack", default=None, help="One file, or a folder of shards.  [default: one file below 20 GB]"
@@ -123,6 +140,7 @@ def build_cache_command(
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
 
     _check_together(given)
+    given["trained_for"] = _splits(given)
     grid, variant = given.pop("grid"), given.pop("variant")
     rows = read_grid(grid) if grid else (VariantRow(variant or "", {}),)
     given["out"] = given["out"] or Path("cache") / f"{given['dataset_name']}.h5"
@@ -132,6 +150,8 @@ def build_cache_command(
     parts = parse_overrides(overrides)
     if text_window:
         parts["text_window"] = text_window
+    if projection := given.pop("projection"):
+        parts["projection"] = projection
     rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
     _build_rows(dataset, rows, _options(given), profile, device)
 
@@ -145,6 +165,31 @@ def _check_together(given: dict[str, Any]) -> None:
         raise UserError("--per-class makes layers of instructions and --layers leaves them out; give one of the two")
     if given["per_class"] and given["instance"] is not None:
         raise UserError("--per-class asks for each class by its name; leave out --instance")
+
+
+def _splits(given: dict[str, Any]) -> Splits:
+    """Whom projections are trained for; takes its options out of `given`.
+
+    Raises:
+        UserError: options that exclude one another.
+    """
+    from zeus_union.stage1_instruct.building.subjects import Splits
+
+    fold, folds, subjects = (given.pop(name) for name in ("fold", "folds", "train_subjects"))
+    named = [
+        flag
+        for flag, value in {"--fold": fold, "--folds": folds, "--train-subjects": subjects}.items()
+        if value is not None
+    ]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} exclude one another; give one of them")
+    if named and given["projection"]:
+        raise UserError(f"{named[0]} trains a projection and --projection gives one; leave out one of the two")
+    if named and "instructions" not in given["layers"]:
+        raise UserError(f"{named[0]} is about instructions and --layers leaves them out; give one of the two")
+    if subjects is not None:
+        return Splits(None, tuple(split_names(subjects) or ()), asked=True)
+    return Splits(None if folds else (fold or 0,), asked=bool(named))
 
 
 def _options(given: dict[str, Any]) -> BuildOptions:
@@ -179,8 +224,9 @@ def _build_rows(
         if len(rows) > 1:
             say(f"variant {variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
         pack = options.pack if row is rows[-1] else False  # once, at the end
+        trained_for = options.trained_for if _is_trained(models, options) else None
         try:
-            report = build_cache(dataset, models, replace(options, variant=variant, pack=pack))
+            report = build_cache(dataset, models, replace(options, variant=variant, pack=pack, trained_for=trained_for))
         except BuildFailures as error:  # the other variants of the other subjects are built all the same
             failures = error
             continue
@@ -200,6 +246,11 @@ def _build_rows(
     click.echo(
         f"{out} is complete: {len(dataset.card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}"
     )
+
+
+def _is_trained(models: Models, options: BuildOptions) -> bool:
+    """Whether the build trains a projection for these models."""
+    return models.profile.instructor == "llm" and models.projected_llm.can_be_trained
 
 
 def _say_views(path: Path) -> None:

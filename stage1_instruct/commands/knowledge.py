@@ -47,11 +47,12 @@ def probe_texts_command(
     zeus-instruct probe-texts cache/brats.h5 --variant lite --out lite.csv
     """
     from zeus_union.cache.atomic import write_atomically
+    from zeus_union.cache.fold_layers import only_variant
     from zeus_union.cache.reader import Cache
     from zeus_union.stage1_instruct.texts.knowledge import as_csv, knowledge_table, measure_knowledge
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
-        choose([variant], opened.variants, "variant")
+        variant = choose([only_variant(opened.variants, variant)], opened.variants, "variant")[0]
         chosen = choose(split_names(subjects), opened.subjects, "subject")
         encoders = choose(None if encoder is None else [encoder], opened.encoders, "encoder")
         if not encoders:

@@ -129,11 +129,13 @@ def sentences(
     zeus-instruct sentences cache/brats.h5 --variant lite --out brats.sentences.parquet
     zeus-segment probe --run runs/brats-late-fold0-seed0 --sentences brats.sentences.parquet
     """
+    from zeus_union.cache.fold_layers import only_variant
     from zeus_union.cache.reader import Cache
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
     from zeus_union.stage1_instruct.sentences import write_sentences
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
+        variant = only_variant(opened.variants, variant)
         choose([variant], opened.variants, "variant")
         chosen = choose(split_names(subjects), opened.subjects, "subject")
         models = load_models(profile, parse_overrides(overrides), device, text_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -109,6 +109,10 @@ class Models:
     def instruction_recipe(self) -> dict[str, Any]:
         """What decides an instruction's text and its embedding, JSON-able, without paths; loads no model."""
         return {**self.instructor.recipe(), "text_encoder": self._text_encoder.recipe}
+
+    def instruction_recipe_with(self, projection: Mapping[str, Any]) -> dict[str, Any]:
+        """As `instruction_recipe`, with this entry for the projection in place of the profile's."""
+        return {**self.projected_llm.recipe_with(dict(projection)), "text_encoder": self._text_encoder.recipe}
 
 
 def load_models(

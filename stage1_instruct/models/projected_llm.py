@@ -54,6 +54,7 @@ class ProjectedLLM:
         self._say = say
         self._is_blip2 = profile.instructor == "blip2"
         self._chunk = CHUNK
+        self._given: Connector | None = None
 
     @property
     def sees(self) -> Sees:
@@ -93,9 +94,8 @@ class ProjectedLLM:
 
     @cached_property
     def _llm(self) -> Frozen[InstructionLLM]:
-        weights = self._profile.blip2 if self._is_blip2 else self._profile.llm
         return Frozen(
-            lambda: llm_recipe(digest_of(weights), self._template, self._decoding, self._loading), self._load_llm
+            lambda: llm_recipe(digest_of(self.weights), self._template, self._decoding, self._loading), self._load_llm
         )
 
     def _load_llm(self) -> InstructionLLM:
@@ -142,8 +142,27 @@ class ProjectedLLM:
             "connector": NONE if self._is_blip2 else self._profile.connector,
         }
 
-    @cached_property
+    @property
+    def can_be_trained(self) -> bool:
+        """Whether the profile leaves open which projection it has, and none was trained for its models; loads no model."""
+        return not self._is_blip2 and self._profile.projection == "auto" and not self._projection_path.exists()
+
+    @property
+    def weights(self) -> str:
+        """The part that is the language model."""
+        return self._profile.blip2 if self._is_blip2 else self._profile.llm
+
+    def use_projection(self, connector: Connector) -> None:
+        """Takes this one in place of the profile's from now on."""
+        self._given = connector.eval().requires_grad_(False).to(self._device)
+
+    @property
     def projection(self) -> Connector:
+        """The projection that is used: the one given, else the profile's."""
+        return self._profiles_projection if self._given is None else self._given
+
+    @cached_property
+    def _profiles_projection(self) -> Connector:
         """The projection the profile names, on the device; says so where it is untrained.
 
         Raises:
@@ -259,11 +278,19 @@ class ProjectedLLM:
     def recipe(self) -> dict[str, Any]:
         """What decides an instruction's text, JSON-able, without paths; loads no model but the projection."""
         connector, facts = self._stored_projection
-        subjects = set(facts.get("subjects", ()))
+        if connector is None:
+            return self.recipe_with("untrained")
+        trained: dict[str, Any] = {"sha256": connector.digest(), **connector.sizes}
+        if facts.get("subjects"):
+            trained["trained_on"] = {"subjects": sorted(facts["subjects"])}
+        return self.recipe_with(trained, connector.kind)
+
+    def recipe_with(self, projection: Any, connector: str | None = None) -> dict[str, Any]:
+        """As `recipe`, with this entry for the projection and this kind of connector, by default the profile's."""
         recipe: dict[str, Any] = {
             "vision": self.vision_recipe(),
-            "connector": self._profile.connector if connector is None else connector.kind,
-            "projection": "untrained" if connector is None else {"sha256": connector.digest(), **connector.sizes},
+            "connector": connector or self._profile.connector,
+            "projection": projection,
             "llm": self._llm.recipe,
         }
         if self._profile.lora != NONE:
@@ -271,9 +298,10 @@ class ProjectedLLM:
 
             lora = Path(self._profile.lora).expanduser()
             recipe["lora"] = lora_digest(lora)
-            subjects |= lora_subjects(lora)
-        if subjects:
-            # A run that tests on one of them would test on what these weights have seen.
-            trained = {"sha256": "untrained"} if connector is None else recipe["projection"]
-            recipe["projection"] = {**trained, "trained_on": {"subjects": sorted(subjects)}}
+            if seen := lora_subjects(lora):
+                # A run that tests on one of them would test on what these weights have seen.
+                trained = {"sha256": projection} if isinstance(projection, str) else projection
+                trained_on = dict(trained.get("trained_on", {}))
+                trained_on["subjects"] = sorted({*trained_on.get("subjects", ()), *seen})
+                recipe["projection"] = {**trained, "trained_on": trained_on}
         return recipe

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from torch import Tensor
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import describe, differences
-from zeus_union.cache.terminal import progress as progress_of
+from zeus_union.cache.terminal import progress_bar
 from zeus_union.stage1_instruct.models.language.lora import lora_state
 from zeus_union.stage1_instruct.projection.objective import Captioning
 
@@ -30,7 +30,7 @@ class TrainingRecipe:
     """How the projection is trained.
 
     Attributes:
-        epochs: passes over the training pairs; None: as many as make about 150 steps.
+        epochs: passes over the training pairs; None: as many as make about `steps` steps.
         lr: the highest learning rate of AdamW after a warm-up, then cosine to a tenth of it. Twice LLaVA's for this
             stage, because steps are few: 96 steps on 96 pairs took the loss on held-out patients from 2.74 to 0.59.
         batch_size: pairs a step, over all processes.
@@ -45,6 +45,7 @@ class TrainingRecipe:
     """
 
     epochs: int | None = None
+    steps: int = 150
     lr: float = 2e-3
     batch_size: int = 4
     at_once: int | None = None
@@ -58,6 +59,28 @@ class TrainingRecipe:
     lora_rank: int = 0
 
 
+class Processes(Protocol):
+    """What the training asks of accelerate."""
+
+    num_processes: int
+    process_index: int
+    is_main_process: bool
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """This process by itself, whatever a launcher has started beside it."""
+
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        return tensor
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where an unfinished training is kept, and what it is a training of.
@@ -65,12 +88,12 @@ class Progress:
     Attributes:
         path: the state file; gone when the training is finished.
         plan: options and digests that must be the same to go on.
-        sample: the row whose caption is said four times on the way.
+        sample: the row whose caption is said four times on the way; None: none.
     """
 
     path: Path
     plan: Mapping[str, Any]
-    sample: int
+    sample: int | None
 
     def save(
         self, task: Captioning, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, epoch: int
@@ -119,9 +142,10 @@ def fit(
     training: Sequence[int],
     held_out: Sequence[int],
     recipe: TrainingRecipe,
-    accelerator: Accelerator,
+    accelerator: Processes,
     progress: Progress | None,
     say: Callable[[str], None],
+    title: str = "training the projection",
 ) -> float:
     """Trains the task's connector (and LoRA) in place; returns the last epoch's mean loss.
 
@@ -131,6 +155,7 @@ def fit(
     Args:
         training, held_out: rows of the task.
         progress: where to keep the state; None keeps none.
+        title: what the progress bar says.
     Raises:
         UserError: the loss is not finite.
     """
@@ -144,26 +169,32 @@ def fit(
         say(f"going on after epoch {begun} of {epochs}")
     quarter = max(1, round(epochs / 4))
     epoch_loss, saved = math.nan, time.monotonic()
-    for epoch in range(begun + 1, epochs + 1):
-        batches = _batches(training, recipe, epoch)
-        task.connector.train()
-        losses = []
-        for index, batch in enumerate(progress_of(batches, f"epoch {epoch} of {epochs}")):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * rate((epoch - 1) * len(batches) + index, total, recipe.warm_up)
-            losses.append(_step(task, batch, parameters, optimizer, scaler, recipe, accelerator))
-        task.connector.eval()
-        epoch_loss = sum(losses) / len(losses)
-        if not math.isfinite(epoch_loss):
-            raise UserError(f"the projection's loss became {epoch_loss} at lr {recipe.lr}; try a lower --lr")
-        held = task.mean_loss(held_out, recipe.batch_size)
-        say(f"epoch {epoch}: training loss {epoch_loss:.3f}" + (f", held-out {held:.3f}" if held is not None else ""))
-        if progress:
-            if epoch % quarter == 0 and epoch < epochs:
-                say(f"  it now says: {task.say(progress.sample)}")
-            if epoch < epochs and time.monotonic() - saved >= SAVE_EVERY_S and accelerator.is_main_process:
-                progress.save(task, optimizer, scaler, epoch)
-                saved = time.monotonic()
+    with progress_bar() as bar:
+        advancing = bar.add_task(title, total=total, completed=begun * (total // epochs))
+        for epoch in range(begun + 1, epochs + 1):
+            batches = _batches(training, recipe, epoch)
+            task.connector.train()
+            losses = []
+            for index, batch in enumerate(batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * rate((epoch - 1) * len(batches) + index, total, recipe.warm_up)
+                losses.append(_step(task, batch, parameters, optimizer, scaler, recipe, accelerator))
+                bar.advance(advancing)
+            task.connector.eval()
+            epoch_loss = sum(losses) / len(losses)
+            if not math.isfinite(epoch_loss):
+                raise UserError(f"the projection's loss became {epoch_loss} at lr {recipe.lr}; try a lower --lr")
+            held = task.mean_loss(held_out, recipe.batch_size)
+            say(
+                f"epoch {epoch}: training loss {epoch_loss:.3f}"
+                + (f", held-out {held:.3f}" if held is not None else "")
+            )
+            if progress:
+                if progress.sample is not None and epoch % quarter == 0 and epoch < epochs:
+                    say(f"  it now says: {task.say(progress.sample)}")
+                if epoch < epochs and time.monotonic() - saved >= SAVE_EVERY_S and accelerator.is_main_process:
+                    progress.save(task, optimizer, scaler, epoch)
+                    saved = time.monotonic()
     return epoch_loss
 
 
@@ -174,7 +205,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: TrainingRecipe,
-    accelerator: Accelerator,
+    accelerator: Processes,
 ) -> float:
     """One step of the optimiser; the batch's loss."""
     total = task.tokens(batch)
@@ -207,7 +238,7 @@ def _batches(training: Sequence[int], recipe: TrainingRecipe, epoch: int) -> lis
 
 def epochs_in_all(count: int, recipe: TrainingRecipe) -> int:
     """Epochs for `count` training pairs."""
-    return recipe.epochs or math.ceil(150 / math.ceil(count / recipe.batch_size))
+    return recipe.epochs or math.ceil(recipe.steps / math.ceil(count / recipe.batch_size))
 
 
 def steps_in_all(count: int, recipe: TrainingRecipe) -> int:

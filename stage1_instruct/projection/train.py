@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say as say_to_terminal
@@ -79,7 +80,7 @@ def train_projection(
     if start is None and task.connector.kind != "none":
         task.connector.standardise_by(task.features[training].to(models.device))
     steps = steps_in_all(len(training), recipe)
-    say(f"{len(training)} pairs to learn from, {len(held_out)} held out, {steps} steps; in {_precision_name(task)}")
+    say(f"{len(training)} pairs to learn from, {len(held_out)} held out, {steps} steps; in {precision_name(task)}")
     if recipe.held_out and not held_out:
         say(f"all pairs are of {pairs[0].patient}: none is held out, and no loss here tells how it does on others")
 
@@ -99,7 +100,7 @@ def train_projection(
         "vision": models.projected_llm.vision_recipe(),
         "llm_sha256": models.projected_llm.llm.digest,
         "template": models.projected_llm.llm.template.name,
-        "training": {**asdict(recipe), "pairs": len(training), "computed_in": _precision_name(task)},
+        "training": {**asdict(recipe), "pairs": len(training), "computed_in": precision_name(task)},
         "subjects": sorted(_subjects(pairs, training) | _subjects_of_start(start)),
         "held_out_subjects": sorted(_subjects(pairs, held_out)),
         "loss": {"training": training_loss, "held_out_before": held_out_before, "held_out": held_out_after},
@@ -140,17 +141,31 @@ def _task(
         raise UserError("a BLIP-2 profile has no projection to train; give --lora-rank to train a LoRA")
     features = vision_features(pairs, models, cache)
     questions = [_question(pair, cache) for pair in pairs]
-    asked = recipe.precision
-    if asked == "auto" and whole and computes_bf16(models.device):
-        asked = "bf16"
-    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked)
-    captions = [pair.caption for pair in pairs]
-    return Captioning(
-        connector, models.projected_llm.llm, features, questions, captions, recipe.caption_tokens, autocast
-    )
+    return captioning(models, connector, features, questions, [pair.caption for pair in pairs], recipe)
 
 
-def _precision_name(task: Captioning) -> str:
+def captioning(
+    models: Models,
+    connector: Connector,
+    features: Tensor,
+    questions: Sequence[str],
+    captions: Sequence[str],
+    recipe: TrainingRecipe,
+) -> Captioning:
+    """The objective in the recipe's precision.
+
+    Args:
+        features: float32 (N, T, C) of N images with a question and a caption each.
+    """
+    precision = recipe.precision
+    if precision == "auto" and models.profile.llm_precision == "fp32" and computes_bf16(models.device):
+        precision = "bf16"
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    llm = models.projected_llm.llm
+    return Captioning(connector, llm, features, questions, captions, recipe.caption_tokens, autocast)
+
+
+def precision_name(task: Captioning) -> str:
     """The precision a task is computed in: autocast's, or that of the language model's weights."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return names[task.autocast or task.llm.embedding.weight.dtype]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.fold_layers import base_of, only_variant
 from zeus_union.cache.layout import kind_of, parquet_path
 from zeus_union.cache.leaks import LEAK, leak_of
 from zeus_union.cache.reader import Cache
@@ -40,6 +41,10 @@ def import_texts(
     """
     kind_of(f"instructions/{variant}")
     with Cache(path) as cache:
+        if taken := [name for name in cache.variants if base_of(name) == variant != name]:
+            raise UserError(
+                f"{variant} is what {', '.join(taken)} of {path} are called together; give another --variant"
+            )
         matched = match_texts(read_text_file(file), cache, str(file), fill)
         recipe: dict[str, Any] = {
             "slices": cache.fingerprint("slices"),
@@ -50,7 +55,7 @@ def import_texts(
             recipe[LEAK] = copied
         names = {None: variant}
         if None not in matched.by_class:
-            names = {name: layer for layer, name in class_variants(variant, cache.classes).items()}
+            names = {name: layer for layer, name in _class_layers(variant, cache).items()}
         layers = {
             f"instructions/{names[class_name]}": TextLayer(
                 recipe if class_name is None else {**recipe, "instance": class_name}, texts, IMPORTED
@@ -103,11 +108,18 @@ def export_texts(cache: Cache, variant: str, file: Path) -> int:
     return len(rows)
 
 
+def _class_layers(variant: str, cache: Cache) -> dict[str, str]:
+    """Name of the layer of each class -> the class, also of a split's: 'lite.liver@fold0'."""
+    base, mark, split = variant.partition("@")
+    return {f"{name}{mark}{split}": class_name for name, class_name in class_variants(base, cache.classes).items()}
+
+
 def _layers_of(cache: Cache, variant: str) -> Sequence[tuple[str, str | None]]:
     """Layers and the class each speaks of: VARIANT itself, or one for each class."""
+    variant = only_variant(cache.variants, variant)
     if variant in cache.variants:
         return [(variant, None)]
-    by_class = class_variants(variant, cache.classes)
+    by_class = _class_layers(variant, cache)
     if all(name in cache.variants for name in by_class):
         return list(by_class.items())
     raise UserError(f"{cache.path} has no instructions/{variant}; it has {', '.join(cache.variants) or 'none'}")

@@ -34,6 +34,7 @@ from zeus_union.stage2_segment.evaluation.metrics import (
     stack_slices,
     surface_scores,
 )
+from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import load_run, open_cache, predict_slices, to_native_slices
 from zeus_union.stage2_segment.training_subjects import trained_by_projection, trained_by_run
@@ -158,7 +159,7 @@ def measure_run(
         )
     chosen = subjects_to_measure(config, cache, subjects)
     trained_on = trained_by_run(config).among(cache, chosen)
-    seen = trained_by_projection(cache, config.inputs.texts_read).among(cache, chosen)
+    seen = trained_by_projection(cache, layers_read(config, cache)).among(cache, chosen)
     rows, miou = [], {}
     for subject in progress(chosen, "evaluating"):
         positions = cache.rows_of([subject])
@@ -168,7 +169,7 @@ def measure_run(
         rows += scores
     content = cache.content_digest("slices", chosen)
     path = os.path.relpath(cache.path, run)
-    leaks = leaking(cache, config.inputs.texts_read)
+    leaks = leaking(cache, layers_read(config, cache))
     return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen, leaks)
 
 
@@ -193,7 +194,7 @@ def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] |
 def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tuple[str, ...]:
     """Those that neither the run nor the projection behind the cache's instructions was trained on; says who is left out."""
     by_run = set(trained_by_run(config).among(cache, labelled))
-    by_projection = set(trained_by_projection(cache, config.inputs.texts_read).among(cache, labelled))
+    by_projection = set(trained_by_projection(cache, layers_read(config, cache)).among(cache, labelled))
     left_out = [name for name in labelled if name in by_run | by_projection]
     kept = tuple(name for name in labelled if name not in left_out)
     if labelled and not kept:

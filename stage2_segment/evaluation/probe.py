@@ -24,6 +24,7 @@ from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import results_path, subjects_to_measure
 from zeus_union.stage2_segment.evaluation.metrics import dsc, mean_defined, mean_over_subjects, overlap_counts
+from zeus_union.stage2_segment.inputs.layers import layer_read
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
@@ -187,11 +188,12 @@ def _read_sentences(path: Path, config: RunConfig, cache: Cache) -> dict[tuple[s
     facts = {
         key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key != b"ARROW:schema"
     }
-    layer = f"instructions/{config.inputs.variants[0]}"
-    if facts.get("variant") != config.inputs.variants[0] or facts.get("fingerprint") != cache.fingerprint(layer):
+    variant = layer_read(config, cache, config.inputs.variants[0])
+    layer = f"instructions/{variant}"
+    if facts.get("variant") != variant or facts.get("fingerprint") != cache.fingerprint(layer):
         raise UserError(
             f"{path} was written for {json.dumps(facts.get('variant'))} of another cache or layer; write it again: "
-            f"zeus-instruct sentences {cache.path} --variant {config.inputs.variants[0]}"
+            f"zeus-instruct sentences {cache.path} --variant {variant}"
         )
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in table.to_pylist():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.inputs.layers import layer_read
 
 
 def read_text(
@@ -52,8 +53,8 @@ def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDA
 def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.floating]:
     """All the cache's modalities: (n, M, D), (n, M, K, D) or (n, M, L, D)."""
     if config.architecture.form == "tokens":
-        return cache.states(config.inputs.variants[0], rows)
-    texts = [cache.text_embeddings(name, rows) for name in config.inputs.variants]
+        return cache.states(layer_read(config, cache, config.inputs.variants[0]), rows)
+    texts = [cache.text_embeddings(layer_read(config, cache, name), rows) for name in config.inputs.variants]
     return np.stack(texts, axis=2) if config.architecture.instructions == "class" else texts[0]
 
 

@@ -1,0 +1,10 @@
+"""Names under which an instruction layer of a split keeps its projections, as constants of the layer.
+
+everyone.NAME    float32, the tensors of the projection that was trained on all training subjects
+halfI.NAME       likewise, of the one that the texts of half I of the training subjects come from
+facts            uint8, JSON: the models on both sides, the training subjects, losses, seconds
+"""
+
+from __future__ import annotations
+
+EVERYONE, HALF, FACTS = "everyone", "half", "facts"

@@ -1,0 +1,388 @@
+"""The subjects of a build: study -> slices -> embeddings -> instructions, one at a time, whoever is free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.recipe import fingerprint, sha256_file
+from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct.building.instructions import answer, joined, stored_images
+from zeus_union.stage1_instruct.building.parts import Share
+from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.variants import class_variants
+from zeus_union.stage1_instruct.models.assembly import Models
+from zeus_union.stage1_instruct.projection.fold import FoldProjection
+from zeus_union.stage1_instruct.studies import slices as slicing
+from zeus_union.stage1_instruct.studies.check import check_studies, load_study
+from zeus_union.stage1_instruct.studies.intensity import Window, windows_of, windows_recipe
+from zeus_union.stage1_instruct.studies.study import Dataset, Study
+
+LAYERS = ("slices", "embeddings", "instructions")
+ENCODED_AT_ONCE = 32  # slice-modalities between encoder and disk: 128 MiB as float32
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of the subjects that projections are trained for.
+
+    Attributes:
+        folds: of the cache; None: all.
+        subjects: in place of folds, the subjects to train on.
+        asked: whether the user named them: then it is done however long it takes.
+    """
+
+    folds: tuple[int, ...] | None = (0,)
+    subjects: tuple[str, ...] | None = None
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a cache is built.
+
+    Attributes:
+        out: the cache's path.
+        layers: which of slices, embeddings, instructions.
+        variant: name of the instruction layer.
+        per_class: instead of it a layer for each class, `variants.class_variants`, whose questions ask for that class.
+        store: 'uint8' or 'fp16' embeddings.
+        slice_step: every n-th slice of a volume.
+        batch_size: slice-modalities at a time through the encoder, None: as many as fit; not part of the recipe.
+        pack: one file (True), shards (False), or by size (None).
+        seed: of sampled instructions; greedy ones do not depend on it.
+        part: only this share of the subjects, for one of several processes on a file system without locks.
+        check: read the headers of all studies that are not finished before a model is loaded.
+        view: of the slices of every study; None: each study's plane of acquisition.
+        windows: modality -> window of grey values, None for percentiles; those of `intensity.windows_of` for the others.
+        trained_for: train the projection behind the instructions for these splits of the subjects, a layer for each;
+            None: the profile's projection serves all.
+    """
+
+    out: Path
+    layers: tuple[str, ...] = LAYERS
+    variant: str = "lite"
+    per_class: bool = False
+    store: str = "uint8"
+    slice_step: int = 1
+    batch_size: int | None = None
+    pack: bool | None = None
+    seed: int = 0
+    part: Share | None = None
+    check: bool = False
+    view: str | None = None
+    windows: Mapping[str, Window | None] = field(default_factory=dict)
+    trained_for: Splits | None = None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a build beside `slices`.
+
+    Attributes:
+        embeddings: name of that layer; '' where it is not wanted.
+        instructions: name of each layer of instructions -> what its questions ask to segment.
+    """
+
+    embeddings: str
+    instructions: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("slices", *([self.embeddings] if self.embeddings else []), *self.instructions)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What slices and embeddings were made from; the instructions' recipe names them."""
+
+    slices: Mapping[str, Any]
+    embeddings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A cache in the making: what goes in, and what has come of it.
+
+    Attributes:
+        projection: whose texts these layers hold, where it was trained for them; None: the profile's.
+    """
+
+    writer: CacheWriter
+    layers: Layers
+    dataset: Dataset
+    models: Models
+    options: BuildOptions
+    report: BuildReport
+    projection: FoldProjection | None = None
+
+    def finished(self, subject: str) -> bool:
+        return all(self.writer.finished(layer, subject) for layer in self.layers.names)
+
+
+def begin_pictures(
+    writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions
+) -> tuple[Layers, Recipes]:
+    """Opens slices and embeddings under their recipes; loads no model, but for an encoder whose constants are missing."""
+    card = dataset.card
+    embeddings, embeddings_recipe = "", {}
+    slices_recipe = {
+        "preprocessing": slicing.recipe(),
+        "view": options.view or "acquisition",
+        "windows": windows_recipe(windows_of(card.terms, options.windows)),
+        "slice_step": options.slice_step,
+        "dataset": {"name": card.name, "modalities": list(card.modalities), **dataset.facts},
+    }
+    writer.begin_layer("slices", slices_recipe)
+    if "embeddings" in options.layers:
+        embeddings = f"embeddings/{models.profile.encoder}"
+        embeddings_recipe = {
+            "slices": fingerprint(slices_recipe),
+            "encoder": models.encoder_recipe(),
+            "store": options.store,
+        }
+        writer.begin_layer(embeddings, embeddings_recipe, constants=lambda: models.encoder.constants())
+    return Layers(embeddings, {}), Recipes(slices_recipe, embeddings_recipe)
+
+
+def begin_texts(build: Build, recipes: Recipes, of_split: str = "", projection: FoldProjection | None = None) -> Layers:
+    """Opens the layers of instructions under their recipes, beside those of the build; loads no model but a projection.
+
+    Args:
+        of_split: how the names of the layers end.
+        projection: in place of the profile's; kept with the layers.
+    """
+    card, options = build.dataset.card, build.options
+    instances = {options.variant: card.instance}
+    if options.per_class:
+        instances = class_variants(options.variant, card.classes)
+    instances = {f"instructions/{variant}{of_split}": instance for variant, instance in instances.items()}
+    recipe = text_recipe(build, recipes, None if projection is None else projection.entry)
+    constants = None if projection is None else projection.constants
+    for layer, instance in instances.items():
+        build.writer.begin_layer(layer, {**recipe, "instance": instance}, constants=constants)
+    return replace(build.layers, instructions=instances)
+
+
+def text_recipe(build: Build, recipes: Recipes, projection: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the instructions are made from, but for what they ask for."""
+    models = build.models
+    sees_embeddings = models.instructor.sees == "embeddings"
+    recipe = {
+        "embeddings" if sees_embeddings else "slices": fingerprint(
+            recipes.embeddings if sees_embeddings else recipes.slices
+        ),
+        "terms": dict(build.dataset.card.terms),
+        **(models.instruction_recipe() if projection is None else models.instruction_recipe_with(projection)),
+    }
+    if models.instructor.samples:
+        recipe["seed"] = build.options.seed
+    return recipe
+
+
+def build_subjects(build: Build, subjects: Sequence[str]) -> None:
+    """Builds all that is missing of these subjects; those that fail are in the report."""
+    report, dataset = build.report, build.dataset
+    before = set(report.failures)
+    missing = find_missing(build, subjects)
+    waiting = [subject for subject in missing if subject not in report.failures]
+    failed = len(report.failures.keys() & set(subjects) - missing.keys())
+    if finished := len(subjects) - len(missing) - failed:
+        say(f"{finished} of {len(subjects)} subjects are finished already")
+    if build.options.check and waiting and build.projection is None:
+        report.failures |= check_studies(dataset, waiting, "headers")
+        for subject in set(report.failures) - before:
+            say(f"{subject} will be left out: {report.failures[subject]}")
+        waiting = [subject for subject in waiting if subject not in report.failures]
+    _load_models(build, {layer for subject in waiting for layer in missing[subject]})
+    _build_waiting(build, waiting)
+
+
+def find_missing(build: Build, subjects: Sequence[str]) -> dict[str, list[str]]:
+    """Subject -> the layers it is missing in, of those that are not finished; damaged ones become failures."""
+    missing: dict[str, list[str]] = {}
+    with build.writer.at_work():
+        for subject in subjects:
+            try:
+                layers = [layer for layer in build.layers.names if not build.writer.finished(layer, subject)]
+            except UserError as error:
+                build.report.failures[subject] = str(error)
+                continue
+            if layers:
+                missing[subject] = layers
+    return missing
+
+
+def _build_waiting(build: Build, waiting: Sequence[str]) -> None:
+    """Builds the subjects that nobody else builds, and waits for the others; those that fail are in the report."""
+    report, begun = build.report, len(waiting)
+    with progress_bar() as bar:
+        task = bar.add_task(build.options.out.name, total=begun)
+        wait = False
+        while waiting:
+            left = []
+            for subject in waiting:
+                with build.writer.claim(subject, wait=wait) as ours:
+                    if not ours:
+                        left.append(subject)
+                        continue
+                    wait = False
+                    try:
+                        _take(build, subject, begun)
+                    except NoSpaceError:
+                        raise
+                    except UserError as error:
+                        report.failures[subject] = str(error)
+                        say(f"{subject} is left out: {error}")
+                    bar.advance(task)
+            # What is left is being built by others: wait for the first of them, and take it over if it was lost.
+            waiting, wait = left, True
+
+
+def _take(build: Build, subject: str, begun: int) -> None:
+    """Builds a subject, unless another process has finished it.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    if build.finished(subject):
+        return
+    start = time.perf_counter()
+    if build.projection is None:
+        count = _build_subject(build, load_study(build.dataset, subject))
+    else:
+        count = _write_texts(build, subject)
+    seconds = time.perf_counter() - start
+    build.report.subjects += 1
+    say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({build.report.subjects} of {begun})")
+
+
+def _load_models(build: Build, missing: Collection[str]) -> None:
+    """Loads the models that the `missing` layers need: what is wrong with them is known then."""
+    if build.layers.embeddings in missing:
+        _ = build.models.encoder
+    if any(layer in missing for layer in build.layers.instructions):
+        if build.projection is not None:
+            build.models.projected_llm.use_projection(build.projection.everyone)
+        build.models.instructor.load()
+        _ = build.models.text_encoder
+
+
+def _build_subject(build: Build, study: Study) -> int:
+    """All missing layers of one subject; returns its number of slice-modalities."""
+    writer, report = build.writer, build.report
+    subject, embeddings_layer = study.subject, build.layers.embeddings
+    _say_agreement(study)
+    sources = _digest_sources(study)
+    options = build.options
+    windows = windows_of(build.dataset.card.terms, options.windows)
+    pictures = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
+    if pictures.grid.view != "axial":
+        say(f"{subject}: {pictures.grid.view} slices")
+    count = pictures.images.shape[0] * pictures.images.shape[1]
+    if writer.finished("slices", subject):
+        writer.check_sources(subject, sources)
+    else:
+        with report.timing("writing slices", count):
+            writer.write_slices(
+                subject,
+                SubjectSlices(
+                    grid=pictures.grid,
+                    numbers=pictures.numbers,
+                    images=pictures.images,
+                    masks=pictures.masks,
+                    modality_masks=pictures.modality_masks,
+                    native_masks=pictures.native_masks,
+                    sources=sources,
+                ),
+            )
+    if embeddings_layer and not writer.finished(embeddings_layer, subject):
+        encoding = report.seconds["image encoder"]
+        with report.timing("writing embeddings", count):
+            writer.write_embeddings(
+                embeddings_layer, subject, _encode_pieces(build, pictures), store=build.options.store
+            )
+        report.seconds["writing embeddings"] -= report.seconds["image encoder"] - encoding
+    _write_texts(build, subject)
+    return count
+
+
+def _write_texts(build: Build, subject: str) -> int:
+    """All missing instructions of a subject whose pictures are there; returns its number of slice-modalities."""
+    writer, models, report = build.writer, build.models, build.report
+    missing = [layer for layer in build.layers.instructions if not writer.finished(layer, subject)]
+    if missing and build.projection is not None:
+        models.projected_llm.use_projection(build.projection.of(subject))
+    count = 0
+    for layer in missing:
+        card = replace(build.dataset.card, instance=build.layers.instructions[layer])
+        pieces = stored_images(writer, subject, build.layers.embeddings, models.instructor.sees)
+        written = joined(answer(seen, card, models, build.options.seed, report.timing) for seen in pieces)
+        report.count(written.rows, written.cut)
+        count = len(written.rows)
+        with report.timing("writing instructions", count):
+            writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
+    return count
+
+
+def _say_agreement(study: Study) -> None:
+    """Says how well modalities that were labelled on their own agree with the target after resampling (DSC)."""
+    if study.labels is None:
+        return
+    for modality, labels in study.modality_labels.items():
+        present = (study.labels > 0) & (labels > 0)
+        total = int((study.labels > 0).sum() + (labels > 0).sum())
+        if total and not np.array_equal(study.labels, labels):
+            dice = 2 * int((present & (study.labels == labels)).sum()) / total
+            say(f"{study.subject}: labels of {modality}, resampled, agree with the target's with DSC {dice:.3f}")
+
+
+def _digest_sources(study: Study) -> dict[str, str]:
+    """Name of each file that was read -> its sha256.
+
+    Raises:
+        UserError: a file that can no longer be read.
+    """
+    try:
+        return {name: sha256_file(path) for name, path in sorted(study.sources.items())}
+    except OSError as error:
+        raise UserError(f"a file of {study.subject} cannot be read ({error}); copy it again") from error
+
+
+def _encode_pieces(build: Build, pictures: slicing.Slices) -> Iterator[NDArray[np.float32]]:
+    """Embeddings float32 (k, M, 256, 64, 64) of some slices at a time, so that memory does not grow with the study."""
+    encoder, batch_size = build.models.encoder, build.options.batch_size
+    slices, modalities = pictures.images.shape[:2]
+    at_once = max(1, (batch_size or ENCODED_AT_ONCE) // modalities)
+    for first in range(0, slices, at_once):
+        images = pictures.images[first : first + at_once]
+        if encoder.input_size != images.shape[-1]:
+            native = pictures.native_images[first : first + at_once]
+            images = replace(pictures, native_images=native).images_at(encoder.input_size)
+        with build.report.timing("image encoder", len(images) * modalities):
+            embeddings = _encode(build.models, images, batch_size)
+        yield embeddings
+        del embeddings
+
+
+def _encode(models: Models, images: NDArray[np.uint8], batch_size: int | None) -> NDArray[np.float32]:
+    """(n, M, size, size) -> (n, M, 256, 64, 64)."""
+    n, modalities = images.shape[:2]
+    flat = images.reshape(n * modalities, *images.shape[2:])
+    parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size or len(flat))]
+    stacked = torch.cat(parts).numpy()
+    return stacked.reshape(n, modalities, *stacked.shape[1:])
+
+
+def _batches(items: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
