@@ -62,6 +62,8 @@ class Inputs:
         instruction_recipes: variant -> likewise, of the instructions.
         content: layer -> digest of what it held of the run's subjects; the same recipe gives other content from
             corrected labels.
+        leaks: the variants among those that a prediction reads whose texts were made from the true labels; empty unless
+            --allow-leak.
         training_sources: sha256 of every file that a training subject was read from, sorted: who was trained on is
             recognised under another name too.
         seen: test subjects that a projection behind the instructions was trained on; empty unless --allow-seen.
@@ -84,6 +86,7 @@ class Inputs:
     content: dict[str, str]
     training_sources: tuple[str, ...]
     seen: tuple[str, ...]
+    leaks: tuple[str, ...]
 
     @property
     def embedding_layer(self) -> str:

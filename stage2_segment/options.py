@@ -239,7 +239,8 @@ OPTIONS: tuple[Option, ...] = (
         READS,
         TEXTS,
         "none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
-        "instruction, one for all slices, a random vector.  [default: instruction; none for a baseline]",
+        "instruction, one for all slices, a random vector. oracle: captions from the true labels (zeus-instruct make-oracle), "
+        "the upper bound.  [default: instruction; none for a baseline]",
         of=OF_ZEUS,
         without="none",
     ),
@@ -280,6 +281,14 @@ OPTIONS: tuple[Option, ...] = (
         SPLIT,
         click.BOOL,
         "Test also on subjects that the instructions' projection was trained on; every table then says so.",
+        default=False,
+    ),
+    Option(
+        "allow_leak",
+        "inputs.leaks",
+        SPLIT,
+        click.BOOL,
+        "Train on instructions that were made from the true labels; every table then says so.",
         default=False,
     ),
     Option(

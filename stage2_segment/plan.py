@@ -21,6 +21,7 @@ from zeus_union.stage2_segment.choices import MLP, RESIDUAL, ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
 from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
+from zeus_union.stage2_segment.leaks import check_leaks, oracle_variants, without_leaks
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
@@ -39,7 +40,8 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     Raises:
         UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
             subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
-            test on, or with test subjects that the projection has seen; options that exclude one another.
+            test on, or with test subjects that the projection has seen; instructions from the true labels; options that
+            exclude one another.
     """
     options = complete(given)
     check_model_has(options)
@@ -102,9 +104,12 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         },
         training_sources=sources_of(cache, split.train),
         seen=(),
+        leaks=(),
     )
     return replace(
-        inputs, seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"])
+        inputs,
+        seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"]),
+        leaks=check_leaks(cache, inputs.texts_read, options["allow_leak"]),
     )
 
 
@@ -135,6 +140,8 @@ def _variants(
         if wanted:
             raise UserError("text none reads no instructions; leave out --variant")
         return ()
+    if text == "oracle":
+        return oracle_variants(cache, instructions, wanted)
     if instructions == "modality":
         if wanted and len(wanted) > 1:
             raise UserError(
@@ -156,7 +163,8 @@ def _variants(
 def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
     """The layer of the split of the variant that is `wanted`, or of the only one there is."""
     if wanted not in cache.variants:
-        wanted = _only(wanted, base_variants(cache.variants), "variant", "instructions")
+        available = cache.variants if wanted else without_leaks(cache)
+        wanted = _only(wanted, base_variants(available), "variant", "instructions")
     found = find_variant(cache.variants, wanted, split.fold, split.train)
     if found is None:
         others = [name for name in cache.variants if base_of(name) == wanted]

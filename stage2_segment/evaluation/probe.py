@@ -31,7 +31,7 @@ from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.predict import BATCH, TrainedRun, load_run, predict_inputs
 
-PROBES = [name for name in TEXTS if name != "none"]
+PROBES = [name for name in TEXTS if name not in ("none", "oracle")]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")
 
 
