@@ -37,6 +37,7 @@ def segment_study(
     cache: Path | None = None,
     modalities: Mapping[str, Path] | None = None,
     slice_step: int = 1,
+    send_images_to: str | None = None,
     device: str | None = None,
 ) -> Path:
     """Writes the run's mask of a study that is in no cache, in the study's own grid; returns its path.
@@ -50,6 +51,7 @@ def segment_study(
         cache: the run's, where it is no longer where it was; it says what the classes and modalities are called.
         modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
         slice_step: every n-th slice; the others stay 0.
+        send_images_to: as for `load_models`.
 
     Raises:
         UserError: no file of any of the run's modalities; files on different grids; other models than the run's.
@@ -65,7 +67,7 @@ def segment_study(
         view = config.inputs.views[0] if len(config.inputs.views) == 1 else None
         dataset = _dataset(study, files, known, view)
         windows = windows_in(config.inputs.windows)
-        models = load_models(load_profile(profile, overrides), device or best_device())
+        models = load_models(load_profile(profile, overrides), device or best_device(), send_images_to=send_images_to)
         for name in config.inputs.texts_read:
             recipe = config.inputs.instruction_recipes[name]
             # The question is asked as the run's was: its terms and instance come from the card.

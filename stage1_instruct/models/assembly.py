@@ -16,7 +16,7 @@ from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
 from zeus_union.stage1_instruct.models.instructor import BareQuestion, Instructor
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, TextEncoder
-from zeus_union.stage1_instruct.profiles.profile import PROMPT, Profile
+from zeus_union.stage1_instruct.profiles.profile import PROMPT, SERVER, Profile
 
 
 def best_device() -> str:
@@ -35,11 +35,13 @@ class Models:
         device: str | torch.device,
         say: Callable[[str], None] = say_to_terminal,
         batch_size: int | None = None,
+        send_images_to: str | None = None,
     ) -> None:
         self.profile = profile
         self.device = torch.device(device)
         self._say = say
         self._batch_size = batch_size
+        self._send_images_to = send_images_to
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -70,17 +72,28 @@ class Models:
     @cached_property
     def instructor(self) -> Instructor:
         """Who writes the instructions."""
-        return BareQuestion() if self.profile.instructor == PROMPT else self.projected_llm
+        if self.profile.instructor == PROMPT:
+            return BareQuestion()
+        if self.profile.instructor == SERVER:
+            from zeus_union.stage1_instruct.models.server import ServedModel
+
+            return ServedModel(self.profile, lambda: self.max_new_tokens, self._say, self._send_images_to)
+        return self.projected_llm
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Of an instruction, at most."""
+        return self.profile.max_new_tokens
 
     @cached_property
     def projected_llm(self) -> ProjectedLLM:
         """The language model that is shown the image, and its projection.
 
         Raises:
-            UserError: the instructor is the bare prompt.
+            UserError: the instructor is another one.
         """
-        if self.profile.instructor == PROMPT:
-            raise UserError("instructor = prompt has no language model; give --set instructor=llm")
+        if self.profile.instructor not in ("llm", "blip2"):
+            raise UserError(f"instructor = {self.profile.instructor} has no language model; give --set instructor=llm")
         return ProjectedLLM(self.profile, self._encoder, self.device, self._say)
 
     @property
@@ -116,10 +129,12 @@ def load_models(
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = say_to_terminal,
     batch_size: int | None = None,
+    send_images_to: str | None = None,
 ) -> Models:
     """The profile's models; nothing is loaded before it is used.
 
     Args:
         batch_size: pictures at a time through the image encoder; None: as many as fit.
+        send_images_to: with instructor = server the host that pictures may be sent to, where it is not this machine.
     """
-    return Models(profile, device, say, batch_size)
+    return Models(profile, device, say, batch_size, send_images_to)

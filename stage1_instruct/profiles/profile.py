@@ -17,11 +17,13 @@ from zeus_union.stage1_instruct.weights.store import existing_path
 FOLDER = Path(__file__).parent
 NONE = "none"  # a part that is left out
 PROMPT = "prompt"  # the instructor that answers with the question itself
+VLM = "vlm"  # any image-text-to-text model of transformers
+SERVER = "server"  # a model behind an OpenAI-compatible server
 Sees = Literal["pictures", "embeddings", "nothing"]
 CHOICES = {
     "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
     "encoder_precision": ("fp32", "bf16", "fp16"),
-    "instructor": ("llm", "blip2", PROMPT),
+    "instructor": ("llm", "blip2", VLM, SERVER, PROMPT),
     "vision": ("regions", "pooled", "medclip_vit", "medclip_resnet"),
     "vision_feature": ("pooled", "projected", "tokens"),
     "connector": ("mlp", "linear", "qformer"),
@@ -76,12 +78,18 @@ class Profile:
     text_encoder: str
     text_tokenizer: str
     text_window: str
+    model: str = NONE
+    address: str = NONE
+    key_variable: str = NONE
+    parallel: int = 4
+    retries: int = 5
+    timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
         for part, values in CHOICES.items():
             if getattr(self, part) not in values:
                 raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
-        for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch"):
+        for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch", "parallel"):
             if getattr(self, part) < 1:
                 raise UserError(f"{part} = {getattr(self, part)}, expected 1 or more")
         if self.vision == "regions" and 64 % self.vision_grid:
@@ -100,11 +108,16 @@ class Profile:
                 f"encoder_precision = {self.encoder_precision}, but litemedsam computes in fp32 only; "
                 "give encoder_precision=fp32 or another encoder"
             )
-        if self.keep_states and self.instructor == PROMPT:
+        if self.retries < 0 or self.timeout_s <= 0:
+            raise UserError("retries is 0 or more, timeout_s above 0")
+        if self.keep_states and self.instructor in (PROMPT, SERVER):
             raise UserError(
-                "keep_states = yes, but with instructor = prompt no language model has states; give keep_states=no"
+                f"keep_states = yes, but with instructor = {self.instructor} no language model has states here; give "
+                "keep_states=no"
             )
-        for part, wanted_by in self._wanted.items():
+        if self.lora != NONE and self.instructor not in ("llm", "blip2"):
+            raise UserError(f"lora = {self.lora} is for instructor = llm and this is {self.instructor}; give lora=none")
+        for part, wanted_by in {**self._wanted, **self._settings_wanted}.items():
             if getattr(self, part) == NONE:
                 raise UserError(f"{wanted_by} needs {part}; give it with --set {part}=... (zeus-instruct fetch -h)")
 
@@ -114,6 +127,8 @@ class Profile:
         wanted = {"text_encoder": f"text_kind = {self.text_kind}"}
         if self.instructor == "blip2":
             wanted["blip2"] = "instructor = blip2"
+        elif self.instructor == VLM:
+            wanted["model"] = "instructor = vlm"
         elif self.instructor == "llm":
             wanted["llm"] = "instructor = llm"
             if self.sees == "pictures":
@@ -123,11 +138,20 @@ class Profile:
         return wanted
 
     @property
+    def _settings_wanted(self) -> dict[str, str]:
+        """As `_wanted`, of what is no file."""
+        return dict.fromkeys(("address", "model"), "instructor = server") if self.instructor == SERVER else {}
+
+    @property
     def sees(self) -> Sees:
         """What the instructor sees: the picture itself, the image encoder's embedding of it, or nothing."""
         if self.instructor == PROMPT:
             return "nothing"
-        return "pictures" if self.instructor == "blip2" or self.vision.startswith("medclip") else "embeddings"
+        return (
+            "pictures"
+            if self.instructor in ("blip2", VLM, SERVER) or self.vision.startswith("medclip")
+            else "embeddings"
+        )
 
     @property
     def samples(self) -> bool:
@@ -205,10 +229,11 @@ def _profile(values: Mapping[Any, Any], where: str) -> Profile:
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
         raise UserError(f"unknown part {', '.join(unknown)} in {where} or --set; there are: {', '.join(fields)}")
-    missing = [key for key in fields if key not in values]
+    required = [field.name for field in dataclasses.fields(Profile) if field.default is dataclasses.MISSING]
+    missing = [key for key in required if key not in values]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}; profiles/lite.yaml shows every line")
-    return Profile(**{key: _typed(key, values[key], kind) for key, kind in fields.items()})
+    return Profile(**{key: _typed(key, values[key], kind) for key, kind in fields.items() if key in values})
 
 
 def _typed(part: str, value: Any, kind: str) -> Any:
