@@ -14,9 +14,12 @@ from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
 from zeus_union.stage1_instruct.models.instructor import BareQuestion, Instructor
+from zeus_union.stage1_instruct.models.language.decoding import Decoding
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, TextEncoder
-from zeus_union.stage1_instruct.profiles.profile import PROMPT, SERVER, Profile
+from zeus_union.stage1_instruct.profiles.profile import PROMPT, SERVER, VLM, Profile
+
+LONGEST_ANSWER = 300  # tokens; the paper's
 
 
 def best_device() -> str:
@@ -78,12 +81,36 @@ class Models:
             from zeus_union.stage1_instruct.models.server import ServedModel
 
             return ServedModel(self.profile, lambda: self.max_new_tokens, self._say, self._send_images_to)
+        if self.profile.instructor == VLM:
+            from zeus_union.stage1_instruct.models.vlm import VisionLanguageModel
+
+            return VisionLanguageModel(self.profile, self._decoding, self.device, self._say)
         return self.projected_llm
 
-    @property
+    @cached_property
     def max_new_tokens(self) -> int:
-        """Of an instruction, at most."""
-        return self.profile.max_new_tokens
+        """Of an instruction, at most; where the profile leaves it open, as many as the text encoder reads.
+
+        States are read to the last one whatever the text encoder reads.
+        """
+        chosen = self.profile.max_new_tokens
+        if chosen is not None:
+            return chosen
+        read = self._text_encoder.recipe
+        reads_all = self.profile.keep_states or read.get("window") == "mean"
+        return LONGEST_ANSWER if reads_all else min(LONGEST_ANSWER, read["max_tokens"])
+
+    def _decoding(self) -> Decoding:
+        profile = self.profile
+        return Decoding(
+            max_new_tokens=self.max_new_tokens,
+            repetition_penalty=profile.repetition_penalty,
+            no_repeat_ngram_size=profile.no_repeat_ngram_size,
+            batch_size=profile.llm_batch,
+            temperature=profile.temperature,
+            top_p=profile.top_p,
+            keep_states=profile.keep_states,
+        )
 
     @cached_property
     def projected_llm(self) -> ProjectedLLM:
@@ -94,7 +121,7 @@ class Models:
         """
         if self.profile.instructor not in ("llm", "blip2"):
             raise UserError(f"instructor = {self.profile.instructor} has no language model; give --set instructor=llm")
-        return ProjectedLLM(self.profile, self._encoder, self.device, self._say)
+        return ProjectedLLM(self.profile, self._encoder, self._decoding, self.device, self._say)
 
     @property
     def text_encoder(self) -> InstructionEncoder:

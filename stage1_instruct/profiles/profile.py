@@ -16,6 +16,7 @@ from zeus_union.stage1_instruct.weights.store import existing_path
 
 FOLDER = Path(__file__).parent
 NONE = "none"  # a part that is left out
+AUTO = "auto"  # a number that is chosen when it is first used
 PROMPT = "prompt"  # the instructor that answers with the question itself
 VLM = "vlm"  # any image-text-to-text model of transformers
 SERVER = "server"  # a model behind an OpenAI-compatible server
@@ -46,7 +47,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Profile:
-    """The frozen models of stage 1 and how the LLM decodes; profiles/lite.yaml says what each line may be."""
+    """The frozen models of stage 1 and how the LLM decodes; profiles/lite.yaml says what each line may be.
+
+    None is 'auto': chosen when it is first used.
+    """
 
     name: str
     encoder: str
@@ -67,12 +71,12 @@ class Profile:
     llm_quantize: str
     llm_device_map: str
     template: str
-    max_new_tokens: int
+    max_new_tokens: int | None
     temperature: float
     top_p: float
     repetition_penalty: float
     no_repeat_ngram_size: int
-    llm_batch: int
+    llm_batch: int | None
     keep_states: bool
     text_kind: str
     text_encoder: str
@@ -90,7 +94,8 @@ class Profile:
             if getattr(self, part) not in values:
                 raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
         for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch", "parallel"):
-            if getattr(self, part) < 1:
+            value = getattr(self, part)
+            if value is not None and value < 1:
                 raise UserError(f"{part} = {getattr(self, part)}, expected 1 or more")
         if self.vision == "regions" and 64 % self.vision_grid:
             raise UserError(f"vision_grid = {self.vision_grid}, expected a divisor of 64 (the embedding's side)")
@@ -241,6 +246,10 @@ def _typed(part: str, value: Any, kind: str) -> Any:
         if str(value).lower() not in ("yes", "no", "true", "false"):
             raise UserError(f"{part} = {value!r}, expected yes or no")
         return str(value).lower() in ("yes", "true")
+    if kind == "int | None":
+        if str(value) == AUTO:
+            return None
+        kind = "int"
     convert = {"int": int, "float": float, "str": str}[kind]
     try:
         converted = convert(value)

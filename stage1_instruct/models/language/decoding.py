@@ -30,7 +30,7 @@ class Decoding:
         max_new_tokens: at most this many.
         repetition_penalty: 1 is off; counts the answer only, not the prompt.
         no_repeat_ngram_size: no run of this many tokens twice in an answer; 0 is off.
-        batch_size: rows decoded together; does not change the text.
+        batch_size: rows decoded together, None: as many as fit; does not change the text.
         temperature: 0 is greedy; above it, the answer is sampled with a seed of its own for each prompt.
         top_p: sampled from the fewest tokens whose probabilities reach this sum; 1 is all of them.
         keep_states: the last layer's states are kept with the answer (Zeus's embedding form).
@@ -39,7 +39,7 @@ class Decoding:
     max_new_tokens: int = 300
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    batch_size: int = 16
+    batch_size: int | None = 16
     temperature: float = 0.0
     top_p: float = 1.0
     keep_states: bool = False
