@@ -117,8 +117,7 @@ class Profile:
             raise UserError("retries is 0 or more, timeout_s above 0")
         if self.keep_states and self.instructor in (PROMPT, SERVER):
             raise UserError(
-                f"keep_states = yes, but with instructor = {self.instructor} no language model has states here; give "
-                "keep_states=no"
+                f"keep_states = yes, but with instructor = {self.instructor} no language model has states; give keep_states=no"
             )
         if self.lora != NONE and self.instructor not in ("llm", "blip2"):
             raise UserError(f"lora = {self.lora} is for instructor = llm and this is {self.instructor}; give lora=none")

@@ -79,8 +79,8 @@ class InstructionLLM:
         self.template = template
         self.decoding = decoding
         self._slots = decoding.batch_size  # None: not known yet
-        # Read once: generate replaces the model's settings while it runs.
-        self._ends = frozenset(end_ids(self.model, self.tokenizer))
+        self._ends: frozenset[int] = frozenset()
+        self._closing: dict[int, bool] = {}  # token -> whether the marker's last letter is in it
 
     @cached_property
     def serving(self) -> Serving:
@@ -171,6 +171,8 @@ class InstructionLLM:
             raise ValueError(f"{len(questions)} questions, {len(seeds)} seeds")
         if not questions:
             return []
+        # Before the model's own settings are replaced, as they are while transformers' generate answers.
+        self._ends, self._closing = frozenset(end_ids(self.model, self.tokenizer)), {}
         decoding = replace(self.decoding, max_new_tokens=max_new_tokens or self.decoding.max_new_tokens)
         ids = [self._prompt_ids(question) for question in questions]
         count = image_tokens.shape[1]
@@ -204,7 +206,12 @@ class InstructionLLM:
         """'eos' or 'stop' where the last token ends the answer; the marker counts however it is cut into tokens."""
         if tokens[-1] in self._ends:
             return "eos"
-        return "stop" if self.template.marker in self.tokenizer.decode(tokens[-8:]) else None
+        marker = self.template.marker
+        if tokens[-1] not in self._closing:
+            # Decoding eight tokens of each row takes as long as a small model's step; most tokens cannot end a marker.
+            self._closing[tokens[-1]] = marker[-1] in self.tokenizer.decode(tokens[-1:])
+        closes = self._closing[tokens[-1]] and marker in self.tokenizer.decode(tokens[-8:])
+        return "stop" if closes else None
 
     def _generation(self, answer: Answer, prompt_tokens: int) -> Generation:
         text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).split(self.template.marker)[0]

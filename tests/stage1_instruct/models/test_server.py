@@ -450,7 +450,7 @@ def test_another_machine_gets_images_only_where_it_is_named(
         ({"model": "none"}, "instructor = server needs model"),
         ({"parallel": "0"}, "parallel = 0, expected 1 or more"),
         ({"timeout_s": "0"}, "timeout_s above 0"),
-        ({"keep_states": "yes"}, "instructor = server no language model has states here"),
+        ({"keep_states": "yes"}, "instructor = server no language model has states"),
         ({"lora": "x.safetensors"}, "is for instructor = llm"),
     ],
 )

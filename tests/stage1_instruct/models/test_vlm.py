@@ -133,7 +133,7 @@ def test_another_picture_gives_another_text(
     kind: str, folder_of: Callable[[str], Path], tiny_parts: dict[str, str]
 ) -> None:
     instructor = models(tiny_parts, folder_of(kind)).instructor
-    assert len({answer.text for answer in instructor.answer(["Why?"] * 6, PICTURES)}) == 6
+    assert len({answer.text for answer in instructor.answer(["What is this?"] * 6, PICTURES)}) == 6
 
 
 def test_states_come_with_the_answer_where_they_are_kept(
