@@ -216,16 +216,29 @@ def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:
 def load_profile(name_or_yaml: str, overrides: Mapping[str, str] | None = None) -> Profile:
     """The profile of that name or in that YAML file, with parts replaced.
 
+    A line 'like: NAME' takes from that profile (or file) whatever the file does not say itself.
+
     Args:
         overrides: part -> value as typed, e.g. {'llm': '/models/vicuna'}.
 
     Raises:
         UserError: no such profile; a key or part that does not exist, or is missing; a value of the wrong type.
     """
+    path, values = _lines(name_or_yaml)
+    return _profile({**values, **(overrides or {})}, str(path))
+
+
+def _lines(name_or_yaml: str, *before: str) -> tuple[Path, dict[Any, Any]]:
+    """The lines of a profile, on top of those of the profile it is 'like'; `before`: the profiles that lead here."""
     path, values = read_named_yaml(FOLDER, name_or_yaml, "profile")
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, expected lines of 'part: value'")
-    return _profile({**values, **(overrides or {})}, str(path))
+    like = values.pop("like", None)
+    if like is None:
+        return path, values
+    if name_or_yaml in before:
+        raise UserError(f"{path} is like itself ({' -> '.join((*before, name_or_yaml))}); take out one 'like'")
+    return path, {**_lines(str(like), *before, name_or_yaml)[1], **values}
 
 
 def _profile(values: Mapping[Any, Any], where: str) -> Profile:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ import torch
 from chat_server import ChatServer, Fault, Handler, picture_of, reply, said, serving
 from click.testing import CliRunner, Result
 from PIL import Image
+from tiny_vlms import write_vlm
 
 from zeus_union.cache.errors import ServerError, UserError
 from zeus_union.cache.reader import Cache
@@ -458,3 +463,61 @@ def test_setting_that_cannot_be_is_one_clear_error(overrides: dict[str, str], me
     settings = {"instructor": "server", "address": "http://localhost/v1", "model": "m"}
     with pytest.raises(UserError, match=message):
         load_profile("lite", {**settings, **overrides})
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """`transformers serve` with a tiny vision-language model: its address and the model's folder."""
+    missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"transformers serve needs {', '.join(missing)}")
+    folder = write_vlm("llava", tmp_path_factory.mktemp("served"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = "from transformers.cli.transformers import main; main()"
+    options = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    log = (folder / "log").open("w")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script, *options], stdout=log, stderr=log, env=environment)
+    try:
+        for _ in range(600):
+            time.sleep(0.2)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None:
+                break
+        else:
+            pytest.fail("transformers serve did not come up")
+        if process.poll() is not None:
+            pytest.fail(f"transformers serve ended: {(folder / 'log').read_text()[-2000:]}")
+        yield f"http://127.0.0.1:{port}/v1", folder
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+
+
+@pytest.mark.slow
+def test_transformers_serve_says_what_the_same_model_says_here(
+    transformers_serve: tuple[str, Path], tiny_parts: dict[str, str]
+) -> None:
+    address, folder = transformers_serve
+    lines: list[str] = []
+    served = models(tiny_parts, address, lines, model=str(folder), parallel="2").instructor
+    served.load()
+    assert not [line for line in lines if "counts no tokens" in line]
+    answers = served.answer(QUESTIONS[:3], PICTURES[:3])
+    here = models(tiny_parts, address, instructor="vlm", model=str(folder), no_repeat_ngram_size="0").instructor
+    assert [answer.text for answer in answers] == [answer.text for answer in here.answer(QUESTIONS[:3], PICTURES[:3])]
+    changed = served.answer(QUESTIONS[:1], PICTURES[1:2])[0]
+    assert changed.text != answers[0].text and changed.prompt_tokens == answers[0].prompt_tokens > 16
+
+
+@pytest.mark.slow
+def test_transformers_serve_refuses_another_model_in_one_line(
+    transformers_serve: tuple[str, Path], tiny_parts: dict[str, str]
+) -> None:
+    with pytest.raises(ServerError, match=r"refuses with 400: Server is pinned to .*; requested 'other'"):
+        models(tiny_parts, transformers_serve[0], model="other").instructor.load()
