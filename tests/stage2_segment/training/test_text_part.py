@@ -90,7 +90,7 @@ def make_discs(path: Path, constants: dict[str, np.ndarray]) -> Path:
     Args:
         constants: of the embeddings' layer.
     """
-    subjects, slices, width = ("ada", "ben", "cleo", "dan"), 12, 24
+    subjects, slices, width = ("ada", "ben", "cleo", "dan", "eve"), 12, 24
     card = DatasetCard("discs", ("T1",), {"T1": "MRI-T1"}, ("object",), "object", subjects, slice_step=1)
     writer = CacheWriter(path, card)
     writer.begin_layer("slices", {"discs": 1})
@@ -129,7 +129,8 @@ def make_discs(path: Path, constants: dict[str, np.ndarray]) -> Path:
 def test_the_text_alone_says_which_of_two_discs_and_it_is_heard(toy_cache: Path, tmp_path: Path) -> None:
     with Cache(toy_cache) as toy:
         cache = make_discs(tmp_path / "discs.h5", toy.constants("embeddings/toy"))
-    how: dict[str, Any] = {"train_subjects": ["ada", "ben", "cleo"], "test_subjects": ["dan"], "device": "cpu"}
+    split = {"train_subjects": ["ada", "ben", "cleo"], "validation_subjects": ["dan"], "test_subjects": ["eve"]}
+    how: dict[str, Any] = {**split, "device": "cpu"}
     scores = {}
     for text, epochs in (("instruction", 16), ("none", 6)):  # of the 34 that are the default
         run = tmp_path / text
