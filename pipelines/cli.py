@@ -128,7 +128,7 @@ def ablate(
         - {name: all, set: {}}
         - {name: FLAIR, set: {modalities: [FLAIR]}, paper: {MSD-Brain: [80.0, 78.0]}}
       lists: {combine: [mean, max]}                  every row with each
-      controls: [none, constant, shuffled-slices, shuffled-modalities, random, prompt]
+      controls: [none, constant, shuffled-slices, shuffled-modalities, random, prompt, oracle]
       seeds: [0, 1, 2]
       folds: all
       minutes: 5                                     of training for every run, in place of epochs
@@ -136,7 +136,7 @@ def ablate(
     """
     from zeus_union.cache.reader import Cache
     from zeus_union.pipelines.ablation.forecast import forecast, forecast_table
-    from zeus_union.pipelines.ablation.grid import CONTROLS, read_grid
+    from zeus_union.pipelines.ablation.grid import CONTROLS, read_grid, with_possible_oracle
     from zeus_union.pipelines.ablation.plan import plan_ablation
     from zeus_union.pipelines.ablation.run import run_ablation
     from zeus_union.pipelines.ablation.timing import StepTimes
@@ -157,6 +157,8 @@ def ablate(
     times = StepTimes(pick_device(how["device"]))
     out = out or Path("ablations") / f"{cache_path.stem}-{Path(grid_name).stem}"
     with Cache(cache_path, allow_partial=allow_partial) as cache:
+        if controls == "all":
+            grid = with_possible_oracle(grid, cache)
         runs = plan_ablation(cache, grid, out, skip_missing, times)
         if dry_run:
             print_tables(forecast_table(forecast(cache, runs, times)))
@@ -198,6 +200,7 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
     help="The file of a modality, e.g. T1Gd=scan.nii.gz, where its name does not say it; repeatable.",
 )
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
+@click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 def segment(
     study: Path,
@@ -208,6 +211,7 @@ def segment(
     cache: Path | None,
     choices: tuple[str, ...],
     slice_step: int,
+    send_images_to: str | None,
     device: str | None,
 ) -> None:
     """A new study through both stages: mask out, in the study's own grid.
@@ -235,6 +239,7 @@ def segment(
         cache=cache,
         modalities=parse_choices(choices),
         slice_step=slice_step,
+        send_images_to=send_images_to,
         device=device,
     )
     click.echo(f"mask in {mask}")

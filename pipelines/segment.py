@@ -12,6 +12,7 @@ from typing import Any
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of
+from zeus_union.cache.leaks import leak_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
 from zeus_union.pipelines.study_files import find_modalities
@@ -22,6 +23,7 @@ from zeus_union.stage1_instruct.studies.file_formats import NIFTI
 from zeus_union.stage1_instruct.studies.intensity import windows_in
 from zeus_union.stage1_instruct.studies.nifti import onto_grid, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
+from zeus_union.stage1_instruct.texts.import_export import IMPORTED
 from zeus_union.stage2_segment.carried import PROJECTION
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.compatibility import check_instructions
@@ -39,6 +41,7 @@ def segment_study(
     cache: Path | None = None,
     modalities: Mapping[str, Path] | None = None,
     slice_step: int = 1,
+    send_images_to: str | None = None,
     device: str | None = None,
 ) -> Path:
     """Writes the run's mask of a study that is in no cache, in the study's own grid; returns its path.
@@ -53,6 +56,7 @@ def segment_study(
         cache: the run's, where it is no longer where it was; it says what the classes and modalities are called.
         modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
         slice_step: every n-th slice; the others stay 0.
+        send_images_to: as for `load_models`.
 
     Raises:
         UserError: no file of any of the run's modalities; files on different grids; other models than the run's.
@@ -71,9 +75,10 @@ def segment_study(
         chosen = load_profile(profile, overrides)
         if chosen.projection == "auto" and (run / PROJECTION).is_file():
             chosen = replace(chosen, projection=str(run / PROJECTION))
-        models = load_models(chosen, device or best_device())
+        models = load_models(chosen, device or best_device(), send_images_to=send_images_to)
         for name in config.inputs.texts_read:
             recipe = config.inputs.instruction_recipes[name]
+            _check_has_instructor(name, recipe)
             # The question is asked as the run's was: its terms and instance come from the card.
             asked: dict[str, Any] = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
             check_instructions(
@@ -129,6 +134,20 @@ def _dataset(study: Path, files: Mapping[str, Path], known: Cache, view: str | N
         known.card, modalities=tuple(files), terms=terms, channels=channels, subjects=(subject,), slice_step=1
     )
     return Dataset(card, load)
+
+
+def _check_has_instructor(variant: str, recipe: Mapping[str, Any]) -> None:
+    """Raises UserError: nobody can write such instructions for a new study."""
+    if leak_of(recipe) is not None:
+        raise UserError(
+            f"the run reads instructions made from the true labels ({variant}), which a new study does not have; it is an "
+            "upper bound, train one on other instructions to segment with"
+        )
+    if recipe.get("instructor") == IMPORTED:
+        raise UserError(
+            f"the run reads instructions that were imported ({variant}), which no model here can write for a new study: "
+            "build a cache of it (zeus-instruct build-cache), import its texts (import-texts), then zeus-segment predict"
+        )
 
 
 def _variant(config: RunConfig) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,11 +15,9 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import parquet_path
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
-from zeus_union.cache.terminal import progress_bar
-from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
+from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, encode_under_bar
 
 WHOLE = -1  # the sentence number of a whole text
-BATCH = 256  # texts between two steps of the progress bar
 SCHEMA = pa.schema(
     [
         ("subject", pa.string()),
@@ -95,7 +92,7 @@ def write_sentences(cache: Cache, variant: str, encoder: InstructionEncoder, out
             lines[row["subject"]] += _lines(row, encoded)
     if not encoded:
         raise UserError(f"{layer} of {cache.path} has no text of {', '.join(subjects)}")
-    vectors = _encode(encoder, list(encoded))
+    vectors = encode_under_bar(encoder, list(encoded))
     facts = {"variant": variant, "fingerprint": cache.fingerprint(layer)}
     file = AtomicFile(out, mode=0o644)
     try:
@@ -130,16 +127,3 @@ def _lines(row: dict[str, Any], encoded: dict[str, int]) -> list[dict[str, Any]]
         {**row, "sentence": number, "text": text, "encoded": encoded.setdefault(rest, len(encoded))}
         for number, text, rest in lines
     ]
-
-
-def _encode(encoder: InstructionEncoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Float32 (B, D), in order, under a progress bar; texts of like length together, so that little is padding."""
-    vectors = np.empty((len(texts), encoder.width), np.float32)
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-    with progress_bar() as bar:
-        task = bar.add_task("encoding texts", total=len(texts))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            vectors[chosen] = encoder.encode([texts[number] for number in chosen])
-            bar.advance(task, len(chosen))
-    return vectors

@@ -36,11 +36,16 @@ INSTRUCTIONS = {
     "class": "one for each class, which the decoder answers with a binary mask",
 }
 FORMS = {
-    "sentence": "one embedding of the whole text, one prompt token",
-    "tokens": "the language model's last-layer state at every token of its answer, each a prompt token",
+    "sentence": "one embedding of the whole text",
+    "tokens": "the language model's last-layer state at every token of its answer",
 }
-# What the aligner reads. All but the first and the last are controls: what is left of a gain with them is not due to
-# what the instruction says of its slice.
+RESIDUAL, MLP = "residual", "mlp"
+ALIGNERS = {
+    RESIDUAL: "a learned token plus what the text adds to it, nothing at the start: never worse than no text by its weights",
+    MLP: "the paper's two layers: the text alone makes the token; with --form tokens, each state makes one",
+}
+# What the aligner reads. All but the first, none and the oracle are controls: what is left of a gain with them is not due
+# to what the instruction says of its slice.
 TEXTS = {
     "instruction": "the slice's own instruction",
     "shuffled-slices": "the instruction of another slice of the same subject, same modality",
@@ -48,6 +53,7 @@ TEXTS = {
     "constant": "one instruction for all slices, the training slices' most typical, per modality",
     "random": "a random vector of its own for every slice and modality",
     "none": "no text, a learned token",
+    "oracle": "a caption from the slice's true labels: a leak, the upper bound of what text can do",
 }
 RESIDENT = {
     "auto": "the fastest of the others that fits into half of the free memory",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.choices import RESIDUAL, ZEUS
 from zeus_union.stage2_segment.recipe import Recipe
 
 T = TypeVar("T")
@@ -20,9 +20,10 @@ class Architecture:
         merge, preset: of a baseline, keys of `choices.MERGES` and `choices.PRESETS`.
         instructions: 'modality' (one for all classes) or 'class' (one for each, a binary mask from each).
         form: 'sentence' or 'tokens', a key of `choices.FORMS`.
+        aligner: how text becomes a prompt token, a key of `choices.ALIGNERS`.
         constant_text: one text for all slices, kept with the weights.
         modalities, classes: how many.
-        text_width: D of the text; 0: none.
+        text_width: D of what the aligner reads; 0: none.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Architecture:
     preset: str
     instructions: str
     form: str
+    aligner: str
     aligner_depth: int
     iou_token: bool
     constant_text: bool
@@ -60,6 +62,8 @@ class Inputs:
         instruction_recipes: variant -> likewise, of the instructions.
         content: layer -> digest of what it held of the run's subjects; the same recipe gives other content from
             corrected labels.
+        leaks: the variants among those that a prediction reads whose texts were made from the true labels; empty unless
+            --allow-leak.
         training_sources: sha256 of every file that a training subject was read from, sorted: who was trained on is
             recognised under another name too.
         seen: test subjects that a projection behind the instructions was trained on; empty unless --allow-seen.
@@ -82,6 +86,7 @@ class Inputs:
     content: dict[str, str]
     training_sources: tuple[str, ...]
     seen: tuple[str, ...]
+    leaks: tuple[str, ...]
 
     @property
     def embedding_layer(self) -> str:
@@ -138,6 +143,11 @@ class RunConfig:
     @property
     def is_zeus(self) -> bool:
         return self.architecture.model == ZEUS
+
+    @property
+    def text_is_a_part(self) -> bool:
+        """Whether the text is added to a token that does without it, so that it can be left out."""
+        return self.is_zeus and self.architecture.aligner == RESIDUAL and self.architecture.text_width > 0
 
 
 def _from_json(kind: type[T], values: dict[str, Any]) -> T:

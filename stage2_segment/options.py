@@ -14,6 +14,7 @@ import click
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import PanelOption, choose, split_names
 from zeus_union.stage2_segment.choices import (
+    ALIGNERS,
     CLASS_WEIGHTS,
     COMBINES,
     FORMS,
@@ -156,6 +157,15 @@ OPTIONS: tuple[Option, ...] = (
         of=OF_ZEUS,
     ),
     Option(
+        "aligner",
+        "architecture.aligner",
+        MODEL,
+        ALIGNERS,
+        "residual: a learned token, to which the text adds a part that is nothing at the start; mlp: the paper's, the text "
+        "alone makes the token.  [default: residual; mlp with --recipe paper]",
+        of=OF_ZEUS,
+    ),
+    Option(
         "aligner_depth",
         "architecture.aligner_depth",
         MODEL,
@@ -229,7 +239,8 @@ OPTIONS: tuple[Option, ...] = (
         READS,
         TEXTS,
         "none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
-        "instruction, one for all slices, a random vector.  [default: instruction; none for a baseline]",
+        "instruction, one for all slices, a random vector. oracle: captions from the true labels (zeus-instruct make-oracle), "
+        "the upper bound.  [default: instruction; none for a baseline]",
         of=OF_ZEUS,
         without="none",
     ),
@@ -273,6 +284,14 @@ OPTIONS: tuple[Option, ...] = (
         default=False,
     ),
     Option(
+        "allow_leak",
+        "inputs.leaks",
+        SPLIT,
+        click.BOOL,
+        "Train on instructions that were made from the true labels; every table then says so.",
+        default=False,
+    ),
+    Option(
         "recipe",
         "recipe.name",
         TRAINING,
@@ -310,7 +329,7 @@ OPTIONS: tuple[Option, ...] = (
         TRAINING,
         click.FloatRange(0, min_open=True),
         "Highest learning rate of what starts from nothing in Zeus: the aligner.  "
-        "[default: as many times --lr as in the recipe: paper 1, stable 5]",
+        "[default: as many times --lr as in the recipe: paper 1, stable 2]",
         of=OF_ZEUS,
     ),
     Option(
@@ -348,6 +367,15 @@ OPTIONS: tuple[Option, ...] = (
         TRAINING,
         click.FloatRange(0, 1, max_open=True),
         "Chance of each modality to be left out of a step, for studies that lack one.  [default: 0]",
+    ),
+    Option(
+        "text_drop",
+        "recipe.text_drop",
+        TRAINING,
+        click.FloatRange(0, 1, max_open=True),
+        "Chance of each slice to be answered without its text in a step, so that the learned token stays good alone; with "
+        "the residual aligner.  [default: paper 0; stable 0.1]",
+        of=OF_ZEUS,
     ),
     Option(
         "precision",

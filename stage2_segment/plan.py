@@ -17,9 +17,11 @@ from zeus_union.cache.projections import FACTS
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose, some_of
-from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.choices import MLP, RESIDUAL, ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
+from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
+from zeus_union.stage2_segment.leaks import check_leaks, oracle_variants, without_leaks
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
@@ -38,24 +40,26 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     Raises:
         UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
             subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
-            test on, or with test subjects that the projection has seen; options that exclude one another.
+            test on, or with test subjects that the projection has seen; instructions from the true labels; options that
+            exclude one another.
     """
     options = complete(given)
     check_model_has(options)
     split = choose_split(
         cache, options["fold"], options["train_subjects"], options["test_subjects"], options["validation_subjects"]
     )
+    options["aligner"] = options["aligner"] or (MLP if options["recipe"] == "paper" else RESIDUAL)
     inputs = _inputs(cache, options, run, split)
     architecture = Architecture(
         **placed(options, "architecture"),
         constant_text=inputs.text == "constant",
         modalities=len(inputs.modalities),
         classes=len(inputs.classes),
-        text_width=text_width(cache, inputs.variants, options["form"]),
+        text_width=text_width(cache, inputs.variants, options["form"], options["aligner"]),
     )
     recipe = chosen_recipe(
         options["recipe"],
-        placed(options, "recipe"),
+        placed(options, "recipe") | _text_drop(options, architecture),
         one_rate=options["model"] != ZEUS,
         slices=len(cache.rows_of(split.train)),
     )
@@ -100,17 +104,32 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         },
         training_sources=sources_of(cache, split.train),
         seen=(),
+        leaks=(),
     )
     return replace(
-        inputs, seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"])
+        inputs,
+        seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"]),
+        leaks=check_leaks(cache, inputs.texts_read, options["allow_leak"]),
     )
 
 
-def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
-    """D of the text embeddings, or of the language model's states; 0 without text."""
+def text_width(cache: Cache, variants: Sequence[str], form: str, aligner: str) -> int:
+    """D of the text embeddings, or of the language model's states as the aligner reads them; 0 without text."""
     if not variants:
         return 0
-    return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
+    if form == "sentence":
+        return cache.text_width(variants[0])
+    width = cache.states(variants[0], [0]).shape[-1]
+    return width if aligner == MLP else width * STATE_PARTS
+
+
+def _text_drop(options: Mapping[str, Any], architecture: Architecture) -> dict[str, float]:
+    """No text can be left out where there is none, or where it is all that makes the token."""
+    if options["model"] == ZEUS and architecture.aligner == RESIDUAL and architecture.text_width:
+        return {}
+    if options["text_drop"]:
+        raise UserError("--text-drop leaves out the text's part of a token: it needs a --text, and --aligner residual")
+    return {"text_drop": 0.0}
 
 
 def _variants(
@@ -121,6 +140,8 @@ def _variants(
         if wanted:
             raise UserError("text none reads no instructions; leave out --variant")
         return ()
+    if text == "oracle":
+        return oracle_variants(cache, instructions, wanted)
     if instructions == "modality":
         if wanted and len(wanted) > 1:
             raise UserError(
@@ -142,7 +163,8 @@ def _variants(
 def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
     """The layer of the split of the variant that is `wanted`, or of the only one there is."""
     if wanted not in cache.variants:
-        wanted = _only(wanted, base_variants(cache.variants), "variant", "instructions")
+        available = cache.variants if wanted else without_leaks(cache)
+        wanted = _only(wanted, base_variants(available), "variant", "instructions")
     found = find_variant(cache.variants, wanted, split.fold, split.train)
     if found is None:
         others = [name for name in cache.variants if base_of(name) == wanted]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import choose
+from zeus_union.cache.terminal import choose, say
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in, read_named_yaml
 from zeus_union.stage2_segment.choices import TEXTS, ZEUS
 from zeus_union.stage2_segment.options import foreign_options, read_row
@@ -19,6 +20,7 @@ FOLDER = Path(__file__).parents[1] / "grids"
 KEYS = ("title", "options", "rows", "lists", "controls", "seeds", "folds", "minutes", "reference")
 ROW_KEYS = ("name", "set", "paper")
 PROMPT = "prompt"  # the control that is an instruction layer of its own: the question, unanswered
+UPPER_BOUND = "oracle"  # the control whose text was made from the true labels
 CONTROLS = (*(name for name in TEXTS if name != "instruction"), PROMPT)
 PAPER_DATASETS = {"chaos": "CHAOS", "msd-prostate": "MSD-Prostate", "msd-brain": "MSD-Brain"}
 
@@ -149,14 +151,25 @@ def _controls(base: GridRow, wanted: Sequence[str]) -> list[GridRow]:
     rows = []
     for control in choose(wanted, CONTROLS, "control"):
         options = {key: value for key, value in base.options.items() if key != "text"}
-        if control == "none":
+        if control in ("none", UPPER_BOUND):
             options.pop("variant", None)
+        if control == UPPER_BOUND:
+            options["allow_leak"] = True
         if control == PROMPT:
             options["variant"] = (PROMPT,)
         else:
             options["text"] = control
         rows.append(GridRow(f"{base.name}, text: {control}", options, control=control))
     return rows
+
+
+def with_possible_oracle(grid: AblationGrid, cache: Cache) -> AblationGrid:
+    """The grid without the upper bound where the cache has no captions from the true labels, which is said."""
+    rows = tuple(row for row in grid.rows if row.control != UPPER_BOUND)
+    if len(rows) == len(grid.rows) or leaking(cache, cache.variants):
+        return grid
+    say(f"no upper bound: {cache.path} has no captions from the true labels; zeus-instruct make-oracle {cache.path}")
+    return replace(grid, rows=rows)
 
 
 def _numbers(values: Any, where: str) -> tuple[int, ...]:

@@ -114,6 +114,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
                 "parameters": run.parameters,
                 "epochs": run.config.recipe.epochs,
                 "seen": run.config.inputs.seen,
+                "leaks": run.config.inputs.leaks,
             }
             for run in runs
         },

@@ -44,14 +44,15 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
         reference = plan["reference"]
     parameters = {run["row"]: run["parameters"] for run in plan["runs"].values()}
     seen = {run["row"]: run["seen"] for run in plan["runs"].values() if run["seen"]}
-    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"], seen)
+    leaks = {run["row"]: run["leaks"] for run in plan["runs"].values() if run["leaks"]}
+    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"], seen, leaks)
     print_tables(sheet.as_rich(), *(Text(note, "dim") for note in sheet.notes))
     write_sheets(folder, "table", sheet)
     answer = verdict(results, plan["controls_of"], plan["controls"])
     if answer:
         print_tables(Markdown(answer))
         write_atomically(folder / "verdict.md", answer.encode())
-    write_sheets(folder, "classes", class_sheet(results))
+    write_sheets(folder, "classes", class_sheet(results, leaks=leaks))
     summaries = summarise(results, reference=reference)
     draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
     return folder

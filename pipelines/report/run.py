@@ -10,6 +10,8 @@ from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.predict import load_run, open_cache
 
+LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
+
 
 def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:
     """Draws `slices` telling slices of the run's held-out subjects (or of `subjects`); returns the PNG's path."""
@@ -24,6 +26,6 @@ def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices:
             load_run(run).predict(cache, rows),
             next(iter(layers_read(config, cache)), None),
             picture,
-            f"{run.name}: {config.architecture.fusion} fusion",
+            f"{run.name}: {config.architecture.fusion} fusion" + (LEAK_NOTE if config.inputs.leaks else ""),
         )
     return picture

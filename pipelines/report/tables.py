@@ -161,6 +161,7 @@ def ablation_sheet(
     reference: str | None,
     title: str = "Ablation",
     seen: Mapping[str, Sequence[str]] | None = None,
+    leaks: Mapping[str, Sequence[str]] | None = None,
 ) -> Sheet:
     """One line per row that has results or was stopped: means over the classes, in the order of `params`.
 
@@ -170,6 +171,7 @@ def ablation_sheet(
         stopped: row -> why a run of it ended before its time.
         reference: the row that the others are compared with.
         seen: row -> test subjects that its instructions' projection was trained on (--allow-seen).
+        leaks: row -> its variants that were made from the true labels: an upper bound, never marked as the best.
 
     Raises:
         UserError: the reference is not among the rows with results.
@@ -215,28 +217,38 @@ def ablation_sheet(
     if seen:
         rows = "; ".join(f"{row}: {', '.join(subjects)}" for row, subjects in seen.items())
         notes.append(f"too good: tested on subjects that the projection was trained on (--allow-seen): {rows}")
+    notes += _leak_notes(leaks or {}, names)
     waiting = [name for name in params if name not in names]
     if waiting:
         notes.append(f"no results yet: {', '.join(waiting)}")
-    return _sheet(title, cells, notes, {"DSC mean": {name: one.mean for name, one in summaries.items()}})
+    means = {name: one.mean for name, one in summaries.items() if name not in (leaks or {})}
+    return _sheet(title, cells, notes, {"DSC mean": means})
 
 
-def class_sheet(results: Sequence[Result], title: str = "DSC of each class") -> Sheet:
-    """Mean DSC and its interval of every class, one line per row."""
+def class_sheet(
+    results: Sequence[Result], title: str = "DSC of each class", leaks: Mapping[str, Sequence[str]] | None = None
+) -> Sheet:
+    """Mean DSC and its interval of every class, one line per row; `leaks` as for `ablation_sheet`."""
     cells: dict[str, list[str]] = {"row": list(dict.fromkeys(line["row"] for line in results))}
     means = {}
     for name in dict.fromkeys(line["class"] for line in results):
         summaries = {one.row: one for one in summarise(results, class_name=name)}
         cells[f"{name} DSC"] = _column(cells["row"], summaries, lambda one: _number(one.mean))
         cells[f"{name} 95 % interval"] = _column(cells["row"], summaries, _interval)
-        means[f"{name} DSC"] = {row: one.mean for row, one in summaries.items()}
+        means[f"{name} DSC"] = {row: one.mean for row, one in summaries.items() if row not in (leaks or {})}
     notes = [
         f"DSC: {DEFINITIONS['DSC']}, in the study's own grid",
         f"empty: {DEFINITIONS['empty']}",
         f"mean: {DEFINITIONS['mean']}",
         _interval_note(results),
+        *_leak_notes(leaks or {}, cells["row"]),
     ]
     return _sheet(title, cells, notes, means)
+
+
+def _leak_notes(leaks: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
+    rows = "; ".join(f"{row} ({', '.join(variants)})" for row, variants in leaks.items() if row in names)
+    return [f"an upper bound, no result: made from the true labels are the instructions of {rows}"] * bool(rows)
 
 
 def _sheet(
@@ -249,7 +261,11 @@ def _sheet(
         known = {row: score for row, score in by_row.items() if is_defined(score)}
         if len(known) > 1:
             shown = cells[column][names.index(max(known, key=known.__getitem__))]
-            best |= {(place, columns.index(column)) for place, cell in enumerate(cells[column]) if cell == shown}
+            best |= {
+                (place, columns.index(column))
+                for place, (row, cell) in enumerate(zip(names, cells[column]))
+                if row in by_row and cell == shown
+            }
     return Sheet(title, columns, tuple(zip(*cells.values())), tuple(notes), frozenset(best))
 
 

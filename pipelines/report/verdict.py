@@ -20,6 +20,9 @@ SHOWS = {
 }
 
 
+UPPER_BOUND = "oracle"
+
+
 @dataclass(frozen=True)
 class Finding:
     """A row beside one of its controls.
@@ -47,7 +50,10 @@ class Finding:
 
 def findings(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> list[Finding]:
     """`controls`: name of a control -> its row."""
-    own = [line for line in results if line["row"] == row or line["row"] in controls.values()]
+    asked = {
+        controls[name] for name in SHOWS if name in controls
+    }  # the upper bound is no test, so not one to correct for
+    own = [line for line in results if line["row"] == row or line["row"] in asked]
     summaries: dict[str, Summary] = {one.row: one for one in summarise(own, reference=row)}
     return [
         Finding(name, -one.difference, -one.difference_high, -one.difference_low, one.p_holm, one.smallest_p)
@@ -75,4 +81,25 @@ def verdict(results: Sequence[Result], row: str, controls: Mapping[str, str]) ->
     ]
     if all(not is_defined(one.smallest_p) or one.smallest_p * len(found) > SIGNIFICANT for one in found):
         lines += ["", f"With so few subjects no difference can reach p < {SIGNIFICANT}: only the signs can be read."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_upper_bound(results, row, controls)]) + "\n"
+
+
+def _upper_bound(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> list[str]:
+    """What captions from the true labels reach above the row, and above no text; nothing where they were not trained."""
+    oracle = controls.get(UPPER_BOUND, "")
+    against = {f"the instruction ({row})": row, "no text": controls.get("none", "")}
+    lines, differences = [], {}
+    for what, other in against.items():
+        pair = [line for line in results if line["row"] in (oracle, other)]
+        above = next((one for one in summarise(pair, reference=other) if one.row == oracle), None) if other else None
+        if above is None or not above.common:
+            continue
+        differences[what] = above.difference
+        interval = f" [{above.difference_low:+.3f}, {above.difference_high:+.3f}]"
+        lines.append(f"{above.difference:+.3f}{interval if is_defined(above.difference_low) else ''} above {what}")
+    if not lines:
+        return []
+    said = f"Upper bound, no result: captions from the true labels (oracle) reach {' and '.join(lines)}."
+    if differences.get("no text", 1.0) <= 0:
+        said += " Not even the true labels in words help this decoder: no better text would."
+    return ["", said]

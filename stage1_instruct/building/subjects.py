@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.errors import JobError, UserError
 from zeus_union.cache.recipe import fingerprint, sha256_file
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
@@ -238,7 +238,7 @@ def _build_waiting(build: Build, waiting: Sequence[str]) -> None:
                     wait = False
                     try:
                         _take(build, subject, begun)
-                    except NoSpaceError:
+                    except JobError:
                         raise
                     except UserError as error:
                         report.failures[subject] = str(error)

@@ -11,7 +11,14 @@ import click
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, say, split_names
-from zeus_union.stage1_instruct.commands.shared import FILE, load_models, open_studies, with_data, with_models
+from zeus_union.stage1_instruct.commands.shared import (
+    FILE,
+    load_models,
+    open_studies,
+    send_option,
+    with_data,
+    with_models,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +47,7 @@ READING = (
 @click.command("build-cache")
 @with_data
 @with_models
+@send_option
 @click.option("--out", type=FILE, help="The cache to write or go on with.  [default: cache/DATASET.h5]")
 @click.option("--variant", help="Name of the instruction layer.  [default: the profile's name]")
 @click.option(
@@ -118,7 +126,12 @@ READING = (
     help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
 )
 def build_cache_command(
-    profile: str, overrides: tuple[str, ...], device: str | None, text_window: str | None, **given: Any
+    profile: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    send_images_to: str | None,
+    text_window: str | None,
+    **given: Any,
 ) -> None:
     """Run the frozen models over every slice and modality; the same command again goes on where it stopped.
 
@@ -153,7 +166,7 @@ def build_cache_command(
     if projection := given.pop("projection"):
         parts["projection"] = projection
     rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
-    _build_rows(dataset, rows, _options(given), profile, device)
+    _build_rows(dataset, rows, _options(given), profile, device, send_images_to)
 
 
 def _check_together(given: dict[str, Any]) -> None:
@@ -209,7 +222,12 @@ def _options(given: dict[str, Any]) -> BuildOptions:
 
 
 def _build_rows(
-    dataset: Dataset, rows: Sequence[VariantRow], options: BuildOptions, profile: str, device: str | None
+    dataset: Dataset,
+    rows: Sequence[VariantRow],
+    options: BuildOptions,
+    profile: str,
+    device: str | None,
+    send_images_to: str | None,
 ) -> None:
     """A layer of instructions for every row; subjects that cannot be built are named when all others are."""
     from zeus_union.stage1_instruct.building.failures import BuildFailures
@@ -219,7 +237,7 @@ def _build_rows(
     out, complete, failures = options.out, True, None
     next_steps = []
     for row in rows:
-        models = load_models(profile, row.parts, device, options.batch_size)
+        models = load_models(profile, row.parts, device, options.batch_size, send_images_to=send_images_to)
         variant = row.variant or models.profile.name
         if len(rows) > 1:
             say(f"variant {variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from zeus_union.cache.terminal import choose, split_names
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.terminal import choose, say, split_names
 
 if TYPE_CHECKING:
+    from zeus_union.cache.reader import Cache
     from zeus_union.stage1_instruct.models.assembly import Models
+    from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
     from zeus_union.stage1_instruct.studies.study import Dataset
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,6 +60,12 @@ data_options = [
 ]
 device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 
+send_option = click.option(
+    "--send-images-to",
+    metavar="HOST",
+    help="With instructor=server at an address that is not this machine: the host that images may be sent to.",
+)
+
 
 def with_profile(command: F) -> F:
     for option in reversed(profile_options):
@@ -93,6 +104,7 @@ def load_models(
     device: str | None,
     batch_size: int | None = None,
     text_only: bool = False,
+    send_images_to: str | None = None,
 ) -> Models:
     """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
     from zeus_union.stage1_instruct.models.assembly import Models, best_device
@@ -104,4 +116,31 @@ def load_models(
     wanted = profile.text_needs if text_only else profile
     if not is_present(wanted):
         fetch(wanted)
-    return Models(profile, device or best_device(), batch_size=batch_size)
+    return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to)
+
+
+def load_text_encoder(
+    context: click.Context, cache: Cache, profile: str, overrides: tuple[str, ...], device: str | None
+) -> InstructionEncoder:
+    """The text encoder of the options of `with_models`, loaded: the one that the cache's instructions were encoded by.
+
+    Where --models or --set choose another one, it is taken and said: vectors of two encoders cannot be compared.
+
+    Raises:
+        UserError: nothing was chosen, and the default is another encoder than the cache's.
+    """
+    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+
+    encoder = load_models(profile, parse_overrides(overrides), device, text_only=True).text_encoder
+    recipes = {name: cache.recipe(f"instructions/{name}").get("text_encoder") for name in cache.variants}
+    if not recipes or encoder.recipe() in recipes.values():
+        return encoder
+    name, recipe = next(iter(recipes.items()))
+    changed = describe(differences(recipe or {}, encoder.recipe()))
+    if context.get_parameter_source("profile") is ParameterSource.DEFAULT and not overrides:
+        raise UserError(
+            f"instructions/{name} of {cache.path} was made with another text encoder than that of {profile} ({changed}); "
+            "give the --models and --set that build-cache was given for it"
+        )
+    say(f"another text encoder than that of instructions/{name} ({changed}): a run on one says little of the other")
+    return encoder

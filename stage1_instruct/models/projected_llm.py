@@ -42,14 +42,21 @@ class ProjectedLLM:
     """The instructors 'llm' and 'blip2' of a profile, each part loaded when it is first used."""
 
     def __init__(
-        self, profile: Profile, encoder: Frozen[ImageEncoder], device: torch.device, say: Callable[[str], None]
+        self,
+        profile: Profile,
+        encoder: Frozen[ImageEncoder],
+        decoding: Callable[[], Decoding],
+        device: torch.device,
+        say: Callable[[str], None],
     ) -> None:
         """Args:
         encoder: whose embeddings it sees, where it sees embeddings.
+        decoding: how an answer is chosen.
         say: told where the projection is untrained or another model's.
         """
         self._profile = profile
         self._encoder = encoder
+        self._new_decoding = decoding
         self._device = device
         self._say = say
         self._is_blip2 = profile.instructor == "blip2"
@@ -117,18 +124,9 @@ class ProjectedLLM:
     def _template(self) -> Template:
         return template("blip2" if self._is_blip2 else self._profile.template)
 
-    @property
+    @cached_property
     def _decoding(self) -> Decoding:
-        profile = self._profile
-        return Decoding(
-            max_new_tokens=profile.max_new_tokens,
-            repetition_penalty=profile.repetition_penalty,
-            no_repeat_ngram_size=profile.no_repeat_ngram_size,
-            batch_size=profile.llm_batch,
-            temperature=profile.temperature,
-            top_p=profile.top_p,
-            keep_states=profile.keep_states,
-        )
+        return self._new_decoding()
 
     @property
     def _loading(self) -> Loading:

@@ -17,6 +17,7 @@ from rich.table import Table
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import IGNORE
+from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
@@ -55,6 +56,7 @@ class Evaluation:
         modalities: that were predicted from.
         trained_on: which of these subjects the run was trained on.
         seen: which of them a projection behind the instructions was trained on.
+        leaks: the run's instructions that were made from the true labels.
     """
 
     rows: list[dict[str, Any]]
@@ -65,6 +67,7 @@ class Evaluation:
     modalities: tuple[str, ...]
     trained_on: tuple[str, ...]
     seen: tuple[str, ...]
+    leaks: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
         """Means over the subjects, of each class and of all (`mean_over_subjects`); None where nothing is defined."""
@@ -77,6 +80,7 @@ class Evaluation:
             "subjects": list(self.miou_256),
             "trained_on": list(self.trained_on),
             "seen_by_projection": list(self.seen),
+            "made_from_true_labels": list(self.leaks),
             "miou_256": _known(mean_defined(self.miou_256.values())),
             "mean_over_classes": {key: self._mean(key, classes) for key in NAMES},
             "classes": {name: {key: self._mean(key, [name]) for key in NAMES} for name in classes},
@@ -165,7 +169,8 @@ def measure_run(
         rows += scores
     content = cache.content_digest("slices", chosen)
     path = os.path.relpath(cache.path, run)
-    return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen)
+    leaks = leaking(cache, layers_read(config, cache))
+    return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen, leaks)
 
 
 def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -273,6 +278,7 @@ def _reservations(evaluation: Evaluation) -> str:
     named = [
         f"{what}: {', '.join(subjects)}"
         for what, subjects in (
+            ("an upper bound, no result: made from the true labels are the instructions", evaluation.leaks),
             ("the run was trained on", evaluation.trained_on),
             ("the instructions' projection was trained on", evaluation.seen),
         )

@@ -31,7 +31,7 @@ from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.predict import BATCH, TrainedRun, load_run, predict_inputs
 
-PROBES = [name for name in TEXTS if name != "none"]
+PROBES = [name for name in TEXTS if name not in ("none", "oracle")]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")
 
 
@@ -55,7 +55,8 @@ def probe_texts(
     """
     trained, chosen = _open(run, cache, subjects, which, device)
     config = trained.config
-    possible = [name for name in PROBES if name != "shuffled-modalities" or len(cache.modalities) > 1]
+    probes = [*PROBES, "none"] if config.text_is_a_part else PROBES
+    possible = [name for name in probes if name != "shuffled-modalities" or len(cache.modalities) > 1]
     if config.architecture.form == "tokens":
         possible = [name for name in possible if name not in ("constant", "random")]
     lines = []
@@ -65,8 +66,8 @@ def probe_texts(
         truth = cache.masks(rows)
         own: NDArray[np.uint8] | None = None
         for name in possible:
-            inputs = RunInputs(config, data, text=_other_text(cache, config, rows, name))
-            predicted = predict_inputs(trained.model, inputs, data)
+            text = _other_text(cache, config, rows, "instruction" if name == "none" else name)
+            predicted = predict_inputs(trained.model, RunInputs(config, data, text=text), data, use_text=name != "none")
             own = predicted if own is None else own
             score = dsc(overlap_counts(predicted, truth, len(config.inputs.classes)))
             kept = dsc(overlap_counts(predicted, own, len(config.inputs.classes)))

@@ -11,8 +11,9 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import differences
 from zeus_union.stage2_segment.config import RunConfig
 
-# The run is not bound to its own patients, nor to how embeddings are stored, nor to a seed: what they are made by counts.
-UNBOUND = ("slices", "embeddings", "store", "seed")
+# The run is not bound to its own patients, nor to the table their texts came in, nor to how embeddings are stored, nor to a
+# seed: what they are made by counts.
+UNBOUND = ("slices", "embeddings", "store", "seed", "imported_file")
 
 
 def layers_read(config: RunConfig, cache: Cache) -> tuple[str, ...]:

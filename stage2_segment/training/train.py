@@ -106,7 +106,7 @@ def train_together(
     rows = cache.rows_of(plan.split.train)
     data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
     for learner in learners:
-        learner.inputs = RunInputs(learner.config, data)
+        learner.begin(RunInputs(learner.config, data))
     validation = None
     if validate_every and plan.split.validation:
         validation = Validation(cache, learners, modalities, accelerator, resident)

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
 
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.stage1_instruct.models.batching import run_in_batches
 from zeus_union.stage1_instruct.models.pretrained import check_ids, load_pretrained, read_config
 from zeus_union.stage1_instruct.weights.store import digest_of
+
+TEXTS_A_STEP = 256  # of the progress bar
 
 
 class InstructionEncoder(Protocol):
@@ -41,6 +43,19 @@ def encode_distinct(encoder: InstructionEncoder, texts: Sequence[str]) -> NDArra
     """Float32 (B, D), in order; a text that comes several times is encoded once."""
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     return encoder.encode(list(rows))[[rows[text] for text in texts]]
+
+
+def encode_under_bar(encoder: InstructionEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Float32 (B, D), in order, under a progress bar; texts of like length together, so that little is padding."""
+    vectors = np.empty((len(texts), encoder.width), np.float32)
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    with progress_bar() as bar:
+        task = bar.add_task("encoding texts", total=len(texts))
+        for start in range(0, len(order), TEXTS_A_STEP):
+            chosen = order[start : start + TEXTS_A_STEP]
+            vectors[chosen] = encoder.encode([texts[number] for number in chosen])
+            bar.advance(task, len(chosen))
+    return vectors
 
 
 def tokens_beyond(tokenizer: Any, texts: Sequence[str], room: int) -> list[int]:

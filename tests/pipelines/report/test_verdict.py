@@ -45,3 +45,13 @@ def test_with_two_subjects_nothing_can_be_shown_and_it_says_so() -> None:
 def test_without_controls_there_is_nothing_to_say() -> None:
     assert verdict(results({"own": BETTER}), "own", {}) == ""
     assert verdict(results({"a": BETTER}), "own", {"none": "a"}) == ""
+
+
+def test_the_upper_bound_stands_below_and_says_where_no_text_could_help() -> None:
+    controls = {"none": "a", "oracle": "o"}
+    text = verdict(results({"own": WORSE, "a": WORSE, "o": BETTER}), "own", controls)
+    assert "captions from the true labels (oracle) reach +0.111" in text and "no better text would" not in text
+    text = verdict(results({"own": WORSE, "a": BETTER, "o": WORSE}), "own", controls)
+    assert "above no text. Not even the true labels in words help this decoder: no better text would." in text
+    without = verdict(results({"own": WORSE, "a": BETTER}), "own", {"none": "a"})
+    assert "oracle" not in without and text.startswith(without.rstrip("\n"))
