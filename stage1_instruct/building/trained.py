@@ -55,33 +55,34 @@ def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, split
     """
     wanted = _wanted(build, splits)
     projections = {split: _stored(build, split) for split in wanted}
+    for split, projection in projections.items():
+        if projection is not None:  # made from something else? That is said before any work
+            begin_texts(build, recipes, _ending(split), projection)
+    rest = list(own)
     if None in projections.values():
         if build.options.part is not None:
             build_subjects(build, own)
             say(_of_parts(build, wanted))
             return build
         candidates = {name for split in wanted for name in _candidates(build, split)}
-        first = [subject for subject in own if subject in candidates]
-        build_subjects(build, first)
+        rest = [subject for subject in own if subject not in candidates]
+        build_subjects(build, [subject for subject in own if subject in candidates])
         if build.report.failures:
             say("a projection is trained when its training subjects are built; the pictures of the others go on")
-            build_subjects(build, [subject for subject in own if subject not in candidates])
+            build_subjects(build, rest)
             return build
         wanted = [_labelled(build, split) for split in wanted]
         if lacking := [split for split in wanted if not split.train]:
             nobody = f"{build.options.out} has no labelled subject to train a projection on"
             if splits.asked:
                 raise UserError(f"{nobody} for fold {lacking[0].fold}; label more, or leave the fold out")
-            say(
-                f"{nobody}: the texts come from an untrained one; --projection FILE takes another's, e.g. "
-                "RUN/projection.safetensors"
-            )
+            say(f"{nobody}: the texts come from an untrained one; --projection RUN takes that of a run")
             return None
     try:
         # Whoever finds one in training goes on with the pictures, and asks again when these are done.
         for split in wanted:
             projections[split] = projections.get(split) or _projection(build, recipes, split, splits, wait=False)
-        build_subjects(build, own)
+        build_subjects(build, rest)
         build.report.subjects = 0  # counted again as their texts are written
         instructions: dict[str, str] = {}
         for split in wanted:
@@ -91,7 +92,7 @@ def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, split
             build_subjects(replace(build, layers=layers, projection=projection), own)
             instructions |= layers.instructions
     except LeftOutError as left_out:
-        build_subjects(build, own)
+        build_subjects(build, rest)
         say(str(left_out))
         build.report.without_texts = True
         return build

@@ -356,3 +356,34 @@ def test_an_ablation_over_folds_that_are_not_there_names_the_command(finished: L
     assert done.exit_code == 2
     assert "row text: the texts of instructions/lite for fold 1 are not in" in " ".join(done.output.split())
     assert "--folds all adds them" in " ".join(done.output.split())
+
+
+def test_a_layer_keeps_a_projection_that_was_given_and_a_run_carries_it(finished: Labelled, labelled: Labelled) -> None:
+    folder = labelled.path.parent / "run"
+    folder.mkdir()
+    with Cache(finished.path) as cache:
+        carry_projection(cache, plan_run(cache, run=folder, fold=0), folder)
+        trained_on = cache.recipe("instructions/lite@fold0")["projection"]["trained_on"]["subjects"]
+    labelled.built("--projection", str(folder))
+    with Cache(labelled.path) as cache:
+        assert cache.variants == ("lite",)
+        assert cache.recipe("instructions/lite")["projection"]["trained_on"] == {"subjects": trained_on}
+        config = plan_run(cache, run=folder, train_subjects=trained_on)
+        with pytest.raises(UserError, match="which this run would be tested on"):
+            plan_run(cache, run=folder, test_subjects=trained_on[:1])
+        before = (folder / PROJECTION).read_bytes()
+        carry_projection(cache, config, folder)
+        assert (
+            read_connector(folder / PROJECTION)[0].digest() == cache.recipe("instructions/lite")["projection"]["sha256"]
+        )
+        assert json.loads(before[8 : 8 + int.from_bytes(before[:8], "little")])["__metadata__"].keys() == {"projection"}
+
+
+def test_other_models_under_the_same_name_are_refused_before_any_work(
+    labelled: Labelled, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled.built()
+    monkeypatch.setattr(trained, "build_subjects", lambda *_: pytest.fail("worked"))
+    refused = labelled.build("--set", "max_new_tokens=9")
+    assert refused.exit_code == 2
+    assert "made from something else (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())
