@@ -181,9 +181,8 @@ def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
 def _minutes(cache: Cache, variants: Sequence[str]) -> str:
     """How long the projection of another split took to train."""
     constants = cache.constants(f"instructions/{variants[0]}")
-    if FACTS not in constants:
-        return ""
-    return f" (about {max(1, round(json.loads(constants[FACTS].tobytes())['seconds'] / 60))} min each, and the texts)"
+    seconds = json.loads(constants[FACTS].tobytes()).get("seconds") if FACTS in constants else None
+    return "" if seconds is None else f" (about {max(1, round(seconds / 60))} min each, and the texts)"
 
 
 def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) -> str:

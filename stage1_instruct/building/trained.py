@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import variant_of_split
-from zeus_union.cache.layout import IGNORE, shard_folder
+from zeus_union.cache.layout import shard_folder
 from zeus_union.cache.manifest import read_manifest
-from zeus_union.cache.terminal import choose, progress, say, some_of
+from zeus_union.cache.terminal import choose, say, some_of
 from zeus_union.cache.writer import CacheWriter
+from zeus_union.stage1_instruct.building.captioned import captions_of, features_of
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.subjects import (
     Build,
@@ -31,16 +30,12 @@ from zeus_union.stage1_instruct.building.subjects import (
 )
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
-from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.projection.fold import (
-    Captioned,
     FoldProjection,
     Split,
     TooLongError,
     train_fold_projection,
 )
-from zeus_union.stage1_instruct.projection.label_captions import caption
-from zeus_union.stage1_instruct.seeds import slice_seed
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage1_instruct.weights.store import weights_bytes
 
@@ -60,42 +55,47 @@ def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, split
     """
     wanted = _wanted(build, splits)
     projections = {split: _stored(build, split) for split in wanted}
+    for split, projection in projections.items():
+        if projection is not None:  # made from something else? That is said before any work
+            begin_texts(build, recipes, _ending(split), projection)
+    rest = list(own)
     if None in projections.values():
         if build.options.part is not None:
             build_subjects(build, own)
             say(_of_parts(build, wanted))
             return build
         candidates = {name for split in wanted for name in _candidates(build, split)}
-        first = [subject for subject in own if subject in candidates]
-        build_subjects(build, first)
+        rest = [subject for subject in own if subject not in candidates]
+        build_subjects(build, [subject for subject in own if subject in candidates])
         if build.report.failures:
             say("a projection is trained when its training subjects are built; the pictures of the others go on")
-            build_subjects(build, [subject for subject in own if subject not in candidates])
+            build_subjects(build, rest)
             return build
         wanted = [_labelled(build, split) for split in wanted]
-        if not any(split.train for split in wanted):
-            say(
-                f"{build.options.out} has no labelled subject to train a projection on: the texts come from an untrained "
-                "one; --projection FILE takes another's, e.g. RUN/projection.safetensors"
-            )
+        if lacking := [split for split in wanted if not split.train]:
+            nobody = f"{build.options.out} has no labelled subject to train a projection on"
+            if splits.asked:
+                raise UserError(f"{nobody} for fold {lacking[0].fold}; label more, or leave the fold out")
+            say(f"{nobody}: the texts come from an untrained one; --projection RUN takes that of a run")
             return None
-        wanted = [split for split in wanted if split.train]
-        try:
-            projections = {split: _projection(build, recipes, split, splits, wait=False) for split in wanted}
-        except LeftOutError as left_out:
-            build_subjects(build, own)
-            say(str(left_out))
-            build.report.without_texts = True
-            return build
-    build_subjects(build, own)
-    build.report.subjects = 0  # counted again as their texts are written
-    instructions: dict[str, str] = {}
-    for split in wanted:
-        projection = projections[split] or _projection(build, recipes, split, splits, wait=True)
-        assert projection is not None
-        layers = begin_texts(build, recipes, _ending(split), projection)
-        build_subjects(replace(build, layers=layers, projection=projection), own)
-        instructions |= layers.instructions
+    try:
+        # Whoever finds one in training goes on with the pictures, and asks again when these are done.
+        for split in wanted:
+            projections[split] = projections.get(split) or _projection(build, recipes, split, splits, wait=False)
+        build_subjects(build, rest)
+        build.report.subjects = 0  # counted again as their texts are written
+        instructions: dict[str, str] = {}
+        for split in wanted:
+            projection = projections[split] or _projection(build, recipes, split, splits, wait=True)
+            assert projection is not None
+            layers = begin_texts(build, recipes, _ending(split), projection)
+            build_subjects(replace(build, layers=layers, projection=projection), own)
+            instructions |= layers.instructions
+    except LeftOutError as left_out:
+        build_subjects(build, rest)
+        say(str(left_out))
+        build.report.without_texts = True
+        return build
     return replace(build, layers=replace(build.layers, instructions=instructions))
 
 
@@ -203,8 +203,8 @@ def train_for(build: Build, recipes: Recipes, split: Split, limit: float | None)
         trained = train_fold_projection(
             build.models,
             split,
-            _captioned(build, split),
-            lambda pairs: _features(build, pairs),
+            captions_of(build, split.train),
+            lambda pairs: features_of(build, pairs),
             folder,
             say,
             limit,
@@ -245,59 +245,6 @@ def _stored(build: Build, split: Split) -> FoldProjection | None:
     build.writer.begin_layer(layer, recipe)
     constants = build.writer.constants(layer)
     return FoldProjection.from_constants(recipe["connector"], recipe["projection"], constants) if constants else None
-
-
-def _captioned(build: Build, split: Split) -> list[Captioned]:
-    """A caption of every labelled slice and modality of the training subjects; of every class, where each has a layer."""
-    card, writer = build.dataset.card, build.writer
-    captioned = []
-    for subject in split.train:
-        slices = writer.slices(subject)
-        assert slices.masks is not None
-        for place, (number, images, mask) in enumerate(zip(slices.numbers, slices.images, slices.masks)):
-            for index, (modality, image) in enumerate(zip(card.modalities, images)):
-                words = slice_seed(build.options.seed, subject, int(number), modality)
-                for instance, classes, labels in _asked(build, mask):
-                    text = caption(image, labels, classes, card.terms[modality], slices.grid.view, words)
-                    if text:
-                        shows = bool(((labels > 0) & (labels <= len(classes))).any())
-                        asked = question(instance, card.terms[modality])
-                        captioned.append(Captioned(subject, place, index, asked, text, shows))
-    return captioned
-
-
-def _asked(build: Build, mask: Any) -> list[tuple[str, tuple[str, ...], Any]]:
-    """What is asked of a slice, with the classes it is about and their mask."""
-    card = build.dataset.card
-    if not build.options.per_class:
-        return [(card.instance, card.classes, mask)]
-    alone = []
-    for label, name in enumerate(card.classes, 1):
-        labels = (mask == label).astype(mask.dtype)
-        labels[mask == IGNORE] = IGNORE
-        alone.append((name, (name,), labels))
-    return alone
-
-
-def _features(build: Build, captioned: Sequence[Captioned]) -> Tensor:
-    """The frozen vision features of each, float32 (N, T, C); every slice is read once."""
-    writer, llm = build.writer, build.models.projected_llm
-    by_slice: dict[tuple[str, int], list[int]] = {}
-    for row, pair in enumerate(captioned):
-        by_slice.setdefault((pair.subject, pair.slice), []).append(row)
-    features: list[Any] = [None] * len(captioned)
-    pictures: Mapping[str, Any] = {}
-    if llm.sees == "pictures":
-        pictures = {subject: writer.slices(subject).images for subject in {pair.subject for pair in captioned}}
-    for (subject, place), rows in progress(list(by_slice.items()), "vision features"):
-        if llm.sees == "pictures":
-            seen = torch.from_numpy(pictures[subject][place])
-        else:
-            seen = torch.from_numpy(writer.embeddings(build.layers.embeddings, subject, slice(place, place + 1))[0])
-        of_slice = llm.features(seen)
-        for row in rows:
-            features[row] = of_slice[captioned[row].modality]
-    return torch.stack(features)
 
 
 def _forget(folder: Path) -> None:

@@ -113,8 +113,8 @@ READING = (
 )
 @click.option(
     "--projection",
-    metavar="untrained|FILE",
-    help="Train none: take an untrained one, or a file of train-projection or of a run (projection.safetensors).",
+    metavar="untrained|FILE|RUN",
+    help="Train none: take an untrained one, a file of train-projection, or the one that a run carries.",
 )
 @click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
 @click.option(
@@ -164,7 +164,8 @@ def build_cache_command(
     if text_window:
         parts["text_window"] = text_window
     if projection := given.pop("projection"):
-        parts["projection"] = projection
+        folder = Path(projection)
+        parts["projection"] = str(folder / "projection.safetensors") if folder.is_dir() else projection
     rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
     _build_rows(dataset, rows, _options(given), profile, device, send_images_to)
 

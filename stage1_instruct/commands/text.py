@@ -109,6 +109,7 @@ def train_projection_command(
     if pairs is None:
         if cache is None:
             raise UserError("give --pairs FILE, or --cache CACHE to train on the captions of its training subjects")
+        _refuse_of_pairs(click.get_current_context())
         if fold is not None and train_subjects is not None:
             raise UserError("--fold and --train-subjects exclude one another; give one of them")
         splits = Splits((fold or 0,), asked=True)
@@ -129,6 +130,23 @@ def train_projection_command(
         **options,
     )
     click.echo(f"trained: {written}")
+
+
+def _refuse_of_pairs(context: click.Context) -> None:
+    """Raises UserError: an option is given that only a training on --pairs has; a layer's recipe is the build's own."""
+    own = ("cache", "profile", "overrides", "device", "fold", "train_subjects", "variant", "per_class", "seed")
+    foreign = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name
+        and option.name not in own
+        and context.get_parameter_source(option.name) is not None
+        and context.get_parameter_source(option.name).name == "COMMANDLINE"
+    ]
+    if foreign:
+        raise UserError(
+            f"{', '.join(foreign)} goes with --pairs; the projection of a layer is trained as build-cache does"
+        )
 
 
 @click.command("sentences")

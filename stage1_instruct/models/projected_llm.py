@@ -6,6 +6,7 @@ Zeus, Eqs. 2 and 3. BLIP-2 comes with a projection of its own; there ours is the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,14 @@ CHUNK = 32
 def trained_projection(belongs_to: Mapping[str, Any]) -> Path:
     """Where the projection that was trained between these models is kept: one file for each `belongs_to`."""
     return zeus_home() / "projections" / f"{fingerprint(belongs_to)[:32]}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedConnector:
+    """A connector with what is known of its training, as it was saved."""
+
+    connector: Connector
+    facts: Mapping[str, Any]
 
 
 class ProjectedLLM:
@@ -149,6 +158,12 @@ class ProjectedLLM:
     def weights(self) -> str:
         """The part that is the language model."""
         return self._profile.blip2 if self._is_blip2 else self._profile.llm
+
+    @property
+    def stored_projection(self) -> TrainedConnector | None:
+        """The profile's own where it is trained, as it is stored."""
+        connector, facts = self._stored_projection
+        return None if connector is None or self._is_blip2 else TrainedConnector(connector, facts)
 
     def use_projection(self, connector: Connector) -> None:
         """Takes this one in place of the profile's from now on."""

@@ -100,12 +100,7 @@ class FoldProjection:
     def constants(self) -> dict[str, NDArray[Any]]:
         """What the cache keeps of them beside the layer's rows; `from_constants` is the inverse."""
         connectors = {EVERYONE: self.everyone, **{f"{HALF}{i}": half for i, (_, half) in enumerate(self.crossed)}}
-        arrays: dict[str, NDArray[Any]] = {
-            f"{whose}.{name}": tensor.detach().cpu().float().numpy()
-            for whose, connector in connectors.items()
-            for name, tensor in connector.state_dict().items()
-        }
-        return {**arrays, FACTS: np.frombuffer(json.dumps(dict(self.facts), sort_keys=True).encode(), np.uint8)}
+        return constants_of(connectors, self.facts)
 
     @classmethod
     def from_constants(
@@ -129,6 +124,20 @@ class FoldProjection:
             for number, half in enumerate(entry["trained_on"]["crossed"])
         )
         return cls(connector(EVERYONE), crossed, entry, json.loads(constants[FACTS].tobytes()))
+
+
+def constants_of(connectors: Mapping[str, Connector], facts: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Projections under the names of `cache.projections`, as an instruction layer keeps them.
+
+    Args:
+        facts: JSON-able.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        f"{whose}.{name}": tensor.detach().cpu().float().numpy()
+        for whose, connector in connectors.items()
+        for name, tensor in connector.state_dict().items()
+    }
+    return {**arrays, FACTS: np.frombuffer(json.dumps(dict(facts), sort_keys=True).encode(), np.uint8)}
 
 
 def halves(subjects: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

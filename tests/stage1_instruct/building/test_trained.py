@@ -20,6 +20,7 @@ from torch import Tensor
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.verify import verify
+from zeus_union.cache.writer import CacheWriter
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.building import subjects, trained
 from zeus_union.stage1_instruct.cli import main
@@ -309,3 +310,80 @@ def test_a_new_study_gets_the_texts_of_the_runs_projection(
     assert "UNTRAINED" not in done.output
     np.testing.assert_allclose(texts[0], expected, atol=1e-6)
     assert json.loads((tmp_path / "run" / checkpoint.CONFIG).read_text())["inputs"]["variants"] == ["lite@fold0"]
+
+
+def test_a_process_that_finds_the_projection_in_training_goes_on_with_the_pictures(labelled: Labelled) -> None:
+    labelled.built("--layers", "slices", "--no-pack")
+    with Cache(labelled.path) as cache:
+        card = cache.card
+    writer = CacheWriter(labelled.path, card)
+    with writer.claim("lite@fold0.projection") as ours:
+        assert ours
+        stopped = labelled.build()  # a process does not wait for itself
+        assert isinstance(stopped.exception, RuntimeError) and "would wait for itself" in str(stopped.exception)
+        assert all(writer.finished("embeddings/litemedsam", name) for name in card.subjects)
+    assert "training 3 projections" in labelled.built()
+
+
+def test_a_grid_trains_a_projection_for_each_row_that_has_one(labelled: Labelled, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "- {variant: mlp, set: {connector: mlp}}\n"
+        "- {variant: linear, set: {connector: linear}}\n"
+        "- {variant: prompt, set: {instructor: prompt}}\n"
+        "- {variant: silent, set: {projection: untrained}}\n"
+    )
+    assert labelled.built("--grid", str(tmp_path / "grid.yaml")).count("training 3 projections") == 2
+    with Cache(labelled.path) as cache:
+        assert set(cache.variants) == {"mlp@fold0", "linear@fold0", "prompt", "silent"}
+        digests = {
+            name: cache.recipe(f"instructions/{name}@fold0")["projection"]["sha256"] for name in ("mlp", "linear")
+        }
+        assert len(set(digests.values())) == 2
+
+
+def test_an_ablation_over_folds_that_are_not_there_names_the_command(finished: Labelled, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("title: t\nfolds: all\nrows: [{name: text, set: {epochs: 1}}]\n")
+    command = [
+        "ablate",
+        "--cache",
+        str(finished.path),
+        "--grid",
+        str(tmp_path / "grid.yaml"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = CliRunner().invoke(zeus, [*command, "--device", "cpu"])
+    assert done.exit_code == 2
+    assert "row text: the texts of instructions/lite for fold 1 are not in" in " ".join(done.output.split())
+    assert "--folds all adds them" in " ".join(done.output.split())
+
+
+def test_a_layer_keeps_a_projection_that_was_given_and_a_run_carries_it(finished: Labelled, labelled: Labelled) -> None:
+    folder = labelled.path.parent / "run"
+    folder.mkdir()
+    with Cache(finished.path) as cache:
+        carry_projection(cache, plan_run(cache, run=folder, fold=0), folder)
+        trained_on = cache.recipe("instructions/lite@fold0")["projection"]["trained_on"]["subjects"]
+    labelled.built("--projection", str(folder))
+    with Cache(labelled.path) as cache:
+        assert cache.variants == ("lite",)
+        assert cache.recipe("instructions/lite")["projection"]["trained_on"] == {"subjects": trained_on}
+        config = plan_run(cache, run=folder, train_subjects=trained_on)
+        with pytest.raises(UserError, match="which this run would be tested on"):
+            plan_run(cache, run=folder, test_subjects=trained_on[:1])
+        before = (folder / PROJECTION).read_bytes()
+        carry_projection(cache, config, folder)
+        assert (
+            read_connector(folder / PROJECTION)[0].digest() == cache.recipe("instructions/lite")["projection"]["sha256"]
+        )
+        assert json.loads(before[8 : 8 + int.from_bytes(before[:8], "little")])["__metadata__"].keys() == {"projection"}
+
+
+def test_other_models_under_the_same_name_are_refused_before_any_work(
+    labelled: Labelled, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled.built()
+    monkeypatch.setattr(trained, "build_subjects", lambda *_: pytest.fail("worked"))
+    refused = labelled.build("--set", "max_new_tokens=9")
+    assert refused.exit_code == 2
+    assert "made from something else (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())
