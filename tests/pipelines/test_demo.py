@@ -16,7 +16,7 @@ from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.datasets import open_dataset
 
-SMALL = ["--subjects", "2", "--slice-step", "4", "--epochs", "2", "--caption-epochs", "4"]
+SMALL = ["--subjects", "2", "--slice-step", "6", "--epochs", "1", "--caption-epochs", "1"]
 
 
 def run(command, *arguments: str | Path) -> Result:
@@ -91,7 +91,8 @@ def test_report_draws_a_run(demo: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_another_prompt_under_the_same_name_is_refused_and_under_another_is_added(demo: Path):
     common = ["build-cache", "--dataset", "demo", "--data-root", demo / "data", "--out", demo / "cache" / "demo.h5"]
-    common += ["--slice-step", "4", "--set", "template=xraygpt", "--set", "projection=untrained"]
+    common += ["--slice-step", "6", "--set", "template=xraygpt", "--set", "projection=untrained"]
+    common += ["--set", "max_new_tokens=8"]
     refused = CliRunner().invoke(zeus_instruct, [str(argument) for argument in common])
     assert refused.exit_code == 2
     assert "template" in refused.output and "--variant" in refused.output
@@ -113,7 +114,7 @@ def test_a_study_that_is_in_no_cache_gets_the_mask_it_would_have_had_from_one(de
     folder.mkdir()
     for name, image in study.images.items():
         nibabel.save(nibabel.Nifti1Image(image, study.grid.affine), folder / f"scan_{name}.nii.gz")
-    common = ["segment", folder, "--run", demo / "run", "--slice-step", "4"]
+    common = ["segment", folder, "--run", demo / "run", "--slice-step", "6"]
     refused = run(zeus, *common, "--set", "projection=untrained")
     assert refused.exit_code == 2 and "give the --models and --set that build-cache was given" in refused.output
     out = tmp_path / "masks" / "p7.nii.gz"

@@ -6,6 +6,7 @@ import builtins
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -313,8 +314,13 @@ def test_overflow_in_fp16_is_said_clearly(tiny: None, checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
-def test_whole_vit_b_embeds_as_segment_anything(random_sam: Any, tmp_path: Path) -> None:
-    sam: Any = randomise(build_sam(SIZES["vit_b"]))
+def test_blocks_of_vit_b_embed_as_segment_anything(
+    random_sam: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block of each kind, windowed and global, at ViT-B's width."""
+    size = replace(SIZES["vit_b"], depth=2, global_blocks=(1,))
+    monkeypatch.setattr(sam_module, "SIZES", {**SIZES, "vit_b": size})
+    sam: Any = randomise(build_sam(size))
     # 0.2 throughout would saturate the softmax of 768 channels, where no two orders of summation agree.
     for name, tensor in sam.image_encoder.state_dict().items():
         nn.init.normal_(tensor, mean=float("norm" in name and "weight" in name), std=0.03)
