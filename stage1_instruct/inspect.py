@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import only_variant
+from zeus_union.cache.layout import kind_of
 from zeus_union.cache.reader import Cache
+from zeus_union.cache.text_statistics import text_statistics
 
 # Colour-blind safe (Okabe and Ito), one per class; more classes start over.
 CLASS_COLOURS = ("#D55E00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#E69F00", "#0072B2")
@@ -32,6 +34,10 @@ def describe(cache: Cache) -> None:
         click.echo(
             f"layer      {layer}  {cache.layer_bytes(layer) / 2**20:,.1f} MiB  recipe {cache.fingerprint(layer)[:12]}"
         )
+        if kind_of(layer) == "instructions":
+            statistics = text_statistics(cache.instructions(layer.partition("/")[2]))
+            for line in (*statistics.lines(), *([f"warning: {statistics.warning}"] if statistics.warning else ())):
+                click.echo(f"             {line}")
     click.echo("subject            slices  with foreground  fold  view      native grid (mm, orientation)")
     for index, subject in enumerate(cache.subjects):
         slices = rows[rows["subject"] == index]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, say
+from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
@@ -57,6 +58,8 @@ def run_ablation(
     waiting = [run for run in runs if run.name not in finished]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    own = [run.config.inputs for run in waiting if run.config.inputs.text == "instruction"]
+    warn_of_texts(cache, (variant for inputs in own for variant in inputs.texts_read))
     stacked = accelerator.device.type == "cuda" if stacked is None else stacked
     passes = [
         part

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.fold_layers import base_of
+from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
+from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
 from zeus_union.stage1_instruct.building.report import BuildReport
@@ -21,6 +24,7 @@ from zeus_union.stage1_instruct.building.subjects import (
     find_missing,
 )
 from zeus_union.stage1_instruct.building.trained import build_with_trained
+from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies.study import Dataset
 
@@ -99,6 +103,10 @@ def _finish(build: Build) -> None:
             pack = False
     writer.finalize(pack)
     build.report.complete = True
+    if "instructions" in options.layers:
+        names = {options.variant, *(class_variants(options.variant, writer.card.classes) if options.per_class else ())}
+        with Cache(options.out, allow_partial=True) as cache:
+            say_statistics(cache, [variant for variant in cache.variants if base_of(variant) in names])
 
 
 def parse_layers(names: Sequence[str]) -> tuple[str, ...]:

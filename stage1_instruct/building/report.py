@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
-
-from zeus_union.cache.instructions import Instruction
 
 
 @dataclass
@@ -25,8 +23,6 @@ class BuildReport:
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
         without_texts: whether the instructions were left out, since training the projection behind them takes long.
-        empty: instructions without a word.
-        endless: instructions that were cut at max_new_tokens.
         cut_by_encoder: texts of which the text encoder read the beginning only.
     """
 
@@ -36,8 +32,6 @@ class BuildReport:
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     without_texts: bool = False
-    empty: int = 0
-    endless: int = 0
     cut_by_encoder: int = 0
 
     @contextmanager
@@ -46,13 +40,6 @@ class BuildReport:
         yield
         self.seconds[part] += time.perf_counter() - start
         self.done[part] += slice_modalities
-
-    def count(self, rows: Iterable[Instruction], cut_by_encoder: int = 0) -> None:
-        """Counts the instructions that are empty and those that were cut, by the language model or the text encoder."""
-        self.cut_by_encoder += cut_by_encoder
-        for row in rows:
-            self.empty += not row.text
-            self.endless += row.stop_reason == "length"
 
     def per_slice_modality(self) -> dict[str, float]:
         """part -> seconds a slice-modality."""

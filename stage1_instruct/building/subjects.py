@@ -338,7 +338,7 @@ def _write_texts(build: Build, subject: str) -> int:
         card = replace(build.dataset.card, instance=build.layers.instructions[layer])
         pieces = stored_images(writer, subject, build.layers.embeddings, models.instructor.sees)
         written = joined(answer(seen, card, models, build.options.seed, report.timing) for seen in pieces)
-        report.count(written.rows, written.cut)
+        report.cut_by_encoder += written.cut
         count = len(written.rows)
         with report.timing("writing instructions", count):
             writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)

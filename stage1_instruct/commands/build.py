@@ -308,12 +308,6 @@ def _say_report(report: BuildReport) -> None:
     for part, seconds in report.per_slice_modality().items():
         say(f"  {part}: {seconds:.3f} s a slice-modality")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
-    if report.empty or report.endless:
-        count = report.done["LLM"]
-        say(
-            f"  of {count} instructions {report.empty} are empty and {report.endless} were cut at max_new_tokens; "
-            "the Parquet table's stop_reason names them"
-        )
     if report.cut_by_encoder:
         say(
             f"  of {report.done['text encoder']} texts {report.cut_by_encoder} are longer than the text encoder reads: their "

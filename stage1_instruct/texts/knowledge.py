@@ -16,6 +16,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.quantize import decode
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, some_of
+from zeus_union.cache.text_statistics import text_statistics
 from zeus_union.stage1_instruct.texts.knowledge_scores import FEWEST, draw_subjects, score
 from zeus_union.stage1_instruct.texts.knowledge_targets import AUC, CHANCE, R2, Target, find_targets
 from zeus_union.stage1_instruct.texts.linear_probes import Split, answer, grouped_splits
@@ -96,6 +97,8 @@ def measure_knowledge(
             f"{cache.path} has {len(names)} labelled subjects to probe; two are needed, one to fit on and one to test on"
         )
     splits, notes = _splits(cache, variant, of_row)
+    if warning := text_statistics(cache.instructions(variant)).warning:
+        notes.append(f"warning: {variant}: {warning}")
     targets = find_targets(cache, rows)
     if not targets:
         raise UserError(f"all labelled slices of {cache.path} show the same: there is nothing to know of them")

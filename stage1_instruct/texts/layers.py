@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
+from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter, Instruction
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, encode_under_bar
 from zeus_union.stage1_instruct.texts.matching import Cell
@@ -67,6 +68,8 @@ def add_text_layers(path: Path, layers: Mapping[str, TextLayer], encoder: Instru
                     embeddings = _stacked(rows, vectors, len(card.modalities))
                     writer.write_instructions(layer, subject, embeddings, rows)
     writer.finalize(packed)
+    with Cache(path) as cache:
+        say_statistics(cache, [layer.partition("/")[2] for layer in layers])
 
 
 def _rows(layer: TextLayer, subject: str, numbers: list[int], card: DatasetCard) -> list[Instruction]:

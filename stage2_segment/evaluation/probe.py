@@ -18,13 +18,14 @@ from rich.table import Table
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress
+from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.choices import TEXTS
 from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import results_path, subjects_to_measure
 from zeus_union.stage2_segment.evaluation.metrics import dsc, mean_defined, mean_over_subjects, overlap_counts
-from zeus_union.stage2_segment.inputs.layers import layer_read
+from zeus_union.stage2_segment.inputs.layers import layer_read, layers_read
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
@@ -161,6 +162,7 @@ def _open(
     if text != "instruction":
         raise UserError(f"{run} was trained with --text {text}: it reads no instruction of its own to be probed")
     check_cache(trained.config, cache)
+    warn_of_texts(cache, layers_read(trained.config, cache))
     return trained, subjects_to_measure(trained.config, cache, subjects)
 
 

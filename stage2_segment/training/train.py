@@ -15,6 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import VALIDATED_FROM
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.config import RunConfig, Split
 from zeus_union.stage2_segment.device import make_accelerator
@@ -68,6 +69,7 @@ def train(
         return
     if accelerator.is_main_process:
         say(_what(cache, config, accelerator))
+        warn_of_texts(cache, config.inputs.texts_read)
     train_together(cache, [learner], accelerator, resident=resident, validate_every=validate_every)
     if learner.stopped:
         raise UserError(learner.stopped)

@@ -31,6 +31,8 @@ def test_the_oracle_is_a_row_that_the_tables_call_an_upper_bound(toy: Path, tmp_
     (tmp_path / "grid.yaml").write_text("rows: [{name: Zeus}]\n")
     done = ablate(toy, str(tmp_path / "grid.yaml"), "--controls", "none,oracle", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
+    assert done.stderr.count("warning: toy: 12 instructions, 1 distinct: the text says nothing of the image") == 1
+    assert "warning: oracle" not in done.stderr  # a control
     for name in ("table.md", "classes.md"):
         table = (tmp_path / "out" / name).read_text()
         assert "upper bound, no result" in table and "Zeus, text: oracle (oracle)" in table

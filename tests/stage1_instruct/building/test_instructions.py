@@ -39,7 +39,7 @@ def test_questions_beyond_the_text_encoder_are_counted_and_said(
     written = answer(seen, card(", ".join(f"class {number}" for number in range(117))), models, timing=report.timing)
     assert written.cut == 6
     assert np.allclose(written.embeddings[0, 0], written.embeddings[0, 1])
-    report.count(written.rows, written.cut)
+    report.cut_by_encoder += written.cut
     _say_report(report)
     said = " ".join(capsys.readouterr().err.split())
     assert "of 6 texts 6 are longer than the text encoder reads" in said and "--per-class" in said

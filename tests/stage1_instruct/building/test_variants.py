@@ -133,6 +133,8 @@ def test_bare_prompt_is_the_question_in_every_slice(demo: Demo) -> None:
     done = demo.build("--slice-step", "6", "--variant", "prompt", "--set", "instructor=prompt", "--set", "llm=none")
     assert done.exit_code == 0, done.output
     assert "LLM" not in done.output and "UNTRAINED" not in done.output
+    assert "prompt: 4 instructions, 2 distinct: 4 equal to another slice's, 0 empty" in " ".join(done.output.split())
+    assert "warning" not in done.output  # it says nothing on purpose
     with Cache(demo.path) as cache:
         table = cache.instructions("prompt").to_pylist()
         rows = np.arange(len(cache.rows))
