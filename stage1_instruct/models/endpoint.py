@@ -228,7 +228,9 @@ class Endpoint:
                 # A read's own time limit is no limit on a server that sends a byte now and then.
                 for block in response.stream(1 << 16):
                     data += block
-                    if time.monotonic() > deadline or len(data) > LARGEST_ANSWER:
+                    if len(data) > LARGEST_ANSWER:
+                        raise _Passing(f"answers with more than {LARGEST_ANSWER >> 20} MiB")
+                    if time.monotonic() > deadline:
                         raise urllib3.exceptions.TimeoutError
             finally:
                 response.close()

@@ -218,6 +218,10 @@ def slow(handler: Handler) -> None:
     proper(handler)
 
 
+def endless(handler: Handler) -> None:
+    reply(handler, b" " * (endpoint.LARGEST_ANSWER + 1))
+
+
 def drips(handler: Handler) -> None:
     """A byte now and then: no single read takes long."""
     handler.send_response(200)
@@ -244,6 +248,7 @@ FAULTS = {
     cut: "the connection failed",
     hangs_up: "the connection failed",
     slow: "no whole answer within timeout_s = 0.5",
+    endless: "answers with more than 16 MiB",
     drips: "no whole answer within timeout_s = 0.5",
 }
 

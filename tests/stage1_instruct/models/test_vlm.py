@@ -244,6 +244,22 @@ def test_folder_without_processor_is_one_clear_error(copied: Path, tiny_parts: d
         models(tiny_parts, copied).instructor.load()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_processor_that_needs_torchvision_says_so(copied: Path, tiny_parts: dict[str, str]) -> None:
+    path = copied / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings |= {
+        "processor_class": "Qwen2VLProcessor",
+        "video_processor": {"video_processor_type": "Qwen2VLVideoProcessor"},
+    }
+    path.write_text(json.dumps(settings))
+    config = copied / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("LlavaProcessor", "Qwen2VLProcessor"))
+    with pytest.raises(UserError, match="needs torchvision: pip install torchvision") as raised:
+        models(tiny_parts, copied).instructor.load()
+    assert "\n" not in str(raised.value)
+
+
 def test_folder_of_a_language_model_is_one_clear_error(tiny_parts: dict[str, str], tiny_llama: Path) -> None:
     with pytest.raises(UserError, match="has no processor that transformers can read"):
         models(tiny_parts, tiny_llama).instructor.load()

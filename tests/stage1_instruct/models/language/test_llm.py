@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.models.language.library import Serving
 from zeus_union.stage1_instruct.models.language.llm import Decoding, Generation, InstructionLLM, Loading
 from zeus_union.stage1_instruct.models.language.prompts import question, template
 from zeus_union.stage1_instruct.profiles.profile import Profile
@@ -163,6 +164,16 @@ def test_answer_stops_at_the_models_end_of_text(tiny_llama: Path) -> None:
     llm = tiny(tiny_llama)
     llm.model.model.norm.weight.data.zero_()
     llm.model.generation_config.eos_token_id = 0
+    answer = llm.generate(["Why?"], image_tokens(llm, 1))[0]
+    assert (answer.output_tokens, answer.stop_reason) == (1, "eos")
+
+
+@pytest.mark.parametrize("by_library", [False, True])
+def test_each_of_several_ends_of_text_ends_an_answer(by_library: bool, tiny_llama: Path) -> None:
+    llm = tiny(tiny_llama)
+    llm.__dict__["serving"] = Serving(by_library, "")
+    llm.model.model.norm.weight.data.zero_()  # the token is always 0
+    llm.model.generation_config.eos_token_id = [7, 0]
     answer = llm.generate(["Why?"], image_tokens(llm, 1))[0]
     assert (answer.output_tokens, answer.stop_reason) == (1, "eos")
 
