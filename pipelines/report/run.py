@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from zeus_union.cache.terminal import choose, split_names
+from zeus_union.pipelines.report.curves import draw_curves
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
-from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.checkpoint import METRICS, load_config
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.predict import load_run, open_cache
 
@@ -14,8 +17,14 @@ LEAK_NOTE = "; an upper bound, no result: its instructions were made from the tr
 
 
 def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:
-    """Draws `slices` telling slices of the run's held-out subjects (or of `subjects`); returns the PNG's path."""
+    """Draws `slices` telling slices of the run's held-out subjects (or of `subjects`); returns the PNG's path.
+
+    Beside it, in the run's folder, curves.png: how the run was trained.
+    """
     config = load_config(run)
+    metrics = run / METRICS
+    if metrics.is_file():
+        draw_curves(pq.read_table(metrics).to_pylist(), run / "curves.png", run.name)
     with open_cache(run, cache_path) as cache:
         wanted = choose(split_names(subjects), cache.subjects, "subject") if subjects else config.split.test
         rows = telling_rows(cache, wanted, slices)
