@@ -25,6 +25,7 @@ from tiny_vlms import write_vlm
 from zeus_union.cache.errors import ServerError, UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.verify import verify
+from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.building.failures import BuildFailures
 from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
 from zeus_union.stage1_instruct.cli import main
@@ -451,6 +452,20 @@ def test_another_machine_gets_images_only_where_it_is_named(
     assert lines[1] == "images are sent to gpu.example, as --send-images-to gpu.example allows"
     done = command(tiny_parts, address, nnunet, tmp_path / "a.h5")
     assert done.exit_code == 2 and "give --send-images-to 192.0.2.7" in done.output
+
+
+def test_host_for_images_without_a_server_is_refused(tiny_parts: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="--send-images-to gpu is for instructor = server and this is llm"):
+        load_models(load_profile("lite", tiny_parts), "cpu", print, send_images_to="gpu")
+
+
+def test_segment_sends_a_new_study_only_where_the_command_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run's own instructor writes the texts of a new study."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("zeus_union.pipelines.segment.segment_study", lambda *_, **more: given.update(more))
+    line = ["segment", str(tmp_path), "--run", str(tmp_path), "--send-images-to", "gpu.example"]
+    assert CliRunner().invoke(zeus, line).exit_code == 0
+    assert given["send_images_to"] == "gpu.example"
 
 
 @pytest.mark.parametrize(
