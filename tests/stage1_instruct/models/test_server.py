@@ -273,16 +273,27 @@ def test_fault_that_stays_is_one_line_after_the_last_try(
     assert "\n" not in str(raised.value) and len(server.asked) == 2
 
 
-@pytest.mark.parametrize("fault", [fails, cut, empty], ids=lambda fault: fault.__name__)
+def test_command_ends_with_one_line_and_2_and_goes_on_when_the_server_is_up_again(
+    tiny_parts: dict[str, str], server: ChatServer, nnunet: Path, tmp_path: Path
+) -> None:
+    server.faults = [proper, *[fails] * 50]
+    done = command(tiny_parts, server.address, nnunet, tmp_path / "a.h5", parallel="1")
+    assert done.exit_code == 2 and FAULTS[fails] in done.output.strip().splitlines()[-1], done.output
+    server.faults.clear()
+    assert command(tiny_parts, server.address, nnunet, tmp_path / "a.h5").exit_code == 0
+    assert verify(tmp_path / "a.h5") == []
+
+
+@pytest.mark.parametrize("fault", [garbage, cut, empty, slow], ids=lambda fault: fault.__name__)
 def test_fault_that_stays_leaves_nothing_half_written(
     fault: Fault, tiny_parts: dict[str, str], server: ChatServer, nnunet: Path, tmp_path: Path
 ) -> None:
     server.faults = [proper, *[fault] * 50]
-    done = command(tiny_parts, server.address, nnunet, tmp_path / "a.h5", parallel="1")
-    assert done.exit_code == 2 and FAULTS[fault] in done.output.strip().splitlines()[-1], done.output
+    with pytest.raises(UserError):
+        build(tiny_parts, server.address, nnunet, tmp_path / "a.h5", parallel="1", timeout_s="0.5")
     assert not [path for path in (tmp_path / "a.h5.d").rglob("*") if "instructions" in path.name and path.is_file()]
     server.faults.clear()
-    assert command(tiny_parts, server.address, nnunet, tmp_path / "a.h5").exit_code == 0
+    build(tiny_parts, server.address, nnunet, tmp_path / "a.h5")
     assert verify(tmp_path / "a.h5") == []
 
 
