@@ -40,6 +40,16 @@ class Models:
         batch_size: int | None = None,
         send_images_to: str | None = None,
     ) -> None:
+        """Args: as for `load_models`.
+
+        Raises:
+            UserError: `send_images_to`, but the instructor is no server.
+        """
+        if send_images_to is not None and profile.instructor != SERVER:
+            raise UserError(
+                f"--send-images-to {send_images_to} is for instructor = server and this is {profile.instructor}: no image "
+                "leaves this machine; leave it out"
+            )
         self.profile = profile
         self.device = torch.device(device)
         self._say = say

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -95,15 +96,7 @@ class VisionLanguageModel:
             UserError: one of them cannot be loaded, or the chat template has no place for a picture.
         """
         picture = Image.new("RGB", (256, 256))
-        try:
-            tokens, without = (
-                self._tokens([QUESTION], pictures)["input_ids"].shape[1] for pictures in ([picture], [None])
-            )
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise UserError(
-                f"the {WHAT} {self._profile.model} cannot read a picture with a question by its chat template "
-                f"({first_line(error)}); see to chat_template.jinja, or choose another model"
-            ) from error
+        tokens, without = (self._tokens([QUESTION], pictures)["input_ids"].shape[1] for pictures in ([picture], [None]))
         if tokens <= without:
             raise UserError(
                 f"the chat template of the {WHAT} {self._profile.model} has no place for a picture: a question has {without} "
@@ -113,10 +106,7 @@ class VisionLanguageModel:
 
     def prompt(self, question: str) -> str:
         """The whole prompt as its chat template makes it, with the model's own mark where the image tokens go."""
-        text: str = self._processor.apply_chat_template(
-            _message(question, [{"type": "image"}]), add_generation_prompt=True, tokenize=False
-        )
-        return text
+        return str(self._apply_template(_message(question, [{"type": "image"}]), tokenize=False))
 
     @torch.inference_mode()
     def answer(
@@ -169,16 +159,21 @@ class VisionLanguageModel:
 
     def _tokens(self, questions: Sequence[str], pictures: Sequence[Image.Image | None]) -> Any:
         """What the processor makes of conversations of equal length; no picture where that is None."""
-        return self._processor.apply_chat_template(
-            [
-                _message(question, [] if picture is None else [{"type": "image", "image": picture}])
-                for question, picture in zip(questions, pictures)
-            ],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+        conversations = [
+            _message(question, [] if picture is None else [{"type": "image", "image": picture}])
+            for question, picture in zip(questions, pictures)
+        ]
+        return self._apply_template(conversations, tokenize=True, return_dict=True, return_tensors="pt")
+
+    def _apply_template(self, conversations: list[Any], **form: Any) -> Any:
+        """Raises UserError: the template, or the processor behind it, cannot take a picture with a question."""
+        try:
+            return self._processor.apply_chat_template(conversations, add_generation_prompt=True, **form)
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(
+                f"the {WHAT} {self._profile.model} cannot read a picture with a question by its chat template "
+                f"({first_line(error)}); see to chat_template.jinja, or choose another model"
+            ) from error
 
     def _generation(self, answer: Answer, prompt_tokens: int) -> Generation:
         text = self._processor.tokenizer.decode(answer.tokens, skip_special_tokens=True)

@@ -116,6 +116,10 @@ class LibraryDecoder(Decoder):
         hook = None
         if self.decoding.keep_states:
             head = self.model.get_output_embeddings()
+            if head is None:
+                raise UserError(
+                    f"keep_states = yes, but {type(self.model).__name__} shows no states; give keep_states=no"
+                )
             hook = head.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0][:, -1]))
         under_way = list(range(len(rows)))
 

@@ -25,6 +25,7 @@ from tiny_vlms import write_vlm
 from zeus_union.cache.errors import ServerError, UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.verify import verify
+from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.building.failures import BuildFailures
 from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
 from zeus_union.stage1_instruct.cli import main
@@ -272,16 +273,27 @@ def test_fault_that_stays_is_one_line_after_the_last_try(
     assert "\n" not in str(raised.value) and len(server.asked) == 2
 
 
-@pytest.mark.parametrize("fault", [fails, cut, empty], ids=lambda fault: fault.__name__)
+def test_command_ends_with_one_line_and_2_and_goes_on_when_the_server_is_up_again(
+    tiny_parts: dict[str, str], server: ChatServer, nnunet: Path, tmp_path: Path
+) -> None:
+    server.faults = [proper, *[fails] * 50]
+    done = command(tiny_parts, server.address, nnunet, tmp_path / "a.h5", parallel="1")
+    assert done.exit_code == 2 and FAULTS[fails] in done.output.strip().splitlines()[-1], done.output
+    server.faults.clear()
+    assert command(tiny_parts, server.address, nnunet, tmp_path / "a.h5").exit_code == 0
+    assert verify(tmp_path / "a.h5") == []
+
+
+@pytest.mark.parametrize("fault", [garbage, cut, empty, slow], ids=lambda fault: fault.__name__)
 def test_fault_that_stays_leaves_nothing_half_written(
     fault: Fault, tiny_parts: dict[str, str], server: ChatServer, nnunet: Path, tmp_path: Path
 ) -> None:
     server.faults = [proper, *[fault] * 50]
-    done = command(tiny_parts, server.address, nnunet, tmp_path / "a.h5", parallel="1")
-    assert done.exit_code == 2 and FAULTS[fault] in done.output.strip().splitlines()[-1], done.output
+    with pytest.raises(UserError):
+        build(tiny_parts, server.address, nnunet, tmp_path / "a.h5", parallel="1", timeout_s="0.5")
     assert not [path for path in (tmp_path / "a.h5.d").rglob("*") if "instructions" in path.name and path.is_file()]
     server.faults.clear()
-    assert command(tiny_parts, server.address, nnunet, tmp_path / "a.h5").exit_code == 0
+    build(tiny_parts, server.address, nnunet, tmp_path / "a.h5")
     assert verify(tmp_path / "a.h5") == []
 
 
@@ -451,6 +463,20 @@ def test_another_machine_gets_images_only_where_it_is_named(
     assert lines[1] == "images are sent to gpu.example, as --send-images-to gpu.example allows"
     done = command(tiny_parts, address, nnunet, tmp_path / "a.h5")
     assert done.exit_code == 2 and "give --send-images-to 192.0.2.7" in done.output
+
+
+def test_host_for_images_without_a_server_is_refused(tiny_parts: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="--send-images-to gpu is for instructor = server and this is llm"):
+        load_models(load_profile("lite", tiny_parts), "cpu", print, send_images_to="gpu")
+
+
+def test_segment_sends_a_new_study_only_where_the_command_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run's own instructor writes the texts of a new study."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("zeus_union.pipelines.segment.segment_study", lambda *_, **more: given.update(more))
+    line = ["segment", str(tmp_path), "--run", str(tmp_path), "--send-images-to", "gpu.example"]
+    assert CliRunner().invoke(zeus, line).exit_code == 0
+    assert given["send_images_to"] == "gpu.example"
 
 
 @pytest.mark.parametrize(
