@@ -13,6 +13,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress
 
 AUC, R2 = "AUC", "R2"
+FEWEST_SLICES = 5  # with an answer, of two subjects or more: fewer rank by accident
 CHANCE = {AUC: 0.5, R2: 0.0}
 # Target -> how a probe of it is scored. side: of the halves of the columns, e.g. the patient's right and left; third: of the
 # rows, e.g. front, middle and back, the mean over the three of each against the others; area: the logarithm of its share.
@@ -39,7 +40,7 @@ class Target:
 def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
     """The targets of every class over labelled rows.
 
-    An answer that one subject alone gives cannot be learned from the others: such rows have none. Targets that are left
+    An answer that one subject alone gives cannot be learned from the others, and a rare one is no test: such rows have none. Targets that are left
     without two different answers are left out.
     """
     found: dict[tuple[str, str], NDArray[np.float64]] = {
@@ -55,7 +56,11 @@ def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
         answers = (
             values if TARGETS[name] == AUC else np.where(np.isnan(values), np.nan, 0)
         )  # a size is never the same twice
-        shared = [value for value in np.unique(answers) if len(np.unique(subjects[answers == value])) > 1]
+        shared = [
+            value
+            for value in np.unique(answers)
+            if len(np.unique(subjects[answers == value])) > 1 and (answers == value).sum() >= FEWEST_SLICES
+        ]
         values[~np.isin(answers, shared)] = np.nan
     return [Target(*key, values) for key, values in found.items() if len(np.unique(values[~np.isnan(values)])) > 1]
 
