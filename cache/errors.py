@@ -9,8 +9,16 @@ class UserError(Exception):
     """
 
 
-class NoSpaceError(UserError):
-    """A disk without the space for what comes next: no subject's fault, the whole job stops."""
+class JobError(UserError):
+    """No subject's fault, and the next one would meet it too: the whole job stops."""
+
+
+class NoSpaceError(JobError):
+    """A disk without the space for what comes next."""
+
+
+class ServerError(JobError):
+    """A model server that does not answer, or answers what is of no use."""
 
 
 def first_line(error: BaseException) -> str:

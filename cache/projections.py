@@ -1,7 +1,8 @@
-"""Names under which an instruction layer of a split keeps its projections, as constants of the layer.
+"""Names under which an instruction layer keeps its projections, as constants of the layer.
 
-everyone.NAME    float32, the tensors of the projection that was trained on all training subjects
-halfI.NAME       likewise, of the one that the texts of half I of the training subjects come from
+everyone.NAME    float32, the tensors of the projection; of a split's layer the one that was trained on all its training
+                 subjects
+halfI.NAME       likewise, of a split's layer, of the one that the texts of half I of the training subjects come from
 facts            uint8, JSON: the models on both sides, the training subjects, losses, seconds
 """
 

@@ -200,6 +200,7 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
     help="The file of a modality, e.g. T1Gd=scan.nii.gz, where its name does not say it; repeatable.",
 )
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
+@click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 def segment(
     study: Path,
@@ -210,6 +211,7 @@ def segment(
     cache: Path | None,
     choices: tuple[str, ...],
     slice_step: int,
+    send_images_to: str | None,
     device: str | None,
 ) -> None:
     """A new study through both stages: mask out, in the study's own grid.
@@ -237,6 +239,7 @@ def segment(
         cache=cache,
         modalities=parse_choices(choices),
         slice_step=slice_step,
+        send_images_to=send_images_to,
         device=device,
     )
     click.echo(f"mask in {mask}")

@@ -41,6 +41,7 @@ def segment_study(
     cache: Path | None = None,
     modalities: Mapping[str, Path] | None = None,
     slice_step: int = 1,
+    send_images_to: str | None = None,
     device: str | None = None,
 ) -> Path:
     """Writes the run's mask of a study that is in no cache, in the study's own grid; returns its path.
@@ -55,6 +56,7 @@ def segment_study(
         cache: the run's, where it is no longer where it was; it says what the classes and modalities are called.
         modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
         slice_step: every n-th slice; the others stay 0.
+        send_images_to: as for `load_models`.
 
     Raises:
         UserError: no file of any of the run's modalities; files on different grids; other models than the run's.
@@ -73,7 +75,7 @@ def segment_study(
         chosen = load_profile(profile, overrides)
         if chosen.projection == "auto" and (run / PROJECTION).is_file():
             chosen = replace(chosen, projection=str(run / PROJECTION))
-        models = load_models(chosen, device or best_device())
+        models = load_models(chosen, device or best_device(), send_images_to=send_images_to)
         for name in config.inputs.texts_read:
             recipe = config.inputs.instruction_recipes[name]
             _check_has_instructor(name, recipe)

@@ -15,7 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.assembly import Models, load_models
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
-from zeus_union.stage1_instruct.profiles.profile import Profile
+from zeus_union.stage1_instruct.profiles.profile import SERVER, Profile
 from zeus_union.stage1_instruct.weights.store import path_of
 
 TOKENS = 10
@@ -36,10 +36,13 @@ class Finding:
     report: str
 
 
-def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
+def examine(profile: Profile, device: str | torch.device, send_images_to: str | None = None) -> Iterator[Finding]:
     """Findings as they come: files first, then memory, then every model loaded and used once.
 
     One broken part does not keep the others from being looked at. Needs no data: the picture is a gradient.
+
+    Args:
+        send_images_to: as for `load_models`.
     """
     missing = False
     for part in profile.parts:
@@ -52,17 +55,20 @@ def examine(profile: Profile, device: str | torch.device) -> Iterator[Finding]:
         return
     yield _memory(profile, torch.device(device))
     notes: list[str] = []
-    models = load_models(replace(profile, max_new_tokens=TOKENS), device, notes.append, batch_size=1)
+    models = load_models(replace(profile, max_new_tokens=TOKENS), device, notes.append, 1, send_images_to)
     checks: dict[str, Callable[[Models], str]] = {
         "image encoder": _encoder,
         "vision features": _vision,
         "projection": _projection,
         "decoding": _decoding,
+        "server": _server,
         "instruction": _instruction,
         "text encoder": _text,
     }
     if not isinstance(models.instructor, ProjectedLLM):
         del checks["vision features"], checks["projection"], checks["decoding"]
+    if profile.instructor != SERVER:
+        del checks["server"]
     for part, check in checks.items():
         try:
             yield Finding(part, True, check(models))
@@ -127,6 +133,12 @@ def _decoding(models: Models) -> str:
     if served.by_library:
         return f"by transformers' generate, one prompt at a time, slower: {served.report}"
     return f"by the decode loop, many prompts together: {served.report}"
+
+
+def _server(models: Models) -> str:
+    """One question with a picture and without: a model that sees has more tokens to read with it."""
+    models.instructor.load()
+    return f"{models.profile.address}: {models.profile.model} answers"
 
 
 def _instruction(models: Models) -> str:

@@ -17,7 +17,7 @@ PROJECTION = "projection.safetensors"
 
 
 def carry_projection(cache: Cache, config: RunConfig, run: Path) -> None:
-    """Writes the projection that new studies get, of a layer that keeps one, as train-projection would."""
+    """Writes the projection that new studies get into the run's folder, as train-projection would, where its layer keeps one."""
     for variant in config.inputs.variants[:1]:  # the layers of all classes share it
         layer = f"instructions/{variant}"
         constants, recipe = cache.constants(layer), cache.recipe(layer)

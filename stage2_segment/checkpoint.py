@@ -83,10 +83,10 @@ def _why_missing(run: Path, which: str) -> str:
     metrics = run / METRICS
     validated = pq.read_table(metrics).to_pydict().get("validation_dsc", []) if metrics.is_file() else []
     if any(value is not None for value in validated):
-        return "no held-out subject has a class to be measured by, so no epoch is the best; use --weights last"
+        return "no validation subject has a class to be measured by, so no epoch is the best; use --weights last"
     return (
-        f"the {which} weights are chosen by validation, and the run was never validated (--validate-every 0, or no epoch "
-        "that was due is over); use --weights last"
+        f"the {which} weights are chosen by validation, and the run was never validated (no validation subjects, "
+        "--validate-every 0, or no epoch that was due is over); use --weights last"
     )
 
 

@@ -36,8 +36,13 @@ INSTRUCTIONS = {
     "class": "one for each class, which the decoder answers with a binary mask",
 }
 FORMS = {
-    "sentence": "one embedding of the whole text, one prompt token",
-    "tokens": "the language model's last-layer state at every token of its answer, each a prompt token",
+    "sentence": "one embedding of the whole text",
+    "tokens": "the language model's last-layer state at every token of its answer",
+}
+RESIDUAL, MLP = "residual", "mlp"
+ALIGNERS = {
+    RESIDUAL: "a learned token plus what the text adds to it, nothing at the start: never worse than no text by its weights",
+    MLP: "the paper's two layers: the text alone makes the token; with --form tokens, each state makes one",
 }
 # What the aligner reads. All but the first, none and the oracle are controls: what is left of a gain with them is not due
 # to what the instruction says of its slice.

@@ -25,7 +25,7 @@ weights_option = click.option(
     type=click.Choice(["last", "best"]),
     default="last",
     show_default=True,
-    help="After the last epoch, or after the epoch with the best DSC on the held-out subjects.",
+    help="After the last epoch, or after the epoch with the best DSC on the validation subjects.",
 )
 
 
@@ -81,7 +81,7 @@ def train_command(
     device: str | None,
     **given: Any,
 ) -> None:
-    """Train from a cache; held-out subjects are validated on after every epoch.
+    """Train from a cache; validation subjects, where there are any, are measured after every epoch.
 
     The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
     state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed. A run
@@ -145,7 +145,7 @@ def evaluate_command(
 ) -> None:
     """DSC and IoU per class and subject, at 256 x 256 and in the native grid; HD95 and NSD there.
 
-    The weights are the last by default: the best were chosen on the held-out subjects themselves.
+    The weights are the last by default; the best were chosen on the validation subjects.
 
     \b
     DSC   2 |P and T| / (|P| + |T|) of a class in a subject's volume, all its cached slices together

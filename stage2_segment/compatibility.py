@@ -43,7 +43,7 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     _check_same(_what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
     for name, there in zip(inputs.texts_read, layers_read(config, cache)):
         check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{there}"), str(cache.path))
-        width = text_width(cache, [there], config.architecture.form)
+        width = text_width(cache, [there], config.architecture.form, config.architecture.aligner)
         if width != config.architecture.text_width:
             raise UserError(
                 f"{cache.path} has text embeddings of {width} values, the run was trained on "

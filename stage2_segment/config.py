@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.choices import RESIDUAL, ZEUS
 from zeus_union.stage2_segment.recipe import Recipe
 
 T = TypeVar("T")
@@ -20,9 +20,10 @@ class Architecture:
         merge, preset: of a baseline, keys of `choices.MERGES` and `choices.PRESETS`.
         instructions: 'modality' (one for all classes) or 'class' (one for each, a binary mask from each).
         form: 'sentence' or 'tokens', a key of `choices.FORMS`.
+        aligner: how text becomes a prompt token, a key of `choices.ALIGNERS`.
         constant_text: one text for all slices, kept with the weights.
         modalities, classes: how many.
-        text_width: D of the text; 0: none.
+        text_width: D of what the aligner reads; 0: none.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Architecture:
     preset: str
     instructions: str
     form: str
+    aligner: str
     aligner_depth: int
     iou_token: bool
     constant_text: bool
@@ -99,7 +101,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Split:
-    """Subjects to train on and held-out ones.
+    """Subjects to train on, held-out ones, and those that the best weights are chosen on.
 
     Attributes:
         fold: the held-out fold; None where the subjects were named.
@@ -108,6 +110,7 @@ class Split:
     fold: int | None
     train: tuple[str, ...]
     test: tuple[str, ...]
+    validation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,11 @@ class RunConfig:
     @property
     def is_zeus(self) -> bool:
         return self.architecture.model == ZEUS
+
+    @property
+    def text_is_a_part(self) -> bool:
+        """Whether the text is added to a token that does without it, so that it can be left out."""
+        return self.is_zeus and self.architecture.aligner == RESIDUAL and self.architecture.text_width > 0
 
 
 def _from_json(kind: type[T], values: dict[str, Any]) -> T:

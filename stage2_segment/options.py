@@ -14,6 +14,7 @@ import click
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import PanelOption, choose, split_names
 from zeus_union.stage2_segment.choices import (
+    ALIGNERS,
     CLASS_WEIGHTS,
     COMBINES,
     FORMS,
@@ -156,6 +157,15 @@ OPTIONS: tuple[Option, ...] = (
         of=OF_ZEUS,
     ),
     Option(
+        "aligner",
+        "architecture.aligner",
+        MODEL,
+        ALIGNERS,
+        "residual: a learned token, to which the text adds a part that is nothing at the start; mlp: the paper's, the text "
+        "alone makes the token.  [default: residual; mlp with --recipe paper]",
+        of=OF_ZEUS,
+    ),
+    Option(
         "aligner_depth",
         "architecture.aligner_depth",
         MODEL,
@@ -239,7 +249,8 @@ OPTIONS: tuple[Option, ...] = (
         "split.fold",
         SPLIT,
         click.IntRange(0),
-        "The fold to hold out and validate on.  [default: 0]",
+        "The fold to hold out. An eighth of the others was drawn with it to validate on, where there are five or more.  "
+        "[default: 0]",
         in_grid=False,
     ),
     Option(
@@ -255,6 +266,14 @@ OPTIONS: tuple[Option, ...] = (
         SPLIT,
         NAMES,
         "Names instead of a fold.  [default: all labelled but the train subjects]",
+    ),
+    Option(
+        "validation_subjects",
+        "split.validation",
+        SPLIT,
+        NAMES,
+        "Names to choose the best weights on, beside named training or test subjects; they are trained on by nothing.  "
+        "[default: none; of a fold those drawn with it]",
     ),
     Option(
         "allow_seen",
@@ -310,7 +329,7 @@ OPTIONS: tuple[Option, ...] = (
         TRAINING,
         click.FloatRange(0, min_open=True),
         "Highest learning rate of what starts from nothing in Zeus: the aligner.  "
-        "[default: as many times --lr as in the recipe: paper 1, stable 5]",
+        "[default: as many times --lr as in the recipe: paper 1, stable 2]",
         of=OF_ZEUS,
     ),
     Option(
@@ -348,6 +367,15 @@ OPTIONS: tuple[Option, ...] = (
         TRAINING,
         click.FloatRange(0, 1, max_open=True),
         "Chance of each modality to be left out of a step, for studies that lack one.  [default: 0]",
+    ),
+    Option(
+        "text_drop",
+        "recipe.text_drop",
+        TRAINING,
+        click.FloatRange(0, 1, max_open=True),
+        "Chance of each slice to be answered without its text in a step, so that the learned token stays good alone; with "
+        "the residual aligner.  [default: paper 0; stable 0.1]",
+        of=OF_ZEUS,
     ),
     Option(
         "precision",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from zeus_union.stage2_segment.baselines.table2 import rows, suggested_modalities
-from zeus_union.stage2_segment.choices import BASELINES
+from zeus_union.stage2_segment.choices import BASELINES, MLP, RESIDUAL
 from zeus_union.stage2_segment.model import Zeus, parameter_table
 
 # f_vt of the paper, trained before stage 1 here: 768 -> 768 -> 4096, the width of a LLaMA 7B.
@@ -14,9 +14,9 @@ PAPER_TOTAL = {"hybrid": "8.06M", "late": "12.44M"}
 PAPER_CASE = {"modalities": 2, "classes": 4, "text_width": 512}
 
 
-def totals(fusion: str, modalities: int, classes: int, text_width: int) -> dict[str, int]:
+def totals(fusion: str, modalities: int, classes: int, text_width: int, aligner: str = RESIDUAL) -> dict[str, int]:
     """Parameters by part, without f_vt."""
-    return parameter_table(Zeus(modalities, classes, text_width, fusion=fusion))
+    return parameter_table(Zeus(modalities, classes, text_width, fusion=fusion, aligner=aligner))
 
 
 def by_modalities(classes: int, text_width: int, most: int = 4) -> Table:
@@ -64,24 +64,28 @@ def baselines_table(modalities: int, classes: int) -> Table:
 
 
 def as_table(modalities: int, classes: int, text_width: int) -> Table:
-    """A column for each fusion of this cache, and the paper's case (2 modalities, 4 classes, text width 512)."""
+    """A column for each fusion of this cache, and the paper's case (2 modalities, 4 classes, text width 512, its aligner)."""
+    this = {"modalities": modalities, "classes": classes, "text_width": text_width}
     cases = [
         (
-            f"{fusion}, {case['modalities']} modalities, {case['classes']} classes, text {case['text_width']}",
+            f"{fusion}, {case['modalities']} modalities, {case['classes']} classes, text {case['text_width']}, {aligner}",
             fusion,
             case,
+            aligner,
         )
-        for case in ({"modalities": modalities, "classes": classes, "text_width": text_width}, PAPER_CASE)
+        for case, aligner in ((this, RESIDUAL), (PAPER_CASE, MLP))
         for fusion in ("hybrid", "late")
     ]
-    columns = [totals(fusion, **case) for _, fusion, case in cases]
+    columns = [totals(fusion, **case, aligner=aligner) for _, fusion, case, aligner in cases]
+    with_mlp = [totals(fusion, **case, aligner=MLP) for _, fusion, case, _ in cases]
     table = Table(title="trainable parameters")
     table.add_column("part")
-    for heading, _, _ in cases:
+    for heading, *_ in cases:
         table.add_column(heading, justify="right")
     for part in columns[0]:
         table.add_row(part, *(f"{column[part]:,}" for column in columns))
     table.add_row("stage 2", *(f"{sum(column.values()):,}" for column in columns))
+    table.add_row("stage 2 with --aligner mlp", *(f"{sum(column.values()):,}" for column in with_mlp))
     table.add_row("projection f_vt 768-768-4096", *[f"{PAPER_PROJECTION:,}"] * len(columns))
     table.add_section()
     table.add_row("total", *(f"{sum(column.values()) + PAPER_PROJECTION:,}" for column in columns))

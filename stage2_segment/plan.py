@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,14 @@ from typing import Any
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of, base_variants, find_variant
+from zeus_union.cache.projections import FACTS
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose, some_of
-from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.choices import MLP, RESIDUAL, ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
+from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
 from zeus_union.stage2_segment.leaks import check_leaks, oracle_variants, without_leaks
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
@@ -42,18 +45,21 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     """
     options = complete(given)
     check_model_has(options)
-    split = choose_split(cache, options["fold"], options["train_subjects"], options["test_subjects"])
+    split = choose_split(
+        cache, options["fold"], options["train_subjects"], options["test_subjects"], options["validation_subjects"]
+    )
+    options["aligner"] = options["aligner"] or (MLP if options["recipe"] == "paper" else RESIDUAL)
     inputs = _inputs(cache, options, run, split)
     architecture = Architecture(
         **placed(options, "architecture"),
         constant_text=inputs.text == "constant",
         modalities=len(inputs.modalities),
         classes=len(inputs.classes),
-        text_width=text_width(cache, inputs.variants, options["form"]),
+        text_width=text_width(cache, inputs.variants, options["form"], options["aligner"]),
     )
     recipe = chosen_recipe(
         options["recipe"],
-        placed(options, "recipe"),
+        placed(options, "recipe") | _text_drop(options, architecture),
         one_rate=options["model"] != ZEUS,
         slices=len(cache.rows_of(split.train)),
     )
@@ -93,23 +99,37 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         embedding_recipe=cache.recipe(embeddings[0]) if embeddings else {},
         preprocessing=dict(cache.recipe("slices").get("preprocessing") or {}),
         instruction_recipes={name: cache.recipe(f"instructions/{name}") for name in variants},
-        content={layer: cache.content_digest(layer, (*split.train, *split.test)) for layer in layers},
+        content={
+            layer: cache.content_digest(layer, (*split.train, *split.test, *split.validation)) for layer in layers
+        },
         training_sources=sources_of(cache, split.train),
         seen=(),
         leaks=(),
     )
     return replace(
         inputs,
-        seen=check_unseen(cache, inputs.texts_read, split.test, options["allow_seen"]),
+        seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"]),
         leaks=check_leaks(cache, inputs.texts_read, options["allow_leak"]),
     )
 
 
-def text_width(cache: Cache, variants: Sequence[str], form: str) -> int:
-    """D of the text embeddings, or of the language model's states; 0 without text."""
+def text_width(cache: Cache, variants: Sequence[str], form: str, aligner: str) -> int:
+    """D of the text embeddings, or of the language model's states as the aligner reads them; 0 without text."""
     if not variants:
         return 0
-    return cache.states(variants[0], [0]).shape[-1] if form == "tokens" else cache.text_width(variants[0])
+    if form == "sentence":
+        return cache.text_width(variants[0])
+    width = cache.states(variants[0], [0]).shape[-1]
+    return width if aligner == MLP else width * STATE_PARTS
+
+
+def _text_drop(options: Mapping[str, Any], architecture: Architecture) -> dict[str, float]:
+    """No text can be left out where there is none, or where it is all that makes the token."""
+    if options["model"] == ZEUS and architecture.aligner == RESIDUAL and architecture.text_width:
+        return {}
+    if options["text_drop"]:
+        raise UserError("--text-drop leaves out the text's part of a token: it needs a --text, and --aligner residual")
+    return {"text_drop": 0.0}
 
 
 def _variants(
@@ -153,8 +173,16 @@ def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
         raise UserError(
             f"the texts of instructions/{wanted} for {of} are not in {cache.path}, which has {some_of(others)}: the "
             f"projection behind them is trained for each split; the cache's build-cache command with {add} adds them"
+            f"{_minutes(cache, others)}"
         )
     return found
+
+
+def _minutes(cache: Cache, variants: Sequence[str]) -> str:
+    """How long the projection of another split took to train."""
+    constants = cache.constants(f"instructions/{variants[0]}")
+    seconds = json.loads(constants[FACTS].tobytes()).get("seconds") if FACTS in constants else None
+    return "" if seconds is None else f" (about {max(1, round(seconds / 60))} min each, and the texts)"
 
 
 def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) -> str:

@@ -75,7 +75,7 @@ def load_run(run: Path, which: str = "last", device: str | None = None) -> Train
 
     Args:
         run: the folder that `train_run` wrote.
-        which: 'last' weights, or 'best': those of the epoch with the best DSC on the held-out subjects.
+        which: 'last' weights, or 'best': those of the epoch with the best DSC on the validation subjects.
         device: 'cpu', 'cuda', ...; the best there is for None.
 
     Raises:
@@ -108,13 +108,15 @@ def predict_slices(
 
 
 @torch.inference_mode()
-def predict_inputs(model: nn.Module, inputs: RunInputs, data: SliceData, batch_size: int = BATCH) -> NDArray[np.uint8]:
-    """As `predict_slices`, from inputs that are there."""
+def predict_inputs(
+    model: nn.Module, inputs: RunInputs, data: SliceData, batch_size: int = BATCH, use_text: bool = True
+) -> NDArray[np.uint8]:
+    """As `predict_slices`, from inputs that are there; without `use_text` by the learned token alone (`Zeus.forward`)."""
     model.eval()
-    parts = [
-        class_map(inputs.logits(model, positions, batch)).cpu().numpy()
-        for positions, batch in data.in_order(batch_size)
-    ]
+    parts = []
+    for positions, batch in data.in_order(batch_size):
+        used = None if use_text else np.zeros(len(positions), bool)
+        parts.append(class_map(inputs.logits(model, positions, batch, use_text=used)).cpu().numpy())
     return np.concatenate(parts)
 
 

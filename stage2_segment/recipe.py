@@ -18,7 +18,7 @@ class Recipe:
         batch_size: slices, each with all modalities.
         optimizer: 'adamw' or 'adam' (weight decay as an L2 term, as the paper's).
         lr_pretrained, lr_new: highest learning rates, by where the weights come from: Zeus's decoder is pretrained, its
-            aligner starts from nothing. A baseline has one rate for all its weights, and both are that.
+            aligner starts from nothing. A baseline has one rate for all its weights (`BASELINE_LR`), and both are that.
         warmup: share of all steps over which the learning rate rises from 0; at least `min_warmup_steps`, unless 0.
         decay_per: 'step' or 'epoch', the unit of lr x (1 - t / T)^0.9.
         clip: largest gradient norm; 0 = no clipping.
@@ -30,6 +30,7 @@ class Recipe:
             0 = the weights themselves.
         class_weights: 'equal', or 'inverse': classes weigh as 1 / sqrt(pixels in the training slices), mean 1.
         modality_drop: chance of each modality to be left out of a step (one always stays).
+        text_drop: chance of each slice to be answered without its text in a step; with the residual aligner only.
         precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.
     """
 
@@ -52,8 +53,11 @@ class Recipe:
     ema: float = 0.0
     class_weights: str = "equal"
     modality_drop: float = 0.0
+    text_drop: float = 0.0
     precision: str = "fp32"
 
+
+BASELINE_LR = 1e-3
 
 RECIPES = {
     # From 10 slices to 10,000: warm-up and clipping keep the pretrained decoder from collapsing to empty masks; Dice
@@ -65,7 +69,7 @@ RECIPES = {
         batch_size=4,
         optimizer="adamw",
         lr_pretrained=2e-4,
-        lr_new=1e-3,
+        lr_new=4e-4,
         weight_decay=1e-2,
         warmup=0.05,
         min_warmup_steps=10,
@@ -74,6 +78,7 @@ RECIPES = {
         dice_over="batch",
         foreground_share=2 / 3,
         patience=0,
+        text_drop=0.1,
     ),
     # Zeus, section 4.1.
     "paper": Recipe(
@@ -101,14 +106,14 @@ def chosen_recipe(name: str, fields: Mapping[str, Any], *, one_rate: bool, slice
 
     Args:
         fields: lr_pretrained is the rate of all weights where there is one; alone, it takes lr_new along.
-        one_rate: of a model that trains all its weights at one rate; the recipe's for new weights if none is given.
+        one_rate: of a model that trains all its weights at one rate; `BASELINE_LR` if none is given.
         slices: to train on; without epochs there are as many as make the recipe's least number of steps.
     """
     recipe = RECIPES[name]
     chosen = dict(fields)
     lr = chosen.get("lr_pretrained")
     if one_rate:
-        chosen["lr_pretrained"] = chosen["lr_new"] = recipe.lr_new if lr is None else lr
+        chosen["lr_pretrained"] = chosen["lr_new"] = BASELINE_LR if lr is None else lr
     elif lr is not None:
         chosen.setdefault("lr_new", recipe.lr_new * lr / recipe.lr_pretrained)
     recipe = replace(recipe, **chosen)

@@ -7,50 +7,78 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import UNLABELLED
+from zeus_union.cache.folds import UNLABELLED, subjects_of_fold
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.config import Split
 
 
 def choose_split(
-    cache: Cache, fold: int | None = None, train: Sequence[str] | None = None, test: Sequence[str] | None = None
+    cache: Cache,
+    fold: int | None = None,
+    train: Sequence[str] | None = None,
+    test: Sequence[str] | None = None,
+    validation: Sequence[str] | None = None,
 ) -> Split:
     """A fold of the cache held out (0 if nothing is said), or named subjects; who is not named is in the other group.
 
+    Whom a fold is validated on was drawn with the folds; of named subjects nobody is, unless they are named too.
+
     Raises:
-        UserError: no labelled subject; an unknown fold or subject, one without labels or in both groups; nothing to train
+        UserError: no labelled subject; an unknown fold or subject, one without labels or in two groups; nothing to train
             on or to test on.
     """
     folds = labelled_folds(cache)
     if not folds:
         raise UserError("none of the cache's subjects has labels; training needs labelled studies")
-    for name in (*(train or ()), *(test or ())):
-        if name in cache.subjects and name not in folds:
-            raise UserError(f"subject {name} has no labels; those with labels: {', '.join(folds)}")
-    train = None if train is None else choose(train, tuple(folds), "subject")
-    test = None if test is None else choose(test, tuple(folds), "subject")
     if train is None and test is None:
-        fold = fold or 0
-        if fold not in folds_with_test(folds):
-            known = ", ".join(map(str, folds_with_test(folds)))
-            raise UserError(f"there is no fold {fold}; folds of this cache: {known}")
-        test = tuple(name for name, number in folds.items() if number == fold)
+        if validation is not None:
+            raise UserError(
+                "--validation-subjects goes with --train-subjects or --test-subjects; whom a fold is validated on was drawn "
+                "when the cache was created"
+            )
+        split = _of_fold(cache, folds, fold or 0)
     elif fold is not None:
         raise UserError("--fold and named subjects exclude one another; give one of them")
-    train = tuple(name for name in folds if name not in (test or ())) if train is None else train
-    test = tuple(name for name in folds if name not in train) if test is None else test
-    both = sorted(set(train) & set(test))
-    if both:
-        raise UserError(f"{', '.join(both)} would be trained on and tested on; name each subject once")
-    if not train or not test:
-        what = "to train on" if not train else "to test on"
+    else:
+        split = _of_named(folds, train, test, validation or ())
+    if not split.train or not split.test:
+        what = "to train on" if not split.train else "to test on"
         raise UserError(f"no labelled subject is left {what} of: {', '.join(folds)}; name both groups, or build more")
-    if not (cache.rows["foreground"][cache.rows_of(train)] > 0).any():
+    if not (cache.rows["foreground"][cache.rows_of(split.train)] > 0).any():
         raise UserError(
-            f"no slice of {', '.join(train)} shows any of {', '.join(cache.classes)}; nothing to learn from"
+            f"no slice of {', '.join(split.train)} shows any of {', '.join(cache.classes)}; nothing to learn from"
         )
-    return Split(fold, train, test)
+    return split
+
+
+def _of_fold(cache: Cache, folds: Mapping[str, int], fold: int) -> Split:
+    if fold not in folds_with_test(folds):
+        known = ", ".join(map(str, folds_with_test(folds)))
+        raise UserError(f"there is no fold {fold}; folds of this cache: {known}")
+    groups = subjects_of_fold(fold, folds, {fold: cache.validation(fold)})
+    return Split(fold, groups.train, groups.test, groups.validation)
+
+
+def _of_named(
+    folds: Mapping[str, int], train: Sequence[str] | None, test: Sequence[str] | None, validation: Sequence[str]
+) -> Split:
+    named = [*(train or ()), *(test or ()), *validation]
+    for name in named:
+        if name not in folds:
+            choose([name], tuple(folds), "subject with labels")
+    if doubled := sorted({name for name in named if named.count(name) > 1}):
+        raise UserError(
+            f"{', '.join(doubled)} would be in two of the groups trained on, tested on and validated on; name each subject once"
+        )
+    rest = [name for name in folds if name not in named]
+    return Split(
+        None,
+        *(
+            tuple(name for name in folds if name in (rest if group is None else group))
+            for group in (train, test, validation)
+        ),
+    )
 
 
 def labelled_folds(cache: Cache) -> dict[str, int]:

@@ -150,7 +150,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
 def _content(cache: Cache, runs: Sequence[PlannedRun]) -> dict[str, str]:
     """Subject -> digest of its slices and labels, of all that the runs train or test on."""
     splits = [run.config.split for run in runs]
-    subjects = dict.fromkeys(name for split in splits for name in (*split.train, *split.test))
+    subjects = dict.fromkeys(name for split in splits for name in (*split.train, *split.test, *split.validation))
     return {name: cache.content_digest("slices", [name]) for name in subjects}
 
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
     from zeus_union.pipelines.segment import segment_study
-    from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
+    from zeus_union.stage1_instruct.building.loop import build_cache
+    from zeus_union.stage1_instruct.building.subjects import BuildOptions
     from zeus_union.stage1_instruct.datasets import open_dataset
     from zeus_union.stage1_instruct.studies.study import Dataset, Study
     from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
@@ -48,7 +49,7 @@ __all__ = [
 
 # The same names once more, for the interpreter, which skips the imports above.
 _HOMES = {
-    "BuildOptions": "stage1_instruct.building.loop",
+    "BuildOptions": "stage1_instruct.building.subjects",
     "Cache": "cache.reader",
     "Dataset": "stage1_instruct.studies.study",
     "Study": "stage1_instruct.studies.study",

@@ -136,7 +136,7 @@ def answer(
     shape = (len(seen.numbers), len(card.modalities))
     states = None
     if models.profile.keep_states:
-        states = _stack_states([generation.states for generation in generations], models.profile.max_new_tokens)
+        states = _stack_states([generation.states for generation in generations], models.max_new_tokens)
         states = states.reshape(*shape, *states.shape[1:])
     return SubjectInstructions(rows, np.asarray(vectors, dtype=np.float32).reshape(*shape, -1), states, cut)
 

@@ -56,11 +56,14 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
-    if "instructions" not in options.layers:
+    trained = None
+    if "instructions" in options.layers and options.trained_for is not None:
+        trained = build_with_trained(build, own, recipes, options.trained_for)
+    if trained is None:
+        if "instructions" in options.layers:
+            build = replace(build, layers=begin_texts(build, recipes))
         build_subjects(build, own)
-    elif options.trained_for is None or not build_with_trained(build, own, recipes, options.trained_for):
-        build = replace(build, layers=begin_texts(build, recipes))
-        build_subjects(build, own)
+    build = trained or build
     if report.failures:
         raise BuildFailures(options.out, report.failures, len(own))
     _finish(build)

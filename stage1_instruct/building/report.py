@@ -22,6 +22,7 @@ class BuildReport:
         subjects: finished.
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
+        without_texts: whether the instructions were left out, since training the projection behind them takes long.
         cut_by_encoder: texts of which the text encoder read the beginning only.
     """
 
@@ -30,6 +31,7 @@ class BuildReport:
     subjects: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
+    without_texts: bool = False
     cut_by_encoder: int = 0
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.errors import JobError, UserError
+from zeus_union.cache.projections import EVERYONE
 from zeus_union.cache.recipe import fingerprint, sha256_file
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
@@ -21,7 +22,7 @@ from zeus_union.stage1_instruct.building.parts import Share
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
-from zeus_union.stage1_instruct.projection.fold import FoldProjection
+from zeus_union.stage1_instruct.projection.fold import FoldProjection, constants_of
 from zeus_union.stage1_instruct.studies import slices as slicing
 from zeus_union.stage1_instruct.studies.check import check_studies, load_study
 from zeus_union.stage1_instruct.studies.intensity import Window, windows_of, windows_recipe
@@ -167,10 +168,27 @@ def begin_texts(build: Build, recipes: Recipes, of_split: str = "", projection: 
         instances = class_variants(options.variant, card.classes)
     instances = {f"instructions/{variant}{of_split}": instance for variant, instance in instances.items()}
     recipe = text_recipe(build, recipes, None if projection is None else projection.entry)
-    constants = None if projection is None else projection.constants
+    constants = projection.constants if projection is not None else _kept_of_profile(build.models)
     for layer, instance in instances.items():
         build.writer.begin_layer(layer, {**recipe, "instance": instance}, constants=constants)
     return replace(build.layers, instructions=instances)
+
+
+def _kept_of_profile(models: Models) -> Callable[[], Mapping[str, NDArray[Any]]] | None:
+    """The profile's projection as a layer keeps it, so that a run carries it; None without one of ours."""
+    if models.profile.instructor != "llm":
+        return None
+    trained = models.projected_llm.stored_projection
+    if trained is None or not trained.facts:
+        return None
+
+    def constants() -> Mapping[str, NDArray[Any]]:
+        _ = (
+            models.projected_llm.projection
+        )  # one that does not fit the models is refused here, before it begins a layer
+        return constants_of({EVERYONE: trained.connector}, trained.facts)
+
+    return constants
 
 
 def text_recipe(build: Build, recipes: Recipes, projection: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -238,7 +256,7 @@ def _build_waiting(build: Build, waiting: Sequence[str]) -> None:
                     wait = False
                     try:
                         _take(build, subject, begun)
-                    except NoSpaceError:
+                    except JobError:
                         raise
                     except UserError as error:
                         report.failures[subject] = str(error)

@@ -3,90 +3,160 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
-from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import variant_of_split
 from zeus_union.cache.layout import shard_folder
-from zeus_union.cache.terminal import progress, say, some_of
+from zeus_union.cache.manifest import read_manifest
+from zeus_union.cache.terminal import choose, say, some_of
 from zeus_union.cache.writer import CacheWriter
-from zeus_union.stage1_instruct.building.subjects import Build, Recipes, Splits, begin_texts, build_subjects
+from zeus_union.stage1_instruct.building.captioned import captions_of, features_of
+from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.subjects import (
+    Build,
+    BuildOptions,
+    Layers,
+    Recipes,
+    Splits,
+    begin_texts,
+    build_subjects,
+)
 from zeus_union.stage1_instruct.building.variants import class_variants
-from zeus_union.stage1_instruct.models.language.prompts import question
-from zeus_union.stage1_instruct.projection.fold import Captioned, FoldProjection, Split, train_fold_projection
-from zeus_union.stage1_instruct.projection.label_captions import caption
-from zeus_union.stage1_instruct.seeds import slice_seed
+from zeus_union.stage1_instruct.models.assembly import Models
+from zeus_union.stage1_instruct.projection.fold import (
+    FoldProjection,
+    Split,
+    TooLongError,
+    train_fold_projection,
+)
+from zeus_union.stage1_instruct.studies.study import Dataset, Study
+from zeus_union.stage1_instruct.weights.store import weights_bytes
+
+UNASKED_MINUTES = 15  # a build that nobody asked to train a projection takes no longer than that for it
+UNASKED_BYTES = 2e9  # of the language model's weights on a CPU: a 7B model is not even loaded there to measure a step
+ROOM = 1.5  # memory for the weights with what a step keeps beside them
 
 
-def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, splits: Splits) -> bool:
-    """Builds all layers of `own`, with a projection of its own for each split; whether there was something to learn from.
+def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, splits: Splits) -> Build | None:
+    """Builds all layers of `own`, with a projection of its own for each split.
 
     The training subjects come first; then one process trains while the others go on with the pictures of the rest.
+
+    Returns:
+        The build with all layers that were begun; None where there are no labels to learn from: the texts are left to be
+        made with the profile's projection.
     """
-    candidates = _candidates(build, splits)
-    first = [subject for subject in own if subject in candidates]
-    others = [subject for subject in own if subject not in candidates]
-    build_subjects(build, first)
-    if build.report.failures:
-        say("a projection is trained when its training subjects are built; the pictures of the others go on")
-        build_subjects(build, others)
-        return True
-    wanted = _splits(build, splits)
-    if not any(split.train for split in wanted):
-        say(
-            f"{build.options.out} has no labelled subject to train a projection on: the texts come from an untrained one; "
-            "--projection FILE takes another's, e.g. a run's"
-        )
-        return False
-    projections = {split: _projection(build, recipes, split, wait=False) for split in wanted}
-    build_subjects(build, others)
-    build.report.subjects = 0  # counted again as their texts are written
-    for split in wanted:
-        projection = projections[split] or _projection(build, recipes, split, wait=True)
-        assert projection is not None
-        layers = begin_texts(build, recipes, _ending(split), projection)
-        build_subjects(replace(build, layers=layers, projection=projection), own)
-    return True
+    wanted = _wanted(build, splits)
+    projections = {split: _stored(build, split) for split in wanted}
+    for split, projection in projections.items():
+        if projection is not None:  # made from something else? That is said before any work
+            begin_texts(build, recipes, _ending(split), projection)
+    rest = list(own)
+    if None in projections.values():
+        if build.options.part is not None:
+            build_subjects(build, own)
+            say(_of_parts(build, wanted))
+            return build
+        candidates = {name for split in wanted for name in _candidates(build, split)}
+        rest = [subject for subject in own if subject not in candidates]
+        build_subjects(build, [subject for subject in own if subject in candidates])
+        if build.report.failures:
+            say("a projection is trained when its training subjects are built; the pictures of the others go on")
+            build_subjects(build, rest)
+            return build
+        wanted = [_labelled(build, split) for split in wanted]
+        if lacking := [split for split in wanted if not split.train]:
+            nobody = f"{build.options.out} has no labelled subject to train a projection on"
+            if splits.asked:
+                raise UserError(f"{nobody} for fold {lacking[0].fold}; label more, or leave the fold out")
+            say(f"{nobody}: the texts come from an untrained one; --projection RUN takes that of a run")
+            return None
+    try:
+        # Whoever finds one in training goes on with the pictures, and asks again when these are done.
+        for split in wanted:
+            projections[split] = projections.get(split) or _projection(build, recipes, split, splits, wait=False)
+        build_subjects(build, rest)
+        build.report.subjects = 0  # counted again as their texts are written
+        instructions: dict[str, str] = {}
+        for split in wanted:
+            projection = projections[split] or _projection(build, recipes, split, splits, wait=True)
+            assert projection is not None
+            layers = begin_texts(build, recipes, _ending(split), projection)
+            build_subjects(replace(build, layers=layers, projection=projection), own)
+            instructions |= layers.instructions
+    except LeftOutError as left_out:
+        build_subjects(build, rest)
+        say(str(left_out))
+        build.report.without_texts = True
+        return build
+    return replace(build, layers=replace(build.layers, instructions=instructions))
 
 
-def _candidates(build: Build, splits: Splits) -> set[str]:
-    """Who may be trained on, before it is known who has labels."""
-    subjects = build.dataset.card.subjects
-    if splits.subjects is not None:
-        return set(splits.subjects)
-    labelled = subjects if build.dataset.labelled is None else build.dataset.labelled
-    folds = build.writer.folds if splits.folds is None else splits.folds
-    return {name for fold in folds for name in build.writer.subjects_of(fold, labelled).train}
+class LeftOutError(Exception):
+    """The instructions are left out, with the line that says why and what to do."""
 
 
-def _splits(build: Build, splits: Splits) -> list[Split]:
-    """The splits by their subjects with labels; who can be trained on is finished.
+def _wanted(build: Build, splits: Splits) -> list[Split]:
+    """The splits; of folds it is not known yet who has labels.
 
     Raises:
-        UserError: no such fold; a named subject without labels.
+        UserError: no such fold or subject.
     """
-    writer = build.writer
-    known = [name for name in build.dataset.card.subjects if writer.finished("slices", name)]
-    labelled = [name for name in known if writer.labelled(name)]
+    writer, subjects = build.writer, build.dataset.card.subjects
     if splits.subjects is not None:
-        if unlabelled := [name for name in splits.subjects if name not in labelled]:
-            raise UserError(
-                f"{some_of(unlabelled)} has no labels to make captions from; those with labels: {some_of(labelled)}"
-            )
-        return [Split(None, tuple(name for name in labelled if name in splits.subjects))]
+        chosen = choose(splits.subjects, subjects, "subject")
+        return [Split(None, tuple(name for name in subjects if name in chosen))]
     folds = writer.folds if splits.folds is None else splits.folds
-    if unknown := sorted(set(folds) - set(writer.folds)):
+    if splits.asked and (unknown := sorted(set(folds) - set(writer.folds))):
         raise UserError(
             f"there is no fold {', '.join(map(str, unknown))}; folds of this cache: {', '.join(map(str, writer.folds))}"
         )
-    return [Split(fold, writer.subjects_of(fold, labelled).train) for fold in folds]
+    return [Split(fold, ()) for fold in folds]
+
+
+def _candidates(build: Build, split: Split) -> tuple[str, ...]:
+    """Who may be trained on, before it is known who has labels."""
+    if split.fold is None:
+        return split.train
+    labelled = build.dataset.card.subjects if build.dataset.labelled is None else build.dataset.labelled
+    groups = build.writer.subjects_of(split.fold, labelled)
+    return (*groups.train, *groups.validation)
+
+
+def _labelled(build: Build, split: Split) -> Split:
+    """The split with those who have labels, once their slices are finished.
+
+    Raises:
+        UserError: a named subject without labels.
+    """
+    candidates = _candidates(build, split)
+    labelled = [name for name in candidates if build.writer.labelled(name)]
+    if split.fold is not None:
+        return Split(split.fold, build.writer.subjects_of(split.fold, labelled).train)
+    if unlabelled := [name for name in candidates if name not in labelled]:
+        raise UserError(f"{some_of(unlabelled)} has no labels to make captions from; name others")
+    return split
+
+
+def _of_parts(build: Build, wanted: Sequence[Split]) -> str:
+    """What to do where the subjects are split over processes that cannot see one another."""
+    options = build.options
+    which = " ".join(
+        f"--fold {split.fold}" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
+        for split in wanted[:1]
+    )
+    return (
+        f"part {options.part} of {options.out} has its pictures. When all parts have theirs, one process trains the "
+        f"projection: zeus-instruct train-projection --cache {options.out} {which} --variant {options.variant} (with the "
+        "--models and --set of this command); then the same command for each part again writes the texts"
+    )
 
 
 def _ending(split: Split) -> str:
@@ -100,92 +170,81 @@ def _instances(build: Build, split: Split) -> dict[str, str]:
     return {f"instructions/{variant}{_ending(split)}": instance for variant, instance in instances.items()}
 
 
-def _projection(build: Build, recipes: Recipes, split: Split, wait: bool) -> FoldProjection | None:
-    """The projection that the layer of a split has, or is given here; None where another process is at it."""
-    writer = build.writer
-    layers = list(_instances(build, split))
-    stored = _stored(writer, layers[0])
-    if stored is not None:
+def _projection(build: Build, recipes: Recipes, split: Split, splits: Splits, wait: bool) -> FoldProjection | None:
+    """The projection that the layer of a split has, or is given here; None where another process is at it.
+
+    Raises:
+        LeftOutError: nobody asked for it, and it takes too long or does not fit.
+    """
+    name = f"{build.options.variant}{_ending(split)}"
+    if stored := _stored(build, split):
         return stored
-    with writer.claim(f"{build.options.variant}{_ending(split)}.projection", wait=wait) as ours:
+    with build.writer.claim(f"{name}.projection", wait=wait) as ours:
         if not ours:
             return None
-        stored = _stored(writer, layers[0])
-        if stored is not None:
+        if stored := _stored(build, split):
             return stored
-        folder = shard_folder(build.options.out) / "projections" / f"{build.options.variant}{_ending(split)}"
-        captioned = _captioned(build, split)
+        return train_for(build, recipes, split, None if splits.asked else UNASKED_MINUTES)
+
+
+def train_for(build: Build, recipes: Recipes, split: Split, limit: float | None) -> FoldProjection:
+    """Trains the projection of a split and begins its layers with it.
+
+    Args:
+        limit: minutes it may take; None: as many as it takes.
+
+    Raises:
+        LeftOutError: it takes longer, or the language model is too large to try.
+    """
+    if limit is not None and (too_large := _too_large(build)):
+        raise LeftOutError(_left_out(build, split, too_large))
+    folder = shard_folder(build.options.out) / "projections" / f"{build.options.variant}{_ending(split)}"
+    try:
         trained = train_fold_projection(
-            build.models, split, captioned, lambda pairs: _features(build, pairs), folder, say
+            build.models,
+            split,
+            captions_of(build, split.train),
+            lambda pairs: features_of(build, pairs),
+            folder,
+            say,
+            limit,
         )
-        begin_texts(build, recipes, _ending(split), trained)
-        _forget(folder)
-        return trained
+    except TooLongError as error:
+        raise LeftOutError(_left_out(build, split, f"would take about {error.minutes:.0f} min here")) from error
+    begin_texts(build, recipes, _ending(split), trained)
+    _forget(folder)
+    return trained
 
 
-def _stored(writer: CacheWriter, layer: str) -> FoldProjection | None:
-    """What a layer was begun with: it is a constant of the layer, and never trained again."""
-    recipe = writer.begun(layer)
+def _left_out(build: Build, split: Split, why: str) -> str:
+    which = f"--fold {split.fold}" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
+    return (
+        f"{build.options.out} gets no instructions: training the projection behind them {why}. The same command with "
+        f"{which} trains it all the same, --projection FILE takes one that is there, --projection untrained none"
+    )
+
+
+def _too_large(build: Build) -> str:
+    """Why the language model is not even loaded to measure a step; '' where it is."""
+    size = weights_bytes(build.models.projected_llm.weights)
+    device = build.models.device
+    if device.type == "cpu" and size > UNASKED_BYTES:
+        return f"through a language model of {size / 1e9:.0f} GB takes hours on a CPU"
+    free = psutil.virtual_memory().available if device.type != "cuda" else torch.cuda.mem_get_info(device)[0]
+    if size * ROOM > free:
+        return f"needs about {size * ROOM / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    return ""
+
+
+def _stored(build: Build, split: Split) -> FoldProjection | None:
+    """What the layers of a split were begun with: it is a constant of them, and never trained again."""
+    layer = next(iter(_instances(build, split)))
+    recipe = build.writer.begun(layer)
     if recipe is None:
         return None
-    writer.begin_layer(layer, recipe)
-    constants = writer.constants(layer)
+    build.writer.begin_layer(layer, recipe)
+    constants = build.writer.constants(layer)
     return FoldProjection.from_constants(recipe["connector"], recipe["projection"], constants) if constants else None
-
-
-def _captioned(build: Build, split: Split) -> list[Captioned]:
-    """A caption of every labelled slice and modality of the training subjects; of every class, where each has a layer."""
-    card, writer = build.dataset.card, build.writer
-    captioned = []
-    for subject in split.train:
-        slices = writer.slices(subject)
-        assert slices.masks is not None
-        for place, (number, images, mask) in enumerate(zip(slices.numbers, slices.images, slices.masks)):
-            for index, (modality, image) in enumerate(zip(card.modalities, images)):
-                words = slice_seed(build.options.seed, subject, int(number), modality)
-                for instance, classes, labels in _asked(build, mask):
-                    text = caption(image, labels, classes, card.terms[modality], slices.grid.view, words)
-                    if text:
-                        shows = bool(((labels > 0) & (labels <= len(classes))).any())
-                        asked = question(instance, card.terms[modality])
-                        captioned.append(Captioned(subject, place, index, asked, text, shows))
-    return captioned
-
-
-def _asked(build: Build, mask: Any) -> list[tuple[str, tuple[str, ...], Any]]:
-    """What is asked of a slice, with the classes it is about and their mask."""
-    card = build.dataset.card
-    if not build.options.per_class:
-        return [(card.instance, card.classes, mask)]
-    from zeus_union.cache.layout import IGNORE
-
-    alone = []
-    for label, name in enumerate(card.classes, 1):
-        labels = (mask == label).astype(mask.dtype)
-        labels[mask == IGNORE] = IGNORE
-        alone.append((name, (name,), labels))
-    return alone
-
-
-def _features(build: Build, captioned: Sequence[Captioned]) -> Tensor:
-    """The frozen vision features of each, float32 (N, T, C); every slice is read once."""
-    writer, llm = build.writer, build.models.projected_llm
-    by_slice: dict[tuple[str, int], list[int]] = {}
-    for row, pair in enumerate(captioned):
-        by_slice.setdefault((pair.subject, pair.slice), []).append(row)
-    features: list[Any] = [None] * len(captioned)
-    pictures: Mapping[str, Any] = {}
-    if llm.sees == "pictures":
-        pictures = {subject: writer.slices(subject).images for subject in {pair.subject for pair in captioned}}
-    for (subject, place), rows in progress(list(by_slice.items()), "vision features"):
-        if llm.sees == "pictures":
-            seen = torch.from_numpy(pictures[subject][place])
-        else:
-            seen = torch.from_numpy(writer.embeddings(build.layers.embeddings, subject, slice(place, place + 1))[0])
-        of_slice = llm.features(seen)
-        for row in rows:
-            features[row] = of_slice[captioned[row].modality]
-    return torch.stack(features)
 
 
 def _forget(folder: Path) -> None:
@@ -193,3 +252,40 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # others are at theirs
         folder.parent.rmdir()
+
+
+def train_in_cache(path: Path, models: Models, splits: Splits, variant: str, per_class: bool, seed: int) -> list[str]:
+    """Trains the projections of splits on the slices and embeddings that a cache holds; the layers that were begun.
+
+    For builds in parts that cannot see one another: a build finds the projections and writes the texts.
+
+    Raises:
+        UserError: no cache, or one in which training subjects or embeddings are missing.
+    """
+    if not path.is_file():
+        raise UserError(f"cache {path} does not exist; zeus-instruct build-cache makes one")
+    card = read_manifest(path).card
+    writer = CacheWriter(path, card)
+    embeddings = f"embeddings/{models.profile.encoder}"
+    begun = {layer: writer.begun(layer) for layer in ("slices", embeddings)}
+    if lacking := [layer for layer, recipe in begun.items() if recipe is None]:
+        raise UserError(f"{path} has no {' and '.join(lacking)}; build them first")
+    recipes = Recipes(*(dict(recipe or {}) for recipe in begun.values()))
+    dataset = Dataset(card, _not_read)
+    options = BuildOptions(path, variant=variant, per_class=per_class, seed=seed, trained_for=splits)
+    build = Build(writer, Layers(embeddings, {}), dataset, models, options, BuildReport())
+    layers = []
+    for split in _wanted(build, splits):
+        if missing := [
+            name for name in _candidates(build, split) for layer in begun if not writer.finished(layer, name)
+        ]:
+            raise UserError(f"{path} has not all pictures of {some_of(missing)} yet; build all parts first")
+        split = _labelled(build, split)
+        if _stored(build, split) is None:
+            train_for(build, recipes, split, None)
+        layers += _instances(build, split)
+    return layers
+
+
+def _not_read(subject: str) -> Study:
+    raise RuntimeError(f"{subject} is not read here")

@@ -11,7 +11,14 @@ import click
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, say, split_names
-from zeus_union.stage1_instruct.commands.shared import FILE, load_models, open_studies, with_data, with_models
+from zeus_union.stage1_instruct.commands.shared import (
+    FILE,
+    load_models,
+    open_studies,
+    send_option,
+    with_data,
+    with_models,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +47,7 @@ READING = (
 @click.command("build-cache")
 @with_data
 @with_models
+@send_option
 @click.option("--out", type=FILE, help="The cache to write or go on with.  [default: cache/DATASET.h5]")
 @click.option("--variant", help="Name of the instruction layer.  [default: the profile's name]")
 @click.option(
@@ -105,8 +113,8 @@ READING = (
 )
 @click.option(
     "--projection",
-    metavar="untrained|FILE",
-    help="Train none: take an untrained one, or a file of train-projection or of a run (projection.safetensors).",
+    metavar="untrained|FILE|RUN",
+    help="Train none: take an untrained one, a file of train-projection, or the one that a run carries.",
 )
 @click.option("--layers", default="slices,embeddings,instructions", show_default=True, help="Which layers to build.")
 @click.option(
@@ -118,7 +126,12 @@ READING = (
     help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
 )
 def build_cache_command(
-    profile: str, overrides: tuple[str, ...], device: str | None, text_window: str | None, **given: Any
+    profile: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    send_images_to: str | None,
+    text_window: str | None,
+    **given: Any,
 ) -> None:
     """Run the frozen models over every slice and modality; the same command again goes on where it stopped.
 
@@ -151,9 +164,10 @@ def build_cache_command(
     if text_window:
         parts["text_window"] = text_window
     if projection := given.pop("projection"):
-        parts["projection"] = projection
+        folder = Path(projection)
+        parts["projection"] = str(folder / "projection.safetensors") if folder.is_dir() else projection
     rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
-    _build_rows(dataset, rows, _options(given), profile, device)
+    _build_rows(dataset, rows, _options(given), profile, device, send_images_to)
 
 
 def _check_together(given: dict[str, Any]) -> None:
@@ -209,7 +223,12 @@ def _options(given: dict[str, Any]) -> BuildOptions:
 
 
 def _build_rows(
-    dataset: Dataset, rows: Sequence[VariantRow], options: BuildOptions, profile: str, device: str | None
+    dataset: Dataset,
+    rows: Sequence[VariantRow],
+    options: BuildOptions,
+    profile: str,
+    device: str | None,
+    send_images_to: str | None,
 ) -> None:
     """A layer of instructions for every row; subjects that cannot be built are named when all others are."""
     from zeus_union.stage1_instruct.building.failures import BuildFailures
@@ -219,12 +238,17 @@ def _build_rows(
     out, complete, failures = options.out, True, None
     next_steps = []
     for row in rows:
-        models = load_models(profile, row.parts, device, options.batch_size)
+        models = load_models(profile, row.parts, device, options.batch_size, send_images_to=send_images_to)
         variant = row.variant or models.profile.name
         if len(rows) > 1:
             say(f"variant {variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
         pack = options.pack if row is rows[-1] else False  # once, at the end
         trained_for = options.trained_for if _is_trained(models, options) else None
+        if trained_for is None and len(rows) == 1 and options.trained_for and options.trained_for.asked:
+            raise UserError(
+                f"{models.profile.name} has no projection to train (instructor {models.profile.instructor}, projection "
+                f"{models.profile.projection}); leave out --fold, --folds and --train-subjects"
+            )
         try:
             report = build_cache(dataset, models, replace(options, variant=variant, pack=pack, trained_for=trained_for))
         except BuildFailures as error:  # the other variants of the other subjects are built all the same
@@ -232,7 +256,7 @@ def _build_rows(
             continue
         _say_report(report)
         complete = complete and report.complete
-        step = f"zeus-segment train --cache {out}"
+        step = f"zeus-segment train --cache {out}{_how_to_train(report, trained_for)}"
         if options.per_class:
             step += f" --variant {','.join(class_variants(variant, dataset.card.classes))} --instructions class"
         next_steps.append(step)
@@ -250,7 +274,21 @@ def _build_rows(
 
 def _is_trained(models: Models, options: BuildOptions) -> bool:
     """Whether the build trains a projection for these models."""
-    return models.profile.instructor == "llm" and models.projected_llm.can_be_trained
+    if models.profile.instructor != "llm" or models.profile.projection != "auto":
+        return False
+    return (options.trained_for is not None and options.trained_for.asked) or models.projected_llm.can_be_trained
+
+
+def _how_to_train(report: BuildReport, trained_for: Splits | None) -> str:
+    """The options that fit what was built."""
+    if report.without_texts:
+        return " --text none"
+    if trained_for is None:
+        return ""
+    if trained_for.subjects is not None:
+        return f" --train-subjects {','.join(trained_for.subjects)}"
+    folds = trained_for.folds or (0,)
+    return f" --fold {folds[0]}" if folds != (0,) else ""
 
 
 def _say_views(path: Path) -> None:

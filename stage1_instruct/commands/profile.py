@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zeus_union.stage1_instruct.commands.shared import (
+    send_option,
     with_models,
     with_profile,
 )
@@ -27,7 +28,8 @@ def fetch(profile: str, overrides: tuple[str, ...]) -> None:
 
 @click.command("doctor")
 @with_models
-def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None:
+@send_option
+def doctor(profile: str, overrides: tuple[str, ...], device: str | None, send_images_to: str | None) -> None:
     """Check a profile before hours of computing: every file there, loads, right shapes, fits, and speaks ten tokens.
 
     Exit code 2 where something is wrong; everything that is wrong is listed.
@@ -37,7 +39,8 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None) -> None
     from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
 
     sound = True
-    for finding in examine(load_profile(profile, parse_overrides(overrides)), device or best_device()):
+    loaded = load_profile(profile, parse_overrides(overrides))
+    for finding in examine(loaded, device or best_device(), send_images_to):
         click.echo(f"{'ok   ' if finding.sound else 'WRONG'}  {finding.part}: {' '.join(finding.report.split())}")
         sound = sound and finding.sound
     if not sound:

@@ -60,6 +60,12 @@ data_options = [
 ]
 device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 
+send_option = click.option(
+    "--send-images-to",
+    metavar="HOST",
+    help="With instructor=server at an address that is not this machine: the host that images may be sent to.",
+)
+
 
 def with_profile(command: F) -> F:
     for option in reversed(profile_options):
@@ -98,6 +104,7 @@ def load_models(
     device: str | None,
     batch_size: int | None = None,
     text_only: bool = False,
+    send_images_to: str | None = None,
 ) -> Models:
     """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
     from zeus_union.stage1_instruct.models.assembly import Models, best_device
@@ -109,7 +116,7 @@ def load_models(
     wanted = profile.text_needs if text_only else profile
     if not is_present(wanted):
         fetch(wanted)
-    return Models(profile, device or best_device(), batch_size=batch_size)
+    return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to)
 
 
 def load_text_encoder(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, existing, split_names
 from zeus_union.stage1_instruct.commands.shared import (
     FILE,
@@ -37,7 +38,6 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
-    required=True,
     help="JSONL or Parquet: caption, and an image path or subject, slice, modality; or XrayGPT's folder.",
 )
 @click.option("--cache", type=FILE, help="The cache that pairs with subject, slice and modality refer to.")
@@ -70,26 +70,56 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 @click.option("--lora-rank", type=click.IntRange(0), default=0, show_default=True, help="Train a LoRA on the LLM too.")
 @click.option("--start", type=FILE, help="Begin from this projection, or from an XrayGPT or MiniGPT-4 checkpoint.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--fold", type=click.IntRange(0), help="Without --pairs: for the layer of this fold of --cache.  [default: 0]"
+)
+@click.option("--train-subjects", help="Without --pairs: for the layer of runs that are trained on these subjects.")
+@click.option("--variant", help="Without --pairs: name of the instruction layer.  [default: the profile's name]")
+@click.option("--per-class", is_flag=True, help="Without --pairs: for a layer of each class.")
 def train_projection_command(
-    pairs: Path,
+    pairs: Path | None,
     cache: Path | None,
     profile: str,
     overrides: tuple[str, ...],
     device: str | None,
     out: Path | None,
     start: Path | None,
+    fold: int | None,
+    train_subjects: str | None,
+    variant: str | None,
+    per_class: bool,
     **options: Any,
 ) -> None:
     """Train the projection from vision features to the LLM, both frozen, on image-caption pairs.
+
+    Without --pairs, the projection of a layer of --cache that build-cache goes on with: what build-cache does itself, as a
+    command of its own for a build in parts (--part) or on a machine with a GPU. Captions are made of the labels of the
+    training subjects; half of these get their texts from a projection that was trained on the other half.
 
     Which kind: --set connector=mlp|linear|qformer. A training that was stopped goes on with the same command; accelerate
     launch -m zeus_union.stage1_instruct.cli train-projection ... splits it over GPUs.
     """
     from zeus_union.cache.reader import Cache
+    from zeus_union.stage1_instruct.building.subjects import Splits
+    from zeus_union.stage1_instruct.building.trained import train_in_cache
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
     from zeus_union.stage1_instruct.projection.train import read_pairs, train_projection
 
     models = load_models(profile, parse_overrides(overrides), device)
+    if pairs is None:
+        if cache is None:
+            raise UserError("give --pairs FILE, or --cache CACHE to train on the captions of its training subjects")
+        _refuse_of_pairs(click.get_current_context())
+        if fold is not None and train_subjects is not None:
+            raise UserError("--fold and --train-subjects exclude one another; give one of them")
+        splits = Splits((fold or 0,), asked=True)
+        if train_subjects is not None:
+            splits = Splits(None, tuple(split_names(train_subjects) or ()), asked=True)
+        layers = train_in_cache(cache, models, splits, variant or models.profile.name, per_class, int(options["seed"]))
+        click.echo(
+            f"trained for {', '.join(layers)} of {cache}. Next: the cache's build-cache command writes the texts"
+        )
+        return
     opened = Cache(existing(cache, "the cache")) if cache else None
     written = train_projection(
         read_pairs(existing(pairs, "the pairs file")),
@@ -100,6 +130,23 @@ def train_projection_command(
         **options,
     )
     click.echo(f"trained: {written}")
+
+
+def _refuse_of_pairs(context: click.Context) -> None:
+    """Raises UserError: an option is given that only a training on --pairs has; a layer's recipe is the build's own."""
+    own = ("cache", "profile", "overrides", "device", "fold", "train_subjects", "variant", "per_class", "seed")
+    foreign = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name
+        and option.name not in own
+        and context.get_parameter_source(option.name) is not None
+        and context.get_parameter_source(option.name).name == "COMMANDLINE"
+    ]
+    if foreign:
+        raise UserError(
+            f"{', '.join(foreign)} goes with --pairs; the projection of a layer is trained as build-cache does"
+        )
 
 
 @click.command("sentences")

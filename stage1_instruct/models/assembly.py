@@ -14,9 +14,12 @@ from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
 from zeus_union.stage1_instruct.models.instructor import BareQuestion, Instructor
+from zeus_union.stage1_instruct.models.language.decoding import Decoding
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, TextEncoder
-from zeus_union.stage1_instruct.profiles.profile import PROMPT, Profile
+from zeus_union.stage1_instruct.profiles.profile import PROMPT, SERVER, VLM, Profile
+
+LONGEST_ANSWER = 300  # tokens; the paper's
 
 
 def best_device() -> str:
@@ -35,11 +38,13 @@ class Models:
         device: str | torch.device,
         say: Callable[[str], None] = say_to_terminal,
         batch_size: int | None = None,
+        send_images_to: str | None = None,
     ) -> None:
         self.profile = profile
         self.device = torch.device(device)
         self._say = say
         self._batch_size = batch_size
+        self._send_images_to = send_images_to
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -70,18 +75,53 @@ class Models:
     @cached_property
     def instructor(self) -> Instructor:
         """Who writes the instructions."""
-        return BareQuestion() if self.profile.instructor == PROMPT else self.projected_llm
+        if self.profile.instructor == PROMPT:
+            return BareQuestion()
+        if self.profile.instructor == SERVER:
+            from zeus_union.stage1_instruct.models.server import ServedModel
+
+            return ServedModel(self.profile, lambda: self.max_new_tokens, self._say, self._send_images_to)
+        if self.profile.instructor == VLM:
+            from zeus_union.stage1_instruct.models.vlm import VisionLanguageModel
+
+            return VisionLanguageModel(self.profile, self._decoding, self.device, self._say)
+        return self.projected_llm
+
+    @cached_property
+    def max_new_tokens(self) -> int:
+        """Of an instruction, at most; where the profile leaves it open, as many as the text encoder reads.
+
+        States are read to the last one whatever the text encoder reads.
+        """
+        chosen = self.profile.max_new_tokens
+        if chosen is not None:
+            return chosen
+        read = self._text_encoder.recipe
+        reads_all = self.profile.keep_states or read.get("window") == "mean"
+        return LONGEST_ANSWER if reads_all else min(LONGEST_ANSWER, read["max_tokens"])
+
+    def _decoding(self) -> Decoding:
+        profile = self.profile
+        return Decoding(
+            max_new_tokens=self.max_new_tokens,
+            repetition_penalty=profile.repetition_penalty,
+            no_repeat_ngram_size=profile.no_repeat_ngram_size,
+            batch_size=profile.llm_batch,
+            temperature=profile.temperature,
+            top_p=profile.top_p,
+            keep_states=profile.keep_states,
+        )
 
     @cached_property
     def projected_llm(self) -> ProjectedLLM:
         """The language model that is shown the image, and its projection.
 
         Raises:
-            UserError: the instructor is the bare prompt.
+            UserError: the instructor is another one.
         """
-        if self.profile.instructor == PROMPT:
-            raise UserError("instructor = prompt has no language model; give --set instructor=llm")
-        return ProjectedLLM(self.profile, self._encoder, self.device, self._say)
+        if self.profile.instructor not in ("llm", "blip2"):
+            raise UserError(f"instructor = {self.profile.instructor} has no language model; give --set instructor=llm")
+        return ProjectedLLM(self.profile, self._encoder, self._decoding, self.device, self._say)
 
     @property
     def text_encoder(self) -> InstructionEncoder:
@@ -120,10 +160,12 @@ def load_models(
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = say_to_terminal,
     batch_size: int | None = None,
+    send_images_to: str | None = None,
 ) -> Models:
     """The profile's models; nothing is loaded before it is used.
 
     Args:
         batch_size: pictures at a time through the image encoder; None: as many as fit.
+        send_images_to: with instructor = server the host that pictures may be sent to, where it is not this machine.
     """
-    return Models(profile, device, say, batch_size)
+    return Models(profile, device, say, batch_size, send_images_to)

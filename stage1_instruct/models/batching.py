@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -10,6 +10,11 @@ import torch
 from zeus_union.cache.errors import UserError, first_line
 
 T = TypeVar("T")
+
+# Rows of a language model together: on a CPU more gain nothing (its steps grow with the rows), on a GPU at most so many.
+CPU_ROWS, MOST_ROWS = 16, 128
+# Of the memory that is free: the rest is for longer prompts than those that were measured, and for gaps.
+SHARE = 0.8
 
 # How torch words it beside its own exception type: CUDA, the CPU allocator on Linux and on Windows, cuBLAS.
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -70,6 +75,43 @@ def run_in_chosen_batches(
         return chosen, function(chosen)
 
     return run_in_batches(call, len(order), size, say, what)
+
+
+def rows_that_fit(run: Callable[[int], object], devices: Iterable[torch.device]) -> int:
+    """How many rows of a model fit together: a fixed number on a CPU; on GPUs by what a run of 1 and one of 4 rows take.
+
+    Args:
+        run: computes so many rows.
+        devices: where the model lies.
+    """
+    gpus = sorted({device for device in devices if device.type == "cuda"}, key=str)
+    if not gpus:
+        return CPU_ROWS
+    try:
+        single, several = (_peaks(run, rows, gpus) for rows in (1, 4))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1
+    fitting = [MOST_ROWS]
+    for gpu, of_single, of_several in zip(gpus, single, several):
+        taken = torch.cuda.memory_allocated(gpu)
+        free = torch.cuda.mem_get_info(gpu)[0] + torch.cuda.memory_reserved(gpu) - taken
+        fitting.append(rows_within(SHARE * free - (of_single - taken), of_single, of_several))
+    return max(1, min(fitting))
+
+
+def rows_within(room: float, of_single: int, of_several: int) -> int:
+    """Rows for which `room` bytes beside the first one suffice, from the bytes of 1 row and of 4."""
+    return 1 + int(max(0.0, room) // max(1.0, (of_several - of_single) / 3))
+
+
+def _peaks(run: Callable[[int], object], rows: int, gpus: Sequence[torch.device]) -> list[int]:
+    """Bytes in use at most on each GPU during a run."""
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    run(rows)
+    return [torch.cuda.max_memory_allocated(gpu) for gpu in gpus]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

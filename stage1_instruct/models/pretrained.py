@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from zeus_union.cache.errors import UserError
+from zeus_union.cache.errors import UserError, first_line
 from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.weights.store import path_of
 
@@ -115,10 +115,48 @@ def read_config(part: str, what: str) -> Any:
         raise _unreadable(path_of(part), part, what, error) from error
 
 
+def load_processor(part: str, what: str) -> Any:
+    """The processor of a vision-language model, with its chat template; reads no weights.
+
+    Raises:
+        UserError: no such folder; no processor in it, or one that needs a library that is not installed; no chat template.
+    """
+    folder = path_of(part)
+    try:
+        with _quiet():
+            processor = transformers.AutoProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except ImportError as error:
+        needed = next((name for name in ("torchvision", "sentencepiece") if name in str(error).lower()), None)
+        advice = f"needs {needed}: pip install {needed}" if needed else first_line(error)
+        raise UserError(f"the processor of the {what} {part} {advice}") from error
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        if not own_code(folder):
+            raise UserError(f"{_no_processor(folder, part, what)} ({first_line(error)})") from error
+        raise _unreadable(folder, part, what, error) from error
+    # Without a processor's files transformers gives whatever else is there: a tokenizer, or an image processor.
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+        raise UserError(_no_processor(folder, part, what))
+    if not processor.chat_template:
+        raise UserError(
+            f"the {what} {part} has no chat template: expected chat_template.jinja in {folder} (or chat_template in "
+            "processor_config.json); copy it from the model's publisher, or choose the model's instruction-tuned version"
+        )
+    return processor
+
+
+def _no_processor(folder: Path, part: str, what: str) -> str:
+    return (
+        f"the {what} {part} has no processor that transformers can read: expected processor_config.json or "
+        f"preprocessor_config.json beside a tokenizer in {folder} (copy them from the model's publisher)"
+    )
+
+
 def own_code(folder: Path) -> list[str]:
     """The files of a folder that name Python code to be run in place of transformers' own ('auto_map')."""
     naming = []
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
         try:
             if "auto_map" in json.loads((folder / name).read_text(encoding="utf-8")):
                 naming.append(name)

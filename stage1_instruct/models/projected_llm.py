@@ -6,6 +6,7 @@ Zeus, Eqs. 2 and 3. BLIP-2 comes with a projection of its own; there ours is the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,18 +39,33 @@ def trained_projection(belongs_to: Mapping[str, Any]) -> Path:
     return zeus_home() / "projections" / f"{fingerprint(belongs_to)[:32]}.safetensors"
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedConnector:
+    """A connector with what is known of its training, as it was saved."""
+
+    connector: Connector
+    facts: Mapping[str, Any]
+
+
 class ProjectedLLM:
     """The instructors 'llm' and 'blip2' of a profile, each part loaded when it is first used."""
 
     def __init__(
-        self, profile: Profile, encoder: Frozen[ImageEncoder], device: torch.device, say: Callable[[str], None]
+        self,
+        profile: Profile,
+        encoder: Frozen[ImageEncoder],
+        decoding: Callable[[], Decoding],
+        device: torch.device,
+        say: Callable[[str], None],
     ) -> None:
         """Args:
         encoder: whose embeddings it sees, where it sees embeddings.
+        decoding: how an answer is chosen.
         say: told where the projection is untrained or another model's.
         """
         self._profile = profile
         self._encoder = encoder
+        self._new_decoding = decoding
         self._device = device
         self._say = say
         self._is_blip2 = profile.instructor == "blip2"
@@ -117,18 +133,9 @@ class ProjectedLLM:
     def _template(self) -> Template:
         return template("blip2" if self._is_blip2 else self._profile.template)
 
-    @property
+    @cached_property
     def _decoding(self) -> Decoding:
-        profile = self._profile
-        return Decoding(
-            max_new_tokens=profile.max_new_tokens,
-            repetition_penalty=profile.repetition_penalty,
-            no_repeat_ngram_size=profile.no_repeat_ngram_size,
-            batch_size=profile.llm_batch,
-            temperature=profile.temperature,
-            top_p=profile.top_p,
-            keep_states=profile.keep_states,
-        )
+        return self._new_decoding()
 
     @property
     def _loading(self) -> Loading:
@@ -151,6 +158,12 @@ class ProjectedLLM:
     def weights(self) -> str:
         """The part that is the language model."""
         return self._profile.blip2 if self._is_blip2 else self._profile.llm
+
+    @property
+    def stored_projection(self) -> TrainedConnector | None:
+        """The profile's own where it is trained, as it is stored."""
+        connector, facts = self._stored_projection
+        return None if connector is None or self._is_blip2 else TrainedConnector(connector, facts)
 
     def use_projection(self, connector: Connector) -> None:
         """Takes this one in place of the profile's from now on."""

@@ -16,12 +16,15 @@ from zeus_union.stage1_instruct.weights.store import existing_path
 
 FOLDER = Path(__file__).parent
 NONE = "none"  # a part that is left out
+AUTO = "auto"  # a number that is chosen when it is first used
 PROMPT = "prompt"  # the instructor that answers with the question itself
+VLM = "vlm"  # any image-text-to-text model of transformers
+SERVER = "server"  # a model behind an OpenAI-compatible server
 Sees = Literal["pictures", "embeddings", "nothing"]
 CHOICES = {
     "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
     "encoder_precision": ("fp32", "bf16", "fp16"),
-    "instructor": ("llm", "blip2", PROMPT),
+    "instructor": ("llm", "blip2", VLM, SERVER, PROMPT),
     "vision": ("regions", "pooled", "medclip_vit", "medclip_resnet"),
     "vision_feature": ("pooled", "projected", "tokens"),
     "connector": ("mlp", "linear", "qformer"),
@@ -44,7 +47,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Profile:
-    """The frozen models of stage 1 and how the LLM decodes; profiles/lite.yaml says what each line may be."""
+    """The frozen models of stage 1 and how the LLM decodes; profiles/lite.yaml says what each line may be.
+
+    None is 'auto': chosen when it is first used.
+    """
 
     name: str
     encoder: str
@@ -65,24 +71,31 @@ class Profile:
     llm_quantize: str
     llm_device_map: str
     template: str
-    max_new_tokens: int
+    max_new_tokens: int | None
     temperature: float
     top_p: float
     repetition_penalty: float
     no_repeat_ngram_size: int
-    llm_batch: int
+    llm_batch: int | None
     keep_states: bool
     text_kind: str
     text_encoder: str
     text_tokenizer: str
     text_window: str
+    model: str = NONE
+    address: str = NONE
+    key_variable: str = NONE
+    parallel: int = 4
+    retries: int = 5
+    timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
         for part, values in CHOICES.items():
             if getattr(self, part) not in values:
                 raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
-        for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch"):
-            if getattr(self, part) < 1:
+        for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch", "parallel"):
+            value = getattr(self, part)
+            if value is not None and value < 1:
                 raise UserError(f"{part} = {getattr(self, part)}, expected 1 or more")
         if self.vision == "regions" and 64 % self.vision_grid:
             raise UserError(f"vision_grid = {self.vision_grid}, expected a divisor of 64 (the embedding's side)")
@@ -100,11 +113,15 @@ class Profile:
                 f"encoder_precision = {self.encoder_precision}, but litemedsam computes in fp32 only; "
                 "give encoder_precision=fp32 or another encoder"
             )
-        if self.keep_states and self.instructor == PROMPT:
+        if self.retries < 0 or self.timeout_s <= 0:
+            raise UserError("retries is 0 or more, timeout_s above 0")
+        if self.keep_states and self.instructor in (PROMPT, SERVER):
             raise UserError(
-                "keep_states = yes, but with instructor = prompt no language model has states; give keep_states=no"
+                f"keep_states = yes, but with instructor = {self.instructor} no language model has states; give keep_states=no"
             )
-        for part, wanted_by in self._wanted.items():
+        if self.lora != NONE and self.instructor not in ("llm", "blip2"):
+            raise UserError(f"lora = {self.lora} is for instructor = llm and this is {self.instructor}; give lora=none")
+        for part, wanted_by in {**self._wanted, **self._settings_wanted}.items():
             if getattr(self, part) == NONE:
                 raise UserError(f"{wanted_by} needs {part}; give it with --set {part}=... (zeus-instruct fetch -h)")
 
@@ -114,6 +131,8 @@ class Profile:
         wanted = {"text_encoder": f"text_kind = {self.text_kind}"}
         if self.instructor == "blip2":
             wanted["blip2"] = "instructor = blip2"
+        elif self.instructor == VLM:
+            wanted["model"] = "instructor = vlm"
         elif self.instructor == "llm":
             wanted["llm"] = "instructor = llm"
             if self.sees == "pictures":
@@ -123,11 +142,20 @@ class Profile:
         return wanted
 
     @property
+    def _settings_wanted(self) -> dict[str, str]:
+        """As `_wanted`, of what is no file."""
+        return dict.fromkeys(("address", "model"), "instructor = server") if self.instructor == SERVER else {}
+
+    @property
     def sees(self) -> Sees:
         """What the instructor sees: the picture itself, the image encoder's embedding of it, or nothing."""
         if self.instructor == PROMPT:
             return "nothing"
-        return "pictures" if self.instructor == "blip2" or self.vision.startswith("medclip") else "embeddings"
+        return (
+            "pictures"
+            if self.instructor in ("blip2", VLM, SERVER) or self.vision.startswith("medclip")
+            else "embeddings"
+        )
 
     @property
     def samples(self) -> bool:
@@ -188,16 +216,29 @@ def parse_overrides(assignments: tuple[str, ...]) -> dict[str, str]:
 def load_profile(name_or_yaml: str, overrides: Mapping[str, str] | None = None) -> Profile:
     """The profile of that name or in that YAML file, with parts replaced.
 
+    A line 'like: NAME' takes from that profile (or file) whatever the file does not say itself.
+
     Args:
         overrides: part -> value as typed, e.g. {'llm': '/models/vicuna'}.
 
     Raises:
         UserError: no such profile; a key or part that does not exist, or is missing; a value of the wrong type.
     """
+    path, values = _lines(name_or_yaml)
+    return _profile({**values, **(overrides or {})}, str(path))
+
+
+def _lines(name_or_yaml: str, *before: str) -> tuple[Path, dict[Any, Any]]:
+    """The lines of a profile, on top of those of the profile it is 'like'; `before`: the profiles that lead here."""
     path, values = read_named_yaml(FOLDER, name_or_yaml, "profile")
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, expected lines of 'part: value'")
-    return _profile({**values, **(overrides or {})}, str(path))
+    like = values.pop("like", None)
+    if like is None:
+        return path, values
+    if name_or_yaml in before:
+        raise UserError(f"{path} is like itself ({' -> '.join((*before, name_or_yaml))}); take out one 'like'")
+    return path, {**_lines(str(like), *before, name_or_yaml)[1], **values}
 
 
 def _profile(values: Mapping[Any, Any], where: str) -> Profile:
@@ -205,10 +246,11 @@ def _profile(values: Mapping[Any, Any], where: str) -> Profile:
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
         raise UserError(f"unknown part {', '.join(unknown)} in {where} or --set; there are: {', '.join(fields)}")
-    missing = [key for key in fields if key not in values]
+    required = [field.name for field in dataclasses.fields(Profile) if field.default is dataclasses.MISSING]
+    missing = [key for key in required if key not in values]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}; profiles/lite.yaml shows every line")
-    return Profile(**{key: _typed(key, values[key], kind) for key, kind in fields.items()})
+    return Profile(**{key: _typed(key, values[key], kind) for key, kind in fields.items() if key in values})
 
 
 def _typed(part: str, value: Any, kind: str) -> Any:
@@ -216,6 +258,10 @@ def _typed(part: str, value: Any, kind: str) -> Any:
         if str(value).lower() not in ("yes", "no", "true", "false"):
             raise UserError(f"{part} = {value!r}, expected yes or no")
         return str(value).lower() in ("yes", "true")
+    if kind == "int | None":
+        if str(value) == AUTO:
+            return None
+        kind = "int"
     convert = {"int": int, "float": float, "str": str}[kind]
     try:
         converted = convert(value)

@@ -47,6 +47,18 @@ class Split:
     train: tuple[str, ...]
 
 
+class TooLongError(Exception):
+    """The training would take longer than it may.
+
+    Attributes:
+        minutes: how long.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__(f"{minutes:.0f} minutes")
+        self.minutes = minutes
+
+
 @dataclass(frozen=True)
 class Captioned:
     """One slice of one modality with its question and caption.
@@ -88,12 +100,7 @@ class FoldProjection:
     def constants(self) -> dict[str, NDArray[Any]]:
         """What the cache keeps of them beside the layer's rows; `from_constants` is the inverse."""
         connectors = {EVERYONE: self.everyone, **{f"{HALF}{i}": half for i, (_, half) in enumerate(self.crossed)}}
-        arrays: dict[str, NDArray[Any]] = {
-            f"{whose}.{name}": tensor.detach().cpu().float().numpy()
-            for whose, connector in connectors.items()
-            for name, tensor in connector.state_dict().items()
-        }
-        return {**arrays, FACTS: np.frombuffer(json.dumps(dict(self.facts), sort_keys=True).encode(), np.uint8)}
+        return constants_of(connectors, self.facts)
 
     @classmethod
     def from_constants(
@@ -117,6 +124,20 @@ class FoldProjection:
             for number, half in enumerate(entry["trained_on"]["crossed"])
         )
         return cls(connector(EVERYONE), crossed, entry, json.loads(constants[FACTS].tobytes()))
+
+
+def constants_of(connectors: Mapping[str, Connector], facts: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Projections under the names of `cache.projections`, as an instruction layer keeps them.
+
+    Args:
+        facts: JSON-able.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        f"{whose}.{name}": tensor.detach().cpu().float().numpy()
+        for whose, connector in connectors.items()
+        for name, tensor in connector.state_dict().items()
+    }
+    return {**arrays, FACTS: np.frombuffer(json.dumps(dict(facts), sort_keys=True).encode(), np.uint8)}
 
 
 def halves(subjects: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -148,16 +169,21 @@ def train_fold_projection(
     features_of: Callable[[Sequence[Captioned]], Tensor],
     folder: Path,
     say: Callable[[str], None],
+    limit: float | None = None,
 ) -> FoldProjection:
     """Trains the projections of a layer, one after the other; stopped and called again it goes on.
+
+    How long it will take is measured with one step and said first.
 
     Args:
         captioned: of the training subjects.
         features_of: gives the vision features float32 (N, T, C) of some of them.
         folder: where the states of unfinished trainings are kept.
+        limit: minutes that it may take; None: as long as it takes.
 
     Raises:
-        UserError: the loss is not finite.
+        TooLongError: it would take longer than `limit`.
+        UserError: nothing to learn from; the loss is not finite.
     """
     begun, recipe = time.monotonic(), RECIPE
     count = recipe.steps * recipe.batch_size
@@ -168,18 +194,30 @@ def train_fold_projection(
         trainings += [(f"{HALF}0", two[1], two[0]), (f"{HALF}1", two[0], two[1])]
     else:
         say(f"one training subject ({split.train[0]}): its own texts come from the projection that was trained on it")
+    if len(split.train) in (2, 3):
+        say(
+            f"{len(split.train)} training subjects: the projections behind their own texts learn from one or two patients"
+        )
     chosen = {name: draw(captioned, subjects, count, recipe.seed) for name, subjects, _ in trainings}
     wanted = sorted({place for places in chosen.values() for place in places})
     features = features_of([captioned[place] for place in wanted])
     row_of = {place: row for row, place in enumerate(wanted)}
     questions, captions = zip(*((captioned[place].question, captioned[place].caption) for place in wanted))
-    connectors, losses = {}, {}
-    for number, (name, subjects, _) in enumerate(trainings, 1):
-        rows = [row_of[place] for place in chosen[name]]
-        if not rows:
+    for name, subjects, _ in trainings:
+        if not chosen[name]:
             raise UserError(
                 f"no labelled slice of {', '.join(subjects)} can be captioned; label more, or give --projection untrained"
             )
+    minutes = _minutes(models, features, questions, captions, [len(places) for places in chosen.values()])
+    if limit is not None and minutes > limit:
+        raise TooLongError(minutes)
+    say(
+        f"training {len(trainings)} projection{'s' if len(trainings) > 1 else ''} on captions of {', '.join(split.train)}: "
+        f"about {max(minutes, 1):.0f} min"
+    )
+    connectors, losses = {}, {}
+    for number, (name, subjects, _) in enumerate(trainings, 1):
+        rows = [row_of[place] for place in chosen[name]]
         connector = models.projected_llm.new_projection(recipe.seed).to(models.device)
         connector.standardise_by(features[rows].to(models.device))
         task = captioning(models, connector, features, questions, captions, recipe)
@@ -224,6 +262,22 @@ def train_fold_projection(
     }
     crossed = tuple((frozenset(subjects), connectors[name]) for name, _, subjects in trainings[1:])
     return FoldProjection(connectors[EVERYONE], crossed, entry, facts)
+
+
+def _minutes(
+    models: Models, features: Tensor, questions: Sequence[str], captions: Sequence[str], counts: Sequence[int]
+) -> float:
+    """Of trainings on so many captions each: the second of two steps is measured, the first one loads and compiles."""
+    connector = models.projected_llm.new_projection(RECIPE.seed).to(models.device)
+    task = captioning(models, connector, features, questions, captions, RECIPE)
+    rows = range(min(RECIPE.batch_size, len(captions)))
+    for _ in range(2):
+        begun = time.monotonic()
+        task.loss(rows).backward()
+        if models.device.type == "cuda":
+            torch.cuda.synchronize(models.device)
+        seconds = time.monotonic() - begun
+    return sum(steps_in_all(count, RECIPE) for count in counts) * seconds / 60
 
 
 def _nothing(message: str) -> None:

@@ -40,8 +40,8 @@ class Target:
 def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
     """The targets of every class over labelled rows.
 
-    An answer that one subject alone gives cannot be learned from the others, and a rare one is no test: such rows have none. Targets that are left
-    without two different answers are left out.
+    An answer that one subject alone gives cannot be learned from the others, and a rare one is no test: such rows have
+    none. Targets that are left without two different answers are left out.
     """
     found: dict[tuple[str, str], NDArray[np.float64]] = {
         (class_name, name): np.full(len(rows), np.nan) for class_name in cache.classes for name in TARGETS

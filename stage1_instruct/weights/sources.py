@@ -123,7 +123,7 @@ class ByHand:
 Source = Wheel | Link | Hub | ByHand
 
 # A model's files on the hub, without the copies for other frameworks.
-MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "tokenizer.model")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.jinja", "tokenizer.model")
 
 _KINDS: Mapping[str, type[Source]] = {"wheel": Wheel, "link": Link, "hub": Hub, "by_hand": ByHand}
 

@@ -16,6 +16,7 @@ from zeus_union.stage1_instruct.weights.downloads import sha256_of
 from zeus_union.stage1_instruct.weights.sources import HUB_PREFIX, ByHand, Link, advice_on, source_of
 
 REMEMBER_ABOVE = 1 << 26  # bytes; what is smaller is read again each time
+_WEIGHTS = {".safetensors", ".bin", ".pth", ".gguf"}
 _KINDS = {".safetensors", ".bin", ".pth", ".json", ".model", ".txt"}
 
 
@@ -83,6 +84,17 @@ def digest_of(part: str) -> str:
     if source is not None and not isinstance(source, ByHand):
         return str(json.loads((folder_of(part) / "source.json").read_text())["weights_sha256"])
     return _remembered_sha256(path) if path.is_file() else folder_digest(path)
+
+
+def weights_bytes(part: str) -> int:
+    """How large a part's weight files are.
+
+    Raises:
+        UserError: as `path_of`.
+    """
+    path = path_of(part)
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in _WEIGHTS]
+    return sum(file.stat().st_size for file in files)
 
 
 def is_present(profile: HasNeeds) -> bool:

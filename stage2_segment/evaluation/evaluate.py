@@ -111,7 +111,7 @@ def evaluate_run(
 
 def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
     """Whether a cache holds of the run's subjects what the run read, wherever it lies."""
-    subjects = {*config.split.train, *config.split.test}
+    subjects = {*config.split.train, *config.split.test, *config.split.validation}
     return subjects <= set(cache.subjects) and all(
         layer in cache.layers and cache.content_digest(layer, subjects) == digest
         for layer, digest in config.inputs.content.items()
@@ -144,7 +144,7 @@ def measure_run(
     Args:
         subjects: see `subjects_to_measure`.
         modalities: to predict from, of those the run was trained with; all if None.
-        which: 'last' or 'best' weights. The best were chosen on the held-out subjects, so their numbers there are
+        which: 'last' or 'best' weights. The best were chosen on the validation subjects, so their numbers there are
             too good.
 
     Raises:

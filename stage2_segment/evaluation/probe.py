@@ -56,7 +56,8 @@ def probe_texts(
     """
     trained, chosen = _open(run, cache, subjects, which, device)
     config = trained.config
-    possible = [name for name in PROBES if name != "shuffled-modalities" or len(cache.modalities) > 1]
+    probes = [*PROBES, "none"] if config.text_is_a_part else PROBES
+    possible = [name for name in probes if name != "shuffled-modalities" or len(cache.modalities) > 1]
     if config.architecture.form == "tokens":
         possible = [name for name in possible if name not in ("constant", "random")]
     lines = []
@@ -66,8 +67,8 @@ def probe_texts(
         truth = cache.masks(rows)
         own: NDArray[np.uint8] | None = None
         for name in possible:
-            inputs = RunInputs(config, data, text=_other_text(cache, config, rows, name))
-            predicted = predict_inputs(trained.model, inputs, data)
+            text = _other_text(cache, config, rows, "instruction" if name == "none" else name)
+            predicted = predict_inputs(trained.model, RunInputs(config, data, text=text), data, use_text=name != "none")
             own = predicted if own is None else own
             score = dsc(overlap_counts(predicted, truth, len(config.inputs.classes)))
             kept = dsc(overlap_counts(predicted, own, len(config.inputs.classes)))

@@ -65,10 +65,20 @@ class RunInputs:
         return torch.autocast(self.text.device.type, torch.bfloat16, enabled=self._low)
 
     def logits(
-        self, model: nn.Module, positions: NDArray[np.intp], batch: Batch, keep: Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        positions: NDArray[np.intp],
+        batch: Batch,
+        keep: Sequence[int] | None = None,
+        use_text: NDArray[np.bool_] | None = None,
     ) -> Tensor:
-        """Float32 (B, K, 256, 256)."""
+        """Float32 (B, K, 256, 256); `keep` as in `of`, `use_text` (B,) as in `Zeus.forward`."""
         images, text, present = self.of(positions, batch, keep)
         with self.autocast():
-            logits = model(images, text, present) if self._reads_text else model(images, present)
+            if not self._reads_text:
+                logits = model(images, present)
+            elif use_text is None:
+                logits = model(images, text, present)
+            else:
+                logits = model(images, text, present, torch.from_numpy(use_text).to(text.device))
         return logits.float()

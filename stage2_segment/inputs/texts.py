@@ -10,15 +10,21 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.choices import MLP
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.layers import layer_read
+
+STATE_PARTS = 4  # that a text's states are averaged in, where one token is made of all of them
+SCALE_FLOOR = 0.05  # of the text's own size: texts that differ less are not told apart
+_AT_ONCE = 256  # rows
 
 
 def read_text(
     cache: Cache, config: RunConfig, rows: NDArray[np.intp], modalities: Sequence[str]
 ) -> NDArray[np.floating]:
     """Text of rows of a cache: float32 (n, m, D); (n, m, K, D) with an instruction for each class; D = 0 for none.
-    In the form of tokens the states as they are stored, float16 (n, m, L, D), zeros after the last.
+    In the form of tokens the states as they are stored, float16 (n, m, L, D), zeros after the last; with the residual
+    aligner their means over the quarters of the text, side by side: float32 (n, m, 4 D).
 
     A control depends on subject, slice and modality alone: the same rows give the same text in training, in
     evaluation, and in a cache that holds other subjects too.
@@ -42,6 +48,41 @@ def read_text(
     return text[:, columns]
 
 
+def pool_states(states: NDArray[np.floating]) -> NDArray[np.float32]:
+    """States (..., L, D), zeros after the last -> their means over `STATE_PARTS` parts of the text: (..., parts x D).
+
+    The parts are as long as one another to a token; a text of fewer tokens than parts has its last ones in several.
+    """
+    length = (states != 0).any(axis=-1).sum(axis=-1)[..., None]  # (..., 1)
+    parts = np.arange(STATE_PARTS)
+    first = np.minimum(parts * length // STATE_PARTS, np.maximum(length - 1, 0))
+    last = np.maximum((parts + 1) * length // STATE_PARTS, first + 1)
+    sums = np.concatenate([np.zeros_like(states[..., :1, :], np.float64), states.cumsum(axis=-2, dtype=np.float64)], -2)
+    total = np.take_along_axis(sums, last[..., None], -2) - np.take_along_axis(sums, first[..., None], -2)
+    means = total / (last - first)[..., None]
+    return means.reshape(*means.shape[:-2], -1).astype(np.float32)
+
+
+def text_statistics(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> tuple[NDArray[np.float32], float]:
+    """What the aligner brings text to mean 0 and a common scale by, over what it reads of `rows`.
+
+    Returns:
+        mean, float32 (M, D) or (M, K, D); scale, the root mean square of what entries differ from it, over all, and at
+        least `SCALE_FLOOR` of the entries' own: texts that are nearly the same do not become noise at full size.
+    """
+    if config.architecture.constant_text:
+        return typical_text(cache, config, rows), 1.0
+    total, squares = np.zeros(()), 0.0
+    for start in range(0, len(rows), _AT_ONCE):
+        text = read_text(cache, config, rows[start : start + _AT_ONCE], config.inputs.modalities).astype(np.float64)
+        total, squares = total + text.sum(axis=0), squares + float((text**2).sum())
+    mean = total / len(rows)
+    size = squares / (mean.size * len(rows))
+    spread = max(size - float((mean**2).mean()), 0.0)
+    scale = max(np.sqrt(spread), SCALE_FLOOR * np.sqrt(size))
+    return mean.astype(np.float32), float(scale) or 1.0
+
+
 def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """Per modality the instruction of `rows` that is nearest to their mean: float32 (M, D) or (M, K, D)."""
     columns = [cache.modalities.index(name) for name in config.inputs.modalities]
@@ -53,7 +94,8 @@ def typical_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDA
 def _instructions(cache: Cache, config: RunConfig, rows: NDArray[np.intp]) -> NDArray[np.floating]:
     """All the cache's modalities: (n, M, D), (n, M, K, D) or (n, M, L, D)."""
     if config.architecture.form == "tokens":
-        return cache.states(layer_read(config, cache, config.inputs.variants[0]), rows)
+        states = cache.states(layer_read(config, cache, config.inputs.variants[0]), rows)
+        return states if config.architecture.aligner == MLP else pool_states(states)
     texts = [cache.text_embeddings(layer_read(config, cache, name), rows) for name in config.inputs.variants]
     return np.stack(texts, axis=2) if config.architecture.instructions == "class" else texts[0]
 

@@ -26,24 +26,23 @@ def build_model(architecture: Architecture) -> Zeus | FusedNetwork:
         fusion=shape.fusion,
         combine=shape.combine,
         keep_iou_token=shape.iou_token,
+        aligner=shape.aligner,
         aligner_depth=shape.aligner_depth,
         per_class=shape.instructions == "class",
         constant_text=shape.constant_text,
-        token_states=shape.form == "tokens",
+        token_states=shape.form == "tokens" and shape.aligner == "mlp",
     )
 
 
 def parameter_table(model: nn.Module) -> dict[str, int]:
     """Trainable parameters by part, over all copies."""
-    parts = (
-        {"encoder": "encoders", "merging": "merges"}
-        if isinstance(model, FusedNetwork)
-        else {"aligner (f_tt)": "aligners"}
-    )
-    parts |= {"decoder": "decoders"}
+    parts = {"encoder": ["encoders"], "merging": ["merges"]} if isinstance(model, FusedNetwork) else {}
     if isinstance(model, Zeus):
-        parts |= {"combine": "combine"}
+        parts["aligner (f_tt)"] = ["aligners"] if model.bases is None else ["aligners", "bases"]
+    parts["decoder"] = ["decoders"]
+    if isinstance(model, Zeus):
+        parts["combine"] = ["combine"]
     return {
-        name: sum(p.numel() for p in model.get_submodule(part).parameters() if p.requires_grad)
-        for name, part in parts.items()
+        name: sum(p.numel() for part in named for p in model.get_submodule(part).parameters() if p.requires_grad)
+        for name, named in parts.items()
     }

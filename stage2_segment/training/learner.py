@@ -28,11 +28,13 @@ from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
 from zeus_union.stage2_segment.carried import carry_projection
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
-from zeus_union.stage2_segment.inputs.texts import typical_text
+from zeus_union.stage2_segment.inputs.texts import text_statistics, typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
 from zeus_union.stage2_segment.training.losses import Losses, known_pixels, one_hot, segmentation_losses
 from zeus_union.stage2_segment.training.processes import add_up, share_buffers
 from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_factor, running_mean
+
+LOOKED_AT = 64  # training slices whose prompt tokens are measured after an epoch
 
 
 class Learner:
@@ -80,9 +82,7 @@ class Learner:
         model = build_model(config.architecture)
         if isinstance(model, Zeus):
             model.load_pretrained(cache.constants(config.inputs.embedding_layer))
-            if config.architecture.constant_text:
-                rows = cache.rows_of(config.split.train)
-                model.set_constant_text(torch.from_numpy(typical_text(cache, config, rows)))
+            self._read_statistics(cache, model)
         elif pretrained is not None:
             taken, there = load_pretrained(model, pretrained)
             if accelerator.is_main_process:
@@ -103,18 +103,29 @@ class Learner:
             self._average = running_mean(self.bare, recipe.ema)
         self.epoch, self.index, self._sums = 1, 0, np.zeros(3)
         self._best_dsc, self._best_loss, self._best_loss_epoch = -1.0, math.inf, 0
+        self._first_tokens: Tensor | None = None
         self.history: list[dict[str, Any]] = []
         self.stopped: str | None = None
         if state:
             self.optimizer.load_state_dict(state["optimizer"])
             if self._average is not None:
                 self._average.load_state_dict(state["average"])
+            self._first_tokens = state.get("tokens")
             self.epoch, self.index = state["place"]
             self._sums = np.array(state["sums"])
             self._best_dsc, self._best_loss, self._best_loss_epoch = state["best"]
             self.history = _read_history(run, self.epoch - 1)
         self._board: SummaryWriter | None = None
         self._saved, self._saving = time.monotonic(), 0.0
+
+    def _read_statistics(self, cache: Cache, model: Zeus) -> None:
+        """What a model keeps of the training slices' texts."""
+        rows = cache.rows_of(self.config.split.train)
+        if self.config.architecture.constant_text:
+            model.set_constant_text(torch.from_numpy(typical_text(cache, self.config, rows)))
+        if self.config.text_is_a_part:
+            mean, scale = text_statistics(cache, self.config, rows)
+            model.set_text_statistics(torch.from_numpy(mean), scale)
 
     @property
     def finished(self) -> bool:
@@ -134,6 +145,44 @@ class Learner:
         random = np.random.default_rng([self.config.seed, self.epoch, self.index, count])
         kept = np.flatnonzero(random.random(count) >= chance)
         return kept.tolist() if len(kept) else [int(random.integers(count))]
+
+    def use_text(self, slices: int) -> NDArray[np.bool_] | None:
+        """Whose text this process's slices of the next batch, of `slices`, are answered with; None: all."""
+        chance = self.config.recipe.text_drop
+        if not chance:
+            return None
+        random = np.random.default_rng([self.config.seed, self.epoch, self.index, slices, 1])
+        used = random.random(slices) >= chance  # of the whole batch: the same in however many processes
+        return used[self._accelerator.process_index :: self._accelerator.num_processes]
+
+    def begin(self, inputs: RunInputs) -> None:
+        """Takes what the run reads, and notes the tokens that it starts from."""
+        self.inputs = inputs
+        if self.config.is_zeus and self._first_tokens is None:
+            self._first_tokens = self._tokens()[0]
+
+    @torch.no_grad()
+    def _tokens(self) -> tuple[Tensor, Tensor]:
+        """Prompt tokens of some training slices, (n, m, P, 256), and those without their text."""
+        count = len(self.inputs.text)
+        places = torch.linspace(0, count - 1, min(count, LOOKED_AT), device=self.inputs.text.device).long()
+        text = self.inputs.text[places].float()
+        with_text, _ = self.bare.prompts(text, self.inputs.present)
+        if not self.bare.can_do_without_text:
+            return with_text, with_text
+        return with_text, self.bare.prompts(text, self.inputs.present, text.new_zeros(len(text)))[0]
+
+    def _token_figures(self) -> dict[str, float]:
+        """Mean norms: of the prompt token, of its way since the start, and of what the text adds to it."""
+        if self._first_tokens is None:
+            return {}
+        tokens, without = self._tokens()
+        parts = {
+            "token_norm": tokens,
+            "token_drift": tokens - self._first_tokens.to(tokens.device),
+            "text_part": tokens - without,
+        }
+        return {name: float(part.norm(dim=-1).mean()) for name, part in parts.items()}
 
     @contextmanager
     def random_numbers(self) -> Iterator[None]:
@@ -214,7 +263,7 @@ class Learner:
         """Notes an epoch, `more` being its validation and timing; saves where it is due. Returns its record."""
         loss, dice, cross_entropy = (self._sums / batches).tolist()
         record = {"epoch": self.epoch, "loss": loss, "dice_loss": dice, "cross_entropy": cross_entropy}
-        record |= {"lr": self.optimizer.param_groups[0]["lr"], **more}
+        record |= {"lr": self.optimizer.param_groups[0]["lr"], **self._token_figures(), **more}
         self.history.append(record)
         if self._accelerator.is_main_process:
             if self._board is None:
@@ -255,6 +304,8 @@ class Learner:
         }
         if self._average is not None:
             state["average"] = self._average.state_dict()
+        if self._first_tokens is not None:
+            state["tokens"] = self._first_tokens.cpu()
         if self.history:
             checkpoint.write_table(self.run / checkpoint.METRICS, self.history)
         checkpoint.save_weights(self.run, "last", self.predictor.state_dict(), self.epoch - 1)

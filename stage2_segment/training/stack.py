@@ -31,16 +31,19 @@ class Stack:
         buffers = [dict(model.named_buffers()) for model in models]
         self._buffers = {name: torch.stack([own[name] for own in buffers]) for name in buffers[0]}
 
-    def logits(self, embeddings: Tensor, text: Tensor, present: Sequence[int]) -> Tensor:
+    def logits(
+        self, embeddings: Tensor, text: Tensor, present: Sequence[int], use_text: Tensor | None = None
+    ) -> Tensor:
         """(V, B, K, 256, 256).
 
         Args:
             embeddings: (B, m, 256, 64, 64) for all models, or (V, B, m, 256, 64, 64).
             text: (V, B, m, D).
+            use_text: (B,), for all models; see `Zeus.forward`.
         """
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], embeddings: Tensor, text: Tensor) -> Tensor:
-            return functional_call(self._skeleton, (weights, buffers), (embeddings, text, present))
+            return functional_call(self._skeleton, (weights, buffers), (embeddings, text, present, use_text))
 
         every = (0, 0, None if embeddings.dim() == 5 else 0, 0)
         return vmap(one, in_dims=every)(self._weights, self._buffers, embeddings, text)

@@ -38,7 +38,7 @@ class Alone:
         learner.model.train()
         assert batch.masks is not None
         with learner.random_numbers(), learner.backward_alone(batches):
-            logits = learner.inputs.logits(learner.model, mine, batch, learner.keep())
+            logits = learner.inputs.logits(learner.model, mine, batch, learner.keep(), learner.use_text(slices))
             losses = learner.losses(logits, batch.masks, slices)
             (losses.total / learner.share(batches)).backward()
         return [(learner, losses)]
@@ -58,14 +58,16 @@ class Stacked:
             return [step for steps in in_turn for step in steps]
         assert batch.masks is not None
         first = self._learners[0]
-        keep = first.keep()  # the same for all: it follows from the seed
+        keep, use_text = first.keep(), first.use_text(slices)  # the same for all: they follow from the seed
         parts = [learner.inputs.of(mine, batch, keep) for learner in self._learners]
         alike = len({learner.config.inputs.modalities for learner in self._learners}) == 1
         embeddings = parts[0][0] if alike else torch.stack([part[0] for part in parts])
         for learner in self._learners:
             learner.model.train()
         with first.inputs.autocast():
-            logits = self._stack.logits(embeddings, torch.stack([part[1] for part in parts]), parts[0][2]).float()
+            texts = torch.stack([part[1] for part in parts])
+            used = None if use_text is None else torch.from_numpy(use_text).to(texts.device)
+            logits = self._stack.logits(embeddings, texts, parts[0][2], used).float()
         losses = [learner.losses(own, batch.masks, slices) for learner, own in zip(self._learners, logits)]
         shares = [own.total / learner.share(batches) for learner, own in zip(self._learners, losses)]
         torch.stack(shares).sum().backward()
@@ -84,6 +86,7 @@ def group_learners(learners: Sequence[Learner], stacked: bool) -> list[Alone | S
         key: tuple[Any, ...] = (
             learner.config.architecture,
             recipe.modality_drop,
+            recipe.text_drop,
             recipe.precision,
             recipe.accumulate,
         )

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.folds import VALIDATED_FROM
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
-from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.config import RunConfig, Split
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, epoch_batches
@@ -97,7 +98,7 @@ def train_together(
 
     Args:
         resident: see `SliceData`.
-        validate_every: epochs between validations on the held-out subjects; 0: none.
+        validate_every: epochs between validations on the validation subjects; 0: none.
         stacked: run models of one architecture as one (`Stack`), where several processes don't share the batches.
     """
     plan = learners[0].config
@@ -107,8 +108,10 @@ def train_together(
     rows = cache.rows_of(plan.split.train)
     data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
     for learner in learners:
-        learner.inputs = RunInputs(learner.config, data)
-    validation = Validation(cache, learners, modalities, accelerator, resident) if validate_every else None
+        learner.begin(RunInputs(learner.config, data))
+    validation = None
+    if validate_every and plan.split.validation:
+        validation = Validation(cache, learners, modalities, accelerator, resident)
     foreground = cache.rows["foreground"][rows] > 0
 
     going = [learner for learner in learners if not learner.finished]
@@ -190,12 +193,19 @@ def _report(learners: Sequence[Learner], records: Sequence[dict[str, Any]], last
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:
-    held_out = ""
+    validated = ""
     if "validation_dsc" in record:
-        held_out = f"held-out DSC {record['validation_dsc']:.3f}, mIoU {record['validation_miou']:.3f}, "
+        validated = f"validation DSC {record['validation_dsc']:.3f}, mIoU {record['validation_miou']:.3f}, "
     return (
-        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, {held_out}{record['slices_per_s']:.1f} slices/s"
+        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, {validated}{record['slices_per_s']:.1f} slices/s"
     )
+
+
+def _validated(split: Split) -> str:
+    if split.validation:
+        return f"validated on {', '.join(split.validation)}"
+    few = f", as the fold has fewer than {VALIDATED_FROM} others" if split.fold is not None else ""
+    return f"no subject to validate on{few}: the last weights are the result"
 
 
 def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
@@ -209,7 +219,7 @@ def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
         f"{model}{config.architecture.fusion} fusion of {', '.join(inputs.modalities)}, "
         f"classes {', '.join(inputs.classes)}; {text}; "
         f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects to train on, "
-        f"{len(cache.rows_of(split.test))} slices of {', '.join(split.test)} held out; "
+        f"{len(cache.rows_of(split.test))} slices of {', '.join(split.test)} held out; {_validated(split)}; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}; "
         f"on {accelerator.device}{many}"
     )

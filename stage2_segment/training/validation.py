@@ -1,4 +1,4 @@
-"""The held-out subjects while training goes on."""
+"""The validation subjects while training goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from zeus_union.stage2_segment.training.processes import sum_counts
 
 
 class Validation:
-    """The held-out subjects, read once for all learners; each process predicts its share of the slices."""
+    """The subjects that were spared to choose the best weights on, read once for all learners.
+
+    Each process predicts its share of the slices.
+    """
 
     def __init__(
         self,
@@ -31,28 +34,42 @@ class Validation:
     ) -> None:
         plan = learners[0].config
         self._classes, self._device = plan.inputs.classes, accelerator.device
-        rows = cache.rows_of(plan.split.test)[accelerator.process_index :: accelerator.num_processes]
+        rows = cache.rows_of(plan.split.validation)[accelerator.process_index :: accelerator.num_processes]
         self._data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
-        place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.test)}
+        place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.validation)}
         self._owner = np.array([place[int(subject)] for subject in cache.rows["subject"][rows]], np.intp)
         self._subjects = len(place)
         self._inputs = {id(learner): RunInputs(learner.config, self._data) for learner in learners}
 
     @torch.inference_mode()
     def __call__(self, learners: Sequence[Learner]) -> dict[int, dict[str, float]]:
-        """id of a learner -> mean over subjects of DSC (mean over the classes) and mIoU (with background), at 256."""
-        counts = {id(learner): np.zeros((self._subjects, len(self._classes) + 1, 3), np.int64) for learner in learners}
+        """id of a learner -> mean over subjects of DSC (mean over the classes) and mIoU (with background), at 256.
+
+        Of a model that can do without its text also the DSC without.
+        """
+        shape = (2, self._subjects, len(self._classes) + 1, 3)  # with the text, and without
+        counts = {id(learner): np.zeros(shape, np.int64) for learner in learners}
         batch_size = max((learner.config.recipe.batch_size for learner in learners), default=1)
         for positions, batch in self._data.in_order(batch_size):
             assert batch.masks is not None
             truth = batch.masks.cpu().numpy()
             for learner in learners:
-                model = learner.predictor.eval()
-                predicted = class_map(self._inputs[id(learner)].logits(model, positions, batch)).cpu().numpy()
-                for owner in np.unique(self._owner[positions]):
-                    mine = self._owner[positions] == owner
-                    counts[id(learner)][owner] += overlap_counts(predicted[mine], truth[mine], len(self._classes))
-        return {key: self._scores(sum_counts(own, self._device)) for key, own in counts.items()}
+                model, inputs = learner.predictor.eval(), self._inputs[id(learner)]
+                texts = (None, np.zeros(len(positions), bool)) if learner.config.text_is_a_part else (None,)
+                for which, use_text in enumerate(texts):
+                    logits = inputs.logits(model, positions, batch, use_text=use_text)
+                    predicted = class_map(logits).cpu().numpy()
+                    for owner in np.unique(self._owner[positions]):
+                        mine = self._owner[positions] == owner
+                        counted = overlap_counts(predicted[mine], truth[mine], len(self._classes))
+                        counts[id(learner)][which, owner] += counted
+        scores = {}
+        for learner in learners:
+            with_text, without = sum_counts(counts[id(learner)], self._device)
+            scores[id(learner)] = self._scores(with_text)
+            if learner.config.text_is_a_part:
+                scores[id(learner)]["validation_dsc_without_text"] = _mean(dsc(without)[:, 1:])
+        return scores
 
     def _scores(self, counts: NDArray[np.int64]) -> dict[str, float]:
         per_class = dsc(counts)[:, 1:]

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from tiny_cache import CARD, SLICES_RECIPE, make_slices
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import assign_folds, folds_of_labelled
+from zeus_union.cache.folds import assign_folds, draw_validation, folds_of_labelled, subjects_of_fold
 from zeus_union.cache.layout import IGNORE, DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter
 
 LETTERS = tuple("ABCDEFGHIJKL")
 LARGE = DatasetCard("phantom", CARD.modalities, CARD.terms, CARD.classes, CARD.instance, LETTERS)
+
+
+NAMES = [f"s{number}" for number in range(24)]
 
 
 def folds(cache: Cache) -> dict[str, int]:
@@ -84,6 +87,38 @@ def test_who_has_labels_changes_nobody_elses_fold(first: set[str], second: set[s
     decided = assign_folds(LETTERS, LETTERS)
     one, other = (folds_of_labelled(LETTERS, labelled, decided) for labelled in (first, second))
     assert all(one[name] == other[name] for name in first & second)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers(-1, 4)), st.data())
+def test_a_fold_has_every_labelled_subject_in_one_group_and_spares_some_where_there_are_five(
+    folds: dict[str, int], data: st.DataObject
+) -> None:
+    drawn = draw_validation(folds)
+    assert drawn == draw_validation(dict(reversed(folds.items())))
+    labelled = data.draw(st.sets(st.sampled_from(sorted(folds)) if folds else st.nothing()))
+    kept = {name: number for name, number in folds.items() if name in labelled}
+    for fold in sorted({*kept.values()} - {-1}):
+        groups = subjects_of_fold(fold, kept, drawn)
+        assert sorted(groups.train + groups.validation + groups.test) == sorted(kept)
+        assert groups.test == tuple(name for name, number in kept.items() if number == fold)
+        assert len(groups.validation) <= len(groups.train)
+        others = len(groups.train) + len(groups.validation)
+        if others < 5:
+            assert not groups.validation
+        elif len(labelled) == len(folds):
+            assert len(groups.validation) == max(1, others // 8)
+
+
+def test_validation_subjects_are_recorded_when_the_cache_is_created(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    write(path, LETTERS[:6])
+    with Cache(path, allow_partial=True) as cache:
+        begun = {fold: cache.validation(fold) for fold in range(5)}
+    write(path, LETTERS).finalize()
+    with Cache(path) as cache:
+        assert {fold: cache.validation(fold) for fold in range(5)} == begun == draw_validation(folds(cache))
+        assert all(len(names) == 1 for names in begun.values())
 
 
 def test_ignored_pixels_are_no_foreground(tmp_path: Path) -> None:

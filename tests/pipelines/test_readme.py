@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.stage1_instruct.conftest import random_litemedsam, tiny_bert, tiny_llama, tiny_parts  # noqa: F401
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
-from zeus_union.stage1_instruct.profiles.profile import FOLDER
+from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
 from zeus_union.stage2_segment.cli import main as zeus_segment
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
 
@@ -79,3 +79,14 @@ def test_the_own_data_block_runs_as_written(
         assert result.exit_code == 0, f"{program} {command}: {result.output} {result.exception!r}"
     made = ("cache/brats.h5", "projection.safetensors", "slice.png", "runs/brats/picture.png", "masks/pat0001.nii.gz")
     assert all((tmp_path / name).is_file() for name in (*made, "patient7-mask.nii.gz"))
+
+
+def test_commands_of_the_page_on_instructors_are_ones_that_there_are() -> None:
+    text = (ROOT / "docs" / "instructors.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("zeus")]
+    assert len(lines) > 2
+    for program, name, *arguments in lines:
+        command = COMMANDS[program].commands[name]
+        context = command.make_context(name, list(arguments), resilient_parsing=False)
+        load_profile(context.params["profile"], parse_overrides(context.params["overrides"]))

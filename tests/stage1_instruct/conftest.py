@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 
 from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT
 from zeus_union.stage1_instruct.phantom.write import write_demo
@@ -32,14 +33,25 @@ def byte_tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast
     )
 
 
-def write_llama(folder: Path, begins: bool = False) -> Path:
-    """A two-layer Llama of random weights with a byte tokenizer, as a transformers folder."""
+def word_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFast:
+    """One token a word of these texts; a full stop, or any other row of punctuation, is a word."""
+    split = pre_tokenizers.Whitespace()
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
+    special = ["<unk>", "</s>", "<pad>"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate([*words, *special])}, "<unk>"))
+    tokenizer.pre_tokenizer = split
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def write_llama(folder: Path, tokenizer: transformers.PreTrainedTokenizerFast, width: int = 32) -> Path:
+    """A two-layer Llama of random weights with that tokenizer, as a transformers folder."""
     torch.manual_seed(0)
-    tokenizer = byte_tokenizer(begins)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -55,13 +67,13 @@ def write_llama(folder: Path, begins: bool = False) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("llama"))
+    return write_llama(tmp_path_factory.mktemp("llama"), byte_tokenizer())
 
 
 @pytest.fixture(scope="session")
 def beginning_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a tokenizer that puts <s> in front, as LLaMA's does."""
-    return write_llama(tmp_path_factory.mktemp("llama"), begins=True)
+    return write_llama(tmp_path_factory.mktemp("llama"), byte_tokenizer(begins=True))
 
 
 @pytest.fixture(scope="session")

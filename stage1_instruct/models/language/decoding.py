@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -30,7 +29,7 @@ class Decoding:
         max_new_tokens: at most this many.
         repetition_penalty: 1 is off; counts the answer only, not the prompt.
         no_repeat_ngram_size: no run of this many tokens twice in an answer; 0 is off.
-        batch_size: rows decoded together; does not change the text.
+        batch_size: rows decoded together, None: as many as fit; does not change the text.
         temperature: 0 is greedy; above it, the answer is sampled with a seed of its own for each prompt.
         top_p: sampled from the fewest tokens whose probabilities reach this sum; 1 is all of them.
         keep_states: the last layer's states are kept with the answer (Zeus's embedding form).
@@ -39,7 +38,7 @@ class Decoding:
     max_new_tokens: int = 300
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    batch_size: int = 16
+    batch_size: int | None = 16
     temperature: float = 0.0
     top_p: float = 1.0
     keep_states: bool = False
@@ -71,13 +70,27 @@ class Answer:
 
 @dataclass
 class Row:
-    """An answer in the making: of which prompt, its columns in the cache, and what was chosen up to now."""
+    """An answer in the making: of which prompt, its columns in the cache, and what was chosen up to now.
+
+    `followers` is kept with every token, where n-grams are banned: n - 1 tokens -> those that have come after them.
+    """
 
     prompt: int
     length: int
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
+    followers: dict[tuple[int, ...], set[int]] = field(default_factory=dict)
+
+    def append(self, token: int, n: int) -> None:
+        """Args: n: size of the n-grams that are banned, 0 for none."""
+        self.tokens.append(token)
+        if n and len(self.tokens) >= n:
+            self.followers.setdefault(tuple(self.tokens[-n:-1]), set()).add(token)
+
+    def repeating(self, n: int) -> set[int]:
+        """The tokens that would make the last n - 1 ones a run of n that is there already."""
+        return self.followers.get(tuple(self.tokens[len(self.tokens) - n + 1 :]), set())
 
 
 class Decoder:
@@ -238,22 +251,29 @@ class Decoder:
         else:
             chosen = scores.argmax(-1)
         for row, token in zip(rows, chosen.tolist()):
-            row.tokens.append(token)
+            row.append(token, self.decoding.no_repeat_ngram_size)
         if states is not None:
             for row, state in zip(rows, states.to("cpu", torch.float16)):
                 row.states.append(state)
 
     def _against_loops(self, rows: list[Row], scores: Tensor) -> Tensor:
-        """transformers' repetition penalty, then its ban of n-grams, both over the answers only."""
-        if self.decoding.repetition_penalty != 1 and rows[0].tokens:
+        """transformers' repetition penalty, then its ban of n-grams, both over the answers only; in place.
+
+        The scores of all rows are written at once: a write for each row takes longer than a small model's step on a GPU.
+        """
+        penalty, n = self.decoding.repetition_penalty, self.decoding.no_repeat_ngram_size
+        if penalty != 1 and rows[0].tokens:
             longest = max(len(row.tokens) for row in rows)
             # A token counts once however often it stands there, so a row's own first token can fill it up.
-            ids = [row.tokens + row.tokens[:1] * (longest - len(row.tokens)) for row in rows]
-            penalty = transformers.RepetitionPenaltyLogitsProcessor(self.decoding.repetition_penalty)
-            scores = penalty(torch.tensor(ids).to(scores.device), scores)
-        if self.decoding.no_repeat_ngram_size:
-            for row, row_scores in zip(rows, scores):
-                row_scores[_would_repeat(row.tokens, self.decoding.no_repeat_ngram_size)] = -torch.inf
+            ids = torch.tensor([row.tokens + row.tokens[:1] * (longest - len(row.tokens)) for row in rows])
+            ids = ids.to(scores.device)
+            chosen = scores.gather(1, ids)
+            scores.scatter_(1, ids, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
+        if n:
+            banned = [(at, token) for at, row in enumerate(rows) for token in row.repeating(n)]
+            if banned:
+                at, tokens = torch.tensor(banned).T.to(scores.device)
+                scores[at, tokens] = -torch.inf
         return scores
 
     def _ended(self, row: Row, answers: dict[int, Answer]) -> bool:
@@ -265,13 +285,6 @@ class Decoder:
         states = torch.stack(row.states) if self.decoding.keep_states else None
         answers[row.prompt] = Answer(row.tokens, reason, states)
         return True
-
-
-def _would_repeat(tokens: list[int], n: int) -> list[int]:
-    """The tokens that would make the last n - 1 ones a run of n that is there already."""
-    runs = range(len(tokens) - n + 1)
-    tail = tokens[len(tokens) - n + 1 :]
-    return [tokens[i + n - 1] for i in runs if tokens[i : i + n - 1] == tail]
 
 
 def _sample(scores: Tensor, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:

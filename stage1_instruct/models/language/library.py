@@ -8,7 +8,7 @@ not seen shows in a few tokens that both ways have to agree on.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,26 +92,42 @@ def other_memory(model: Any) -> str | None:
 
 
 class LibraryDecoder(Decoder):
-    """Answers prompts one by one through `generate`; tokens are chosen, and answers ended, as in the decode loop."""
+    """Answers prompts through `generate`; tokens are chosen, and answers ended, as in the decode loop."""
 
     def _decode(self, prompts: Prompts, seeds: Sequence[int], answers: dict[int, Answer]) -> None:
+        """One prompt at a time."""
         for i, length in enumerate(prompts.lengths):
             if i not in answers:
                 row = Row(i, length, torch.Generator().manual_seed(seeds[i]))
-                self._generate(row, prompts.embed(i)[None], answers)
+                embeds = prompts.embed(i)[None]
+                mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long)
+                self.generate([row], {"inputs_embeds": embeds, "attention_mask": mask}, answers)
 
-    def _generate(self, row: Row, embeds: Tensor, answers: dict[int, Answer]) -> None:
+    def generate(self, rows: Sequence[Row], inputs: Mapping[str, Any], answers: dict[int, Answer]) -> None:
+        """Adds the answers of rows whose prompts are equally long: none is padded, so none is read otherwise than alone.
+
+        Args:
+            inputs: what `generate` takes, a row each.
+
+        Raises:
+            UserError: the model cannot answer from such inputs.
+        """
         states: list[Tensor] = []
         hook = None
         if self.decoding.keep_states:
             head = self.model.get_output_embeddings()
             hook = head.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0][:, -1]))
+        under_way = list(range(len(rows)))
 
         def choose(scores: Tensor) -> Tensor:
-            self._choose([row], scores, states[-1] if states else None)
+            self._choose([rows[at] for at in under_way], scores[under_way], states[-1][under_way] if states else None)
             chosen = torch.full_like(scores, -torch.inf)
-            chosen[0, row.tokens[-1]] = 0
+            chosen[range(len(rows)), [row.tokens[-1] for row in rows]] = 0
             return chosen
+
+        def ended(device: torch.device) -> Tensor:
+            under_way[:] = [at for at in under_way if not self._ended(rows[at], answers)]
+            return torch.tensor([at not in under_way for at in range(len(rows))], device=device)
 
         settings = transformers.GenerationConfig(
             max_new_tokens=self.decoding.max_new_tokens, do_sample=False, num_beams=1, pad_token_id=0
@@ -119,18 +135,18 @@ class LibraryDecoder(Decoder):
         try:
             with _only_these(self.model, settings):
                 self.model.generate(
-                    inputs_embeds=embeds,
-                    attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
+                    **inputs,
                     generation_config=settings,
                     logits_processor=transformers.LogitsProcessorList([_Choice(choose)]),
-                    stopping_criteria=transformers.StoppingCriteriaList([_End(lambda: self._ended(row, answers))]),
+                    stopping_criteria=transformers.StoppingCriteriaList([_End(ended)]),
                 )
         except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
+            given = "embeddings, as image tokens are" if "inputs_embeds" in inputs else "a picture and its question"
             raise UserError(
-                f"transformers' generate cannot answer with {type(self.model).__name__} from embeddings, as image tokens "
-                f"are ({first_line(error)}); choose another language model"
+                f"transformers' generate cannot answer with {type(self.model).__name__} from {given} ({first_line(error)}); "
+                "choose another language model"
             ) from error
         finally:
             if hook is not None:
@@ -160,13 +176,13 @@ class _Choice(transformers.LogitsProcessor):
 
 
 class _End(transformers.StoppingCriteria):
-    """Ends the only row."""
+    """Ends rows."""
 
     def __init__(self, ended: Any) -> None:
         self._ended = ended
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        return torch.tensor([self._ended()], device=input_ids.device)
+        return self._ended(input_ids.device)
 
 
 @contextmanager

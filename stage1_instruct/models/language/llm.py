@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say
+from zeus_union.stage1_instruct.models.batching import rows_that_fit
 from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts
 from zeus_union.stage1_instruct.models.language.library import LibraryDecoder, Serving, serving
 from zeus_union.stage1_instruct.models.language.prompts import Template
@@ -77,7 +78,9 @@ class InstructionLLM:
         self.tokenizer, self.model, self.digest = loaded
         self.template = template
         self.decoding = decoding
-        self._slots = decoding.batch_size
+        self._slots = decoding.batch_size  # None: not known yet
+        self._ends: frozenset[int] = frozenset()
+        self._closing: dict[int, bool] = {}  # token -> whether the marker's last letter is in it
 
     @cached_property
     def serving(self) -> Serving:
@@ -168,43 +171,47 @@ class InstructionLLM:
             raise ValueError(f"{len(questions)} questions, {len(seeds)} seeds")
         if not questions:
             return []
+        # Before the model's own settings are replaced, as they are while transformers' generate answers.
+        self._ends, self._closing = frozenset(end_ids(self.model, self.tokenizer)), {}
         decoding = replace(self.decoding, max_new_tokens=max_new_tokens or self.decoding.max_new_tokens)
         ids = [self._prompt_ids(question) for question in questions]
         count = image_tokens.shape[1]
         lengths = [len(before) + count + len(after) for before, after in ids]
-        self._check_context(max(lengths), decoding.max_new_tokens)
+        check_context(self.model, max(lengths), decoding.max_new_tokens)
         shared = _common_beginning([before for before, _ in ids])
         prompts = Prompts(
             lengths, lambda i: self._embed_around(image_tokens[i], *ids[i]), min(shared, min(lengths) - 1)
         )
         kind = LibraryDecoder if self.serving.by_library else Decoder
+        if self._slots is None:
+            self._slots = 1 if kind is LibraryDecoder else self._rows_that_fit(prompts, decoding)
         decoder = kind(self.model, decoding, self._slots, self._why_it_ends, say)
         answers = decoder.run(prompts, seeds)
         self._slots = decoder.slots
         return [self._generation(answer, length) for answer, length in zip(answers, lengths)]
 
-    def _check_context(self, longest: int, max_new_tokens: int) -> None:
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and longest + max_new_tokens > context:
-            raise UserError(
-                f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit the language model's "
-                f"context of {context}; lower max_new_tokens or the number of image tokens"
-            )
+    def _rows_that_fit(self, prompts: Prompts, decoding: Decoding) -> int:
+        """How many of the longest prompt fit together, by two tokens of each: the cache has its full size from the first."""
+        longest = max(range(len(prompts.lengths)), key=prompts.lengths.__getitem__)
 
-    def _ends(self) -> list[int]:
-        """The model's end-of-text ids."""
-        configured = self.model.generation_config.eos_token_id
-        if configured is None:
-            configured = self.tokenizer.eos_token_id
-        if configured is None:
-            return []
-        return list(configured) if isinstance(configured, (list, tuple)) else [configured]
+        def run(rows: int) -> None:
+            decoder = Decoder(self.model, decoding, rows, lambda tokens: "stop" if len(tokens) > 1 else None, say)
+            decoder.run(Prompts([prompts.lengths[longest]] * rows, lambda _: prompts.embed(longest)), [0] * rows)
+            if decoder.slots < rows:
+                raise MemoryError
+
+        return rows_that_fit(run, {parameter.device for parameter in self.model.parameters()})
 
     def _why_it_ends(self, tokens: Sequence[int]) -> str | None:
         """'eos' or 'stop' where the last token ends the answer; the marker counts however it is cut into tokens."""
-        if tokens[-1] in self._ends():
+        if tokens[-1] in self._ends:
             return "eos"
-        return "stop" if self.template.marker in self.tokenizer.decode(tokens[-8:]) else None
+        marker = self.template.marker
+        if tokens[-1] not in self._closing:
+            # Decoding eight tokens of each row takes as long as a small model's step; most tokens cannot end a marker.
+            self._closing[tokens[-1]] = marker[-1] in self.tokenizer.decode(tokens[-1:])
+        closes = self._closing[tokens[-1]] and marker in self.tokenizer.decode(tokens[-8:])
+        return "stop" if closes else None
 
     def _generation(self, answer: Answer, prompt_tokens: int) -> Generation:
         text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).split(self.template.marker)[0]
@@ -221,10 +228,17 @@ def llm_recipe(digest: str, template: Template, decoding: Decoding, loading: Loa
     Args:
         digest: of its weights, which need not be loaded.
     """
-    sampled = {"method": "sampled", "temperature": decoding.temperature, "top_p": decoding.top_p}
-    recipe: dict[str, Any] = {
+    return {
         "weights_sha256": digest,
         "template": {"name": template.name, "text": template.text, "marker": template.marker},
+        **decoding_recipe(decoding, loading),
+    }
+
+
+def decoding_recipe(decoding: Decoding, loading: Loading) -> dict[str, Any]:
+    """What decides an answer beside model, prompt and image."""
+    sampled = {"method": "sampled", "temperature": decoding.temperature, "top_p": decoding.top_p}
+    recipe: dict[str, Any] = {
         "decoding": {
             **(sampled if decoding.temperature else {"method": "greedy"}),
             "max_new_tokens": decoding.max_new_tokens,
@@ -237,6 +251,26 @@ def llm_recipe(digest: str, template: Template, decoding: Decoding, loading: Loa
     if decoding.keep_states:
         recipe["states"] = "last layer after the final norm, fp16"
     return recipe
+
+
+def check_context(model: Any, longest: int, max_new_tokens: int) -> None:
+    """Raises UserError: a prompt of so many tokens and its answer do not fit the model's context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest + max_new_tokens > context:
+        raise UserError(
+            f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit the language model's "
+            f"context of {context}; lower max_new_tokens or the number of image tokens"
+        )
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The model's end-of-text ids."""
+    configured = model.generation_config.eos_token_id
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    if configured is None:
+        return []
+    return list(configured) if isinstance(configured, (list, tuple)) else [configured]
 
 
 def _common_beginning(rows: Sequence[list[int]]) -> int:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from torch import Tensor
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
+from zeus_union.cache.verify import verify
+from zeus_union.cache.writer import CacheWriter
+from zeus_union.pipelines.cli import main as zeus
+from zeus_union.stage1_instruct.building import subjects, trained
 from zeus_union.stage1_instruct.cli import main
+from zeus_union.stage1_instruct.models.bridge.connectors import read_connector
+from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
 from zeus_union.stage1_instruct.phantom.write import write_demo
 from zeus_union.stage1_instruct.projection import fold as fold_training
 from zeus_union.stage1_instruct.projection.fold import FoldProjection
+from zeus_union.stage2_segment import checkpoint, predict
+from zeus_union.stage2_segment.carried import PROJECTION, carry_projection
+from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.plan import plan_run
 
 SUBJECTS = 4
+MODALITIES = ("T1-DUAL-in", "T2-SPIR")
 
 
 @dataclass(frozen=True)
@@ -24,10 +43,24 @@ class Labelled:
     """Builds a cache of four labelled phantoms in two modalities with tiny models and no projection."""
 
     path: Path
-    command: tuple[str, ...]
+    data: Path
+    parts: tuple[str, ...]
 
     def build(self, *more: str) -> Result:
-        return CliRunner().invoke(main, [*self.command, *more])
+        command = ["build-cache", "--dataset", "nnunet", "--data-root", self.data, "--slice-step", "6"]
+        command += ["--modalities", ",".join(MODALITIES), "--out", self.path, *self.parts, *more]
+        return CliRunner().invoke(main, [str(word) for word in command])
+
+    def built(self, *more: str) -> str:
+        done = self.build(*more)
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+
+def means(self: LiteMedSAM, images: NDArray[np.uint8]) -> Tensor:
+    """In place of the encoder, which takes seconds: what an embedding needs for the captions to be learnt from it."""
+    cells = F.avg_pool2d(torch.from_numpy(images).float()[:, None], 4) / 255
+    return torch.sin(cells * torch.arange(1, 257)[None, :, None, None])
 
 
 @pytest.fixture(scope="module")
@@ -38,42 +71,319 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fold_training, "RECIPE", replace(fold_training.RECIPE, steps=3))
+    monkeypatch.setattr(LiteMedSAM, "_embed", means)
 
 
 @pytest.fixture
 def labelled(data: Path, tiny_parts: dict[str, str], tmp_path: Path) -> Labelled:
-    command = ["build-cache", "--dataset", "nnunet", "--data-root", str(data), "--slice-step", "6"]
-    command += ["--modalities", "T1-DUAL-in,T2-SPIR", "--out", str(tmp_path / "c.h5"), "--device", "cpu"]
-    for part, value in tiny_parts.items():
-        command += ["--set", f"{part}={value}"]
-    return Labelled(tmp_path / "c.h5", tuple(command))
+    parts = [word for part, value in tiny_parts.items() for word in ("--set", f"{part}={value}")]
+    return Labelled(tmp_path / "c.h5", data, (*parts, "--device", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    data: Path, random_litemedsam: Path, tiny_llama: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Labelled]:
+    """A cache with the layer of fold 0, only for reading."""
+    folder = tmp_path_factory.mktemp("finished")
+    parts = {"encoder_weights": random_litemedsam, "llm": tiny_llama, "text_encoder": tiny_bert, "max_new_tokens": 8}
+    words = [word for part, value in parts.items() for word in ("--set", f"{part}={value}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEUS_HOME", str(folder / "home"))
+        patch.setattr(fold_training, "RECIPE", replace(fold_training.RECIPE, steps=3))
+        patch.setattr(LiteMedSAM, "_embed", means)
+        cache = Labelled(folder / "c.h5", data, (*words, "--device", "cpu"))
+        assert "UNTRAINED" not in cache.built()
+        yield cache
 
 
 def folds_of(cache: Cache) -> dict[str, int]:
     return {name: int(cache.rows["fold"][cache.rows_of([name])[0]]) for name in cache.subjects}
 
 
-def test_a_build_trains_a_projection_on_the_training_subjects_of_fold_0(labelled: Labelled) -> None:
-    done = labelled.build()
-    assert done.exit_code == 0, done.output
-    assert "UNTRAINED" not in done.output
-    with Cache(labelled.path) as cache:
+def stored(cache: Cache, variant: str) -> FoldProjection:
+    layer = f"instructions/{variant}"
+    recipe = cache.recipe(layer)
+    return FoldProjection.from_constants(recipe["connector"], recipe["projection"], cache.constants(layer))
+
+
+def test_a_build_trains_a_projection_on_the_training_subjects_of_fold_0(finished: Labelled) -> None:
+    with Cache(finished.path) as cache:
         assert cache.variants == ("lite@fold0",)
         train = [name for name, fold in folds_of(cache).items() if fold != 0]
-        recipe = cache.recipe("instructions/lite@fold0")
-        trained_on = recipe["projection"]["trained_on"]
+        trained_on = cache.recipe("instructions/lite@fold0")["projection"]["trained_on"]
         assert trained_on["fold"] == 0 and trained_on["subjects"] == sorted(train) and len(train) == SUBJECTS - 1
-        stored = FoldProjection.from_constants(
-            recipe["connector"], recipe["projection"], cache.constants("instructions/lite@fold0")
+        assert (
+            stored(cache, "lite@fold0").everyone.digest()
+            == cache.recipe("instructions/lite@fold0")["projection"]["sha256"]
         )
-        assert stored.everyone.digest() == recipe["projection"]["sha256"]
-        assert plan_run(cache, run=labelled.path.parent / "run", fold=0).inputs.variants == ("lite@fold0",)
-        assert plan_run(cache, run=labelled.path.parent / "run", variant=("lite",)).inputs.variants == ("lite@fold0",)
-        with pytest.raises(UserError, match=r"for fold 1 are not in .*lite@fold0.*--folds all adds them"):
-            plan_run(cache, run=labelled.path.parent / "run", fold=1)
+    assert not list(verify(finished.path))
+    assert not (finished.path.parent / "c.h5.d").exists()
+
+
+def test_a_run_reads_the_layer_of_its_fold_and_no_other(finished: Labelled) -> None:
+    with Cache(finished.path) as cache:
+        for variant in (None, ("lite",), ("lite@fold0",)):
+            assert plan_run(cache, run=Path("run"), fold=0, variant=variant).inputs.variants == ("lite@fold0",)
+        with pytest.raises(
+            UserError, match=r"for fold 1 are not in .*lite@fold0.*--folds all adds them \(about 1 min each"
+        ):
+            plan_run(cache, run=Path("run"), fold=1)
         with pytest.raises(UserError, match="which this run would be tested on"):
-            plan_run(cache, run=labelled.path.parent / "run", fold=1, variant=("lite@fold0",))
-    again = labelled.build()
-    assert again.exit_code == 0 and "projection 1 of" not in again.output, again.output
+            plan_run(cache, run=Path("run"), fold=1, variant=("lite@fold0",))
+
+
+def test_the_texts_of_half_of_the_training_subjects_come_from_the_other_half(finished: Labelled) -> None:
+    with Cache(finished.path) as cache:
+        projection = stored(cache, "lite@fold0")
+        train = {name for name, fold in folds_of(cache).items() if fold != 0}
+        one, other = (set(subjects) for subjects, _ in projection.crossed)
+        assert one | other == train and not one & other
+        digests = {projection.of(name).digest() for name in train}
+        assert len(digests) == 2 and projection.everyone.digest() not in digests
+        assert {projection.of(name) for name in set(cache.subjects) - train} == {projection.everyone}
+
+
+def test_another_fold_computes_projection_and_texts_alone_and_nothing_is_trained_twice(
+    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled.built()
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("read or encoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiteMedSAM, "_embed", refuse)
+        patch.setattr(subjects, "_build_subject", refuse)
+        said = labelled.built("--folds", "all")
+    assert said.count("training 3 projections") == SUBJECTS - 1
+    with Cache(labelled.path) as cache:
+        assert cache.variants == tuple(f"lite@fold{fold}" for fold in range(SUBJECTS))
+        for fold in range(SUBJECTS):
+            assert plan_run(cache, run=Path("run"), fold=fold).inputs.variants == (f"lite@fold{fold}",)
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "train_fold_projection", refuse)
+        assert "4 of 4 subjects are finished already" in labelled.built("--folds", "all")
+
+
+def test_named_training_subjects_have_a_layer_of_their_own(labelled: Labelled) -> None:
+    labelled.built("--layers", "slices")
+    with Cache(labelled.path) as cache:
+        two, rest = cache.subjects[:2], cache.subjects[2:]
+    labelled.built("--train-subjects", ",".join(reversed(two)))
+    with Cache(labelled.path) as cache:
+        (variant,) = cache.variants
+        assert variant.startswith("lite@split-")
+        assert plan_run(cache, run=Path("run"), train_subjects=two).inputs.variants == (variant,)
+        assert plan_run(cache, run=Path("run"), test_subjects=rest).inputs.variants == (variant,)
+        with pytest.raises(UserError, match=rf"training on {rest[0]}.*--train-subjects {rest[0]},{rest[1]} adds them"):
+            plan_run(cache, run=Path("run"), train_subjects=rest)
+    unknown = labelled.build("--train-subjects", "nobody")
+    assert unknown.exit_code == 2 and "nobody" in unknown.output
+
+
+def test_a_build_that_was_stopped_among_the_texts_goes_on_with_its_projection(
+    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    answer = subjects.answer
+
+    def stopped(seen: Any, *arguments: Any) -> Any:
+        written.append(seen.subject)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return answer(seen, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subjects, "answer", stopped)
+        assert labelled.build().exit_code != 0
+    monkeypatch.setattr(trained, "train_fold_projection", lambda *_: pytest.fail("trained again"))
+    assert "2 of 4 subjects are finished already" in labelled.built()
+
+
+def test_nobody_waits_unasked_for_a_training_that_takes_long(
+    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "UNASKED_MINUTES", 0)
+    said = labelled.built()
+    assert "gets no instructions" in said and "The same command with --fold 0 trains it all the same" in said
+    assert "zeus-segment train --cache" in said and "--text none" in said
+    with Cache(labelled.path) as cache:
+        assert cache.layers == ("embeddings/litemedsam", "slices")
+    labelled.built("--fold", "0")
+    with Cache(labelled.path) as cache:
+        assert cache.variants == ("lite@fold0",)
+
+
+def test_a_language_model_of_gigabytes_is_not_even_loaded_unasked(
+    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "weights_bytes", lambda part: int(14e9))
+    monkeypatch.setattr(trained, "train_fold_projection", lambda *_: pytest.fail("loaded"))
+    assert "through a language model of 14 GB takes hours on a CPU" in labelled.built()
+
+
+def test_parts_have_their_projection_trained_by_a_command_of_its_own(labelled: Labelled) -> None:
+    said = [labelled.built("--part", f"{part}/2", "--no-pack") for part in (1, 2)]
+    assert all("train-projection --cache" in line and "--fold 0 --variant lite" in line for line in said)
+    command = ["train-projection", "--cache", str(labelled.path), "--fold", "0", *labelled.parts]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0 and "trained for instructions/lite@fold0" in done.output, done.output
+    for part in (1, 2):
+        labelled.built("--part", f"{part}/2", "--no-pack")
+    with Cache(labelled.path) as cache:
+        assert cache.variants == ("lite@fold0",)
+
+
+def test_a_projection_that_is_given_serves_all_subjects(labelled: Labelled) -> None:
+    assert "UNTRAINED" in labelled.built("--projection", "untrained")
+    with Cache(labelled.path) as cache:
+        assert cache.variants == ("lite",)
+        assert all(plan_run(cache, run=Path("run"), fold=fold).inputs.variants == ("lite",) for fold in range(SUBJECTS))
+    both = labelled.build("--projection", "untrained", "--fold", "0")
+    assert both.exit_code == 2 and "leave out one of the two" in both.output
+    prompt = labelled.build("--fold", "0", "--set", "instructor=prompt", "--variant", "prompt")
+    assert prompt.exit_code == 2 and "has no projection to train" in prompt.output
+
+
+def test_every_class_has_captions_of_its_own(labelled: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, set[str]] = {}
+
+    def noted(models: Any, split: Any, captioned: Any, *rest: Any) -> Any:
+        for pair in captioned:
+            asked.setdefault(pair.question, set()).add(pair.caption)
+        return train(models, split, captioned, *rest)
+
+    train = trained.train_fold_projection
+    monkeypatch.setattr(trained, "train_fold_projection", noted)
+    labelled.built("--per-class", "--variant", "own")
+    with Cache(labelled.path) as cache:
+        names = ("liver", "right kidney", "left kidney", "spleen")
+        assert len(asked) == len(names) * len(MODALITIES)
+        for question, captions in asked.items():
+            (name,) = (name for name in names if f"given {name} MRI" in question)
+            assert all(name in caption for caption in captions)
+            assert not any(other in caption for other in names if other != name for caption in captions)
+        layers = ("own.liver", "own.right-kidney", "own.left-kidney", "own.spleen")
+        planned = plan_run(cache, run=Path("run"), fold=0, variant=layers, instructions="class")
+        assert planned.inputs.variants == tuple(f"{layer}@fold0" for layer in layers)
+
+
+def test_a_new_study_gets_the_texts_of_the_runs_projection(
+    finished: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a subject that was tested: its texts in the cache are those that a new study of the same pictures gets."""
+    with Cache(finished.path) as cache:
+        config = plan_run(cache, run=tmp_path / "run", fold=0)
+        (tmp_path / "run").mkdir()
+        checkpoint.write_json(tmp_path / "run" / checkpoint.CONFIG, config.to_json())
+        carry_projection(cache, config, tmp_path / "run")
+        subject = config.split.test[0]
+        expected = cache.text_embeddings("lite@fold0", cache.rows_of([subject]))
+        sha256 = cache.recipe("instructions/lite@fold0")["projection"]["sha256"]
+        connector, facts = read_connector(tmp_path / "run" / PROJECTION)
+        assert connector.digest() == sha256 and facts["subjects"] == sorted(config.split.train)
+        channels = cache.card.channels
+    (tmp_path / "new").mkdir()
+    for channel in channels.values():
+        (file,) = (finished.data / "imagesTr").glob(f"{subject}_{channel:04d}*")
+        shutil.copy(file, tmp_path / "new")
+    texts: list[NDArray[np.float32]] = []
+
+    def predicted(run: Path, built: Cache, out: Path, **how: Any) -> list[Path]:
+        (layer,) = layers_read(config, built)
+        assert layer == "lite"
+        texts.append(built.text_embeddings(layer, range(len(built.rows))))
+        (out / "mask.nii.gz").write_bytes(b"mask")
+        return [out / "mask.nii.gz"]
+
+    from zeus_union.pipelines import segment
+
+    monkeypatch.setattr(segment, "predict_run", predicted)
+    monkeypatch.setattr(predict, "load_run", lambda *_: pytest.fail("no weights"))
+    command = ["segment", str(tmp_path / "new"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.nii.gz")]
+    words = [word for word in finished.parts if word not in ("--device", "cpu")]
+    done = CliRunner().invoke(zeus, [*command, *words, "--device", "cpu", "--slice-step", "6"])
+    assert done.exit_code == 0, done.output
+    assert "UNTRAINED" not in done.output
+    np.testing.assert_allclose(texts[0], expected, atol=1e-6)
+    assert json.loads((tmp_path / "run" / checkpoint.CONFIG).read_text())["inputs"]["variants"] == ["lite@fold0"]
+
+
+def test_a_process_that_finds_the_projection_in_training_goes_on_with_the_pictures(labelled: Labelled) -> None:
+    labelled.built("--layers", "slices", "--no-pack")
+    with Cache(labelled.path) as cache:
+        card = cache.card
+    writer = CacheWriter(labelled.path, card)
+    with writer.claim("lite@fold0.projection") as ours:
+        assert ours
+        stopped = labelled.build()  # a process does not wait for itself
+        assert isinstance(stopped.exception, RuntimeError) and "would wait for itself" in str(stopped.exception)
+        assert all(writer.finished("embeddings/litemedsam", name) for name in card.subjects)
+    assert "training 3 projections" in labelled.built()
+
+
+def test_a_grid_trains_a_projection_for_each_row_that_has_one(labelled: Labelled, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "- {variant: mlp, set: {connector: mlp}}\n"
+        "- {variant: linear, set: {connector: linear}}\n"
+        "- {variant: prompt, set: {instructor: prompt}}\n"
+        "- {variant: silent, set: {projection: untrained}}\n"
+    )
+    assert labelled.built("--grid", str(tmp_path / "grid.yaml")).count("training 3 projections") == 2
+    with Cache(labelled.path) as cache:
+        assert set(cache.variants) == {"mlp@fold0", "linear@fold0", "prompt", "silent"}
+        digests = {
+            name: cache.recipe(f"instructions/{name}@fold0")["projection"]["sha256"] for name in ("mlp", "linear")
+        }
+        assert len(set(digests.values())) == 2
+
+
+def test_an_ablation_over_folds_that_are_not_there_names_the_command(finished: Labelled, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("title: t\nfolds: all\nrows: [{name: text, set: {epochs: 1}}]\n")
+    command = [
+        "ablate",
+        "--cache",
+        str(finished.path),
+        "--grid",
+        str(tmp_path / "grid.yaml"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = CliRunner().invoke(zeus, [*command, "--device", "cpu"])
+    assert done.exit_code == 2
+    assert "row text: the texts of instructions/lite for fold 1 are not in" in " ".join(done.output.split())
+    assert "--folds all adds them" in " ".join(done.output.split())
+
+
+def test_a_layer_keeps_a_projection_that_was_given_and_a_run_carries_it(finished: Labelled, labelled: Labelled) -> None:
+    folder = labelled.path.parent / "run"
+    folder.mkdir()
+    with Cache(finished.path) as cache:
+        carry_projection(cache, plan_run(cache, run=folder, fold=0), folder)
+        trained_on = cache.recipe("instructions/lite@fold0")["projection"]["trained_on"]["subjects"]
+    labelled.built("--projection", str(folder))
+    with Cache(labelled.path) as cache:
+        assert cache.variants == ("lite",)
+        assert cache.recipe("instructions/lite")["projection"]["trained_on"] == {"subjects": trained_on}
+        config = plan_run(cache, run=folder, train_subjects=trained_on)
+        with pytest.raises(UserError, match="which this run would be tested on"):
+            plan_run(cache, run=folder, test_subjects=trained_on[:1])
+        before = (folder / PROJECTION).read_bytes()
+        carry_projection(cache, config, folder)
+        assert (
+            read_connector(folder / PROJECTION)[0].digest() == cache.recipe("instructions/lite")["projection"]["sha256"]
+        )
+        assert json.loads(before[8 : 8 + int.from_bytes(before[:8], "little")])["__metadata__"].keys() == {"projection"}
+
+
+def test_other_models_under_the_same_name_are_refused_before_any_work(
+    labelled: Labelled, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled.built()
+    monkeypatch.setattr(trained, "build_subjects", lambda *_: pytest.fail("worked"))
+    refused = labelled.build("--set", "max_new_tokens=9")
+    assert refused.exit_code == 2
+    assert "made from something else (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())

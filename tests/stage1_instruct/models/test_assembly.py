@@ -202,3 +202,27 @@ def test_processes_of_a_launcher_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch
     for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert best_device() == device
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [({}, 128), ({"max_new_tokens": "200"}, 200), ({"keep_states": "yes"}, 300)],
+)
+def test_answer_is_no_longer_than_the_text_encoder_reads_unless_it_is_asked_to_be(
+    overrides: dict[str, str], expected: int, tiny_parts: dict[str, str]
+) -> None:
+    used = models(tiny_parts, **{"max_new_tokens": "auto", **overrides})
+    assert (
+        used.max_new_tokens == min(expected, 300)
+        and used.instruction_recipe()["llm"]["decoding"]["max_new_tokens"] == used.max_new_tokens
+    )
+
+
+def test_rows_together_are_chosen_when_the_first_prompts_are_known(tiny_parts: dict[str, str]) -> None:
+    chosen = [
+        models(tiny_parts, llm_batch=rows).instructor.answer(
+            [question("liver", "MRI-T2")] * 3, torch.zeros(3, 256, 64, 64)
+        )
+        for rows in ("auto", "1")
+    ]
+    assert chosen[0] == chosen[1]

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.models.batching import is_out_of_memory, run_in_batches
+from zeus_union.stage1_instruct.models.batching import (
+    CPU_ROWS,
+    MOST_ROWS,
+    is_out_of_memory,
+    rows_that_fit,
+    run_in_batches,
+)
 
 
 def doubling(most: int, error: Callable[[], Exception]) -> tuple[Callable[[slice], list[int]], list[int]]:
@@ -114,3 +120,45 @@ def test_nothing_to_do_gives_no_parts() -> None:
 def test_size_0_is_refused() -> None:
     with pytest.raises(ValueError, match="batch size 0"):
         run_in_batches(lambda batch: batch, 3, 0, print, "model")
+
+
+def test_rows_that_fit_are_a_fixed_number_on_a_cpu_and_nothing_is_run_for_it() -> None:
+    def run(rows: int) -> None:
+        raise AssertionError
+
+    assert rows_that_fit(run, [torch.device("cpu")]) == CPU_ROWS
+
+
+class Gpu:
+    """A GPU of so many bytes, of which a run of n rows takes `fixed` + n * `each`."""
+
+    def __init__(self, total: int, fixed: int, each: int) -> None:
+        self.total, self.fixed, self.each, self.peak = total, fixed, each, 0
+
+    def run(self, rows: int) -> None:
+        self.peak = self.fixed + rows * self.each
+        if self.peak > self.total:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("total", "fixed", "each", "expected"),
+    [
+        (1000, 100, 10, 1 + int((0.8 * 900 - 10) // 10)),
+        (10**9, 100, 10, MOST_ROWS),
+        (1000, 100, 300, 1),  # four rows do not fit
+        (1400, 100, 300, 1 + int((0.8 * 1300 - 300) // 300)),
+    ],
+)
+def test_rows_that_fit_on_a_gpu_come_from_what_one_and_four_rows_take(
+    total: int, fixed: int, each: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(total, fixed, each)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: gpu.peak)
+    for name in ("memory_allocated", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: gpu.fixed)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gpu.total - gpu.fixed, gpu.total))
+    rows = rows_that_fit(gpu.run, [torch.device("cuda:0"), torch.device("cpu")])
+    assert rows == expected
+    gpu.run(rows)

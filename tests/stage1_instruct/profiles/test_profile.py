@@ -14,7 +14,27 @@ from zeus_union.stage1_instruct.weights.sources import SOURCES
 
 @pytest.mark.parametrize("name", names_in(FOLDER))
 def test_every_profile_that_ships_loads_and_needs_only_what_fetch_knows(name: str) -> None:
-    assert set(load_profile(name).needs) <= set(SOURCES)
+    profile = load_profile(name)
+    example = {profile.model} if profile.instructor == "vlm" else set()
+    assert set(profile.needs) - example <= set(SOURCES)
+
+
+def test_profile_takes_what_it_does_not_say_from_the_one_it_is_like(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nlike: vlm\nmax_new_tokens: 20\n")
+    mine, vlm, lite = (load_profile(name) for name in (str(tmp_path / "mine.yaml"), "vlm", "lite"))
+    assert (mine.name, mine.max_new_tokens, mine.instructor, mine.model) == ("mine", 20, "vlm", vlm.model)
+    assert mine.encoder == lite.encoder and mine.no_repeat_ngram_size == 0
+    (tmp_path / "round.yaml").write_text(f"like: {tmp_path / 'round.yaml'}\n")
+    with pytest.raises(UserError, match=r"round\.yaml is like itself"):
+        load_profile(str(tmp_path / "round.yaml"))
+
+
+def test_numbers_may_be_left_open() -> None:
+    profile = load_profile("lite", {"max_new_tokens": "auto", "llm_batch": "auto"})
+    assert profile.max_new_tokens is None and profile.llm_batch is None
+    assert load_profile("paper").max_new_tokens is None
+    with pytest.raises(UserError, match="vision_grid = 'auto', expected a number"):
+        load_profile("lite", {"vision_grid": "auto"})
 
 
 def test_overrides_replace_parts_with_their_types() -> None:

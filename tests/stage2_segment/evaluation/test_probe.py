@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tests.stage2_segment.conftest import native_labels, oblique_grid
@@ -18,7 +19,9 @@ from zeus_union.stage2_segment.cli import main
 from zeus_union.stage2_segment.evaluation.evaluate import measure_run
 from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, subsets
 from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table
-from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.predict import load_run, predict_inputs, predict_run
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -26,8 +29,8 @@ from zeus_union.stage2_segment.training.train import train_run
 def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     split = {"train_subjects": ["ada", "cleo", "dan"], "test_subjects": ["ben"]}
-    train_run(toy_cache, folder, fusion="late", combine="learned", epochs=12, lr=1e-3, batch_size=3, device="cpu",
-              validate_every=0, **split)  # fmt: skip
+    train_run(toy_cache, folder, fusion="late", combine="learned", aligner="mlp", epochs=12, lr=1e-3, lr_new=5e-3,
+              batch_size=3, device="cpu", validate_every=0, **split)  # fmt: skip
     return folder
 
 
@@ -61,6 +64,25 @@ def test_other_texts_are_measured_against_the_runs_own(run: Path, toy_cache: Pat
     assert others == {"shuffled-slices", "shuffled-modalities", "constant", "random"}
     assert any(line["changed"] > 0 for line in lines)  # the text has a say at all
     assert pq.read_table(run / "probe.parquet").num_rows == len(lines)
+
+
+def test_a_text_that_is_a_part_is_also_left_out(toy_cache: Path, tmp_path: Path) -> None:
+    split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
+    train_run(toy_cache, tmp_path, fusion="hybrid", epochs=2, batch_size=3, device="cpu", validate_every=0, **split)
+    with Cache(toy_cache) as cache:
+        trained = load_run(tmp_path, device="cpu")
+        rows = cache.rows_of(["ben"])
+        data = SliceData(cache, "toy", cache.modalities, rows, trained.device)
+        inputs = RunInputs(trained.config, data)
+        with torch.no_grad():  # the text's part is what the weights make of it, whatever the text
+            for part in trained.model.aligners:
+                part.layers[-1].weight.normal_(std=10.0, generator=torch.Generator().manual_seed(0))
+        said, without = (predict_inputs(trained.model, inputs, data, use_text=use) for use in (True, False))
+        assert not np.array_equal(said, without)
+        trained.model.set_text_statistics(torch.zeros(2, 24), 1e9)
+        np.testing.assert_array_equal(predict_inputs(trained.model, inputs, data), without)
+        lines = probe_texts(tmp_path, cache, device="cpu")
+    assert {line["text"] for line in lines} >= {"instruction", "none"}
 
 
 def test_a_sentence_that_matters_comes_before_one_that_does_not(run: Path, toy_cache: Path, tmp_path: Path) -> None:

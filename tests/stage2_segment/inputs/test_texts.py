@@ -96,7 +96,8 @@ def test_one_instruction_a_class_gives_each_class_a_mask_of_its_own(toy_cache: P
     with Cache(toy_cache) as cache:
         with pytest.raises(UserError, match="needs one layer for each of liver, spleen"):
             planned(cache, instructions="class")
-        config = planned(cache, instructions="class", variant=["toy", "toy"], fusion="hybrid", modalities=["T1"])
+        classes = {"instructions": "class", "variant": ["toy", "toy"], "fusion": "hybrid", "modalities": ["T1"]}
+        config = planned(cache, **classes, aligner="mlp")  # the residual one has a token of its own for each class
         rows = cache.rows_of(["ada"])
         text = torch.from_numpy(read_text(cache, config, rows, ["T1"]))
         assert text.shape == (3, 1, 2, 24)
@@ -134,7 +135,7 @@ def test_controls_that_cannot_be_are_refused(toy_cache: Path) -> None:
 
 def test_states_of_zeros_are_no_tokens(toy_cache: Path) -> None:
     torch.manual_seed(0)
-    model = Zeus(1, 2, 12, fusion="hybrid", token_states=True).eval()
+    model = Zeus(1, 2, 12, fusion="hybrid", aligner="mlp", token_states=True).eval()
     embeddings, states = torch.randn(2, 1, 256, 64, 64), torch.randn(2, 1, 20, 12)
     states[0, :, 3:] = 0
     with torch.no_grad():
@@ -160,11 +161,12 @@ def test_a_run_reads_the_language_models_states(
         with pytest.raises(UserError, match="form tokens goes with --instructions modality"):
             planned(cache, form="tokens", text="random")
     monkeypatch.setattr(Cache, "states", states)
-    run = tmp_path / "run"
-    train_run(toy_cache, run, form="tokens", fusion="late", epochs=1, train_subjects=["ada"], test_subjects=["ben"],
-              batch_size=3, device="cpu")  # fmt: skip
-    with Cache(toy_cache) as cache:
-        assert planned(cache, form="tokens").architecture.text_width == 12
-        shuffled = read_text(cache, planned(cache, form="tokens", text="shuffled-slices"), np.arange(3), ["T1"])
-        assert shuffled.shape == (3, 1, 5, 12)
-        assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+    for aligner, shape in (("mlp", (5, 12)), ("residual", (4 * 12,))):
+        run = tmp_path / aligner
+        train_run(toy_cache, run, form="tokens", aligner=aligner, fusion="late", epochs=1, train_subjects=["ada"],
+                  test_subjects=["ben"], batch_size=3, device="cpu")  # fmt: skip
+        with Cache(toy_cache) as cache:
+            config = planned(cache, form="tokens", aligner=aligner, text="shuffled-slices")
+            assert config.architecture.text_width == shape[-1]
+            assert read_text(cache, config, np.arange(3), ["T1"]).shape == (3, 1, *shape)
+            assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)

@@ -92,8 +92,8 @@ def test_parameter_counts_are_the_papers() -> None:
     assert count(Aligner(512)) == 393_984
     assert count(Aligner(512, depth=1)) == 512 * 256 + 256
     assert PAPER_PROJECTION == 3_740_416
-    hybrid = sum(totals("hybrid", **PAPER_CASE).values()) + PAPER_PROJECTION
-    late = sum(totals("late", **PAPER_CASE).values()) + PAPER_PROJECTION
+    hybrid = sum(totals("hybrid", **PAPER_CASE, aligner="mlp").values()) + PAPER_PROJECTION
+    late = sum(totals("late", **PAPER_CASE, aligner="mlp").values()) + PAPER_PROJECTION
     assert round(hybrid / 1e6, 2) == 8.06
     assert late == 12_379_328
 
@@ -116,11 +116,15 @@ def test_every_class_starts_from_sams_single_mask() -> None:
     torch.testing.assert_close(logits[:, 0], logits[:, 2])
 
 
+@pytest.mark.parametrize("aligner", ["residual", "mlp"])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("fusion", ["late", "hybrid"])
-def test_text_reaches_the_masks_and_gradients_reach_every_layer(fusion: str, depth: int) -> None:
-    model = Zeus(2, 1, 8, fusion=fusion, aligner_depth=depth)
+def test_text_reaches_the_masks_and_gradients_reach_every_layer(fusion: str, depth: int, aligner: str) -> None:
+    model = Zeus(2, 1, 8, fusion=fusion, aligner=aligner, aligner_depth=depth)
     model.load_pretrained(constants())
+    if aligner == "residual":
+        for part in model.aligners:
+            torch.nn.init.normal_(part.layers[-1].weight, std=0.1)  # as after its first step
     images, text = torch.randn(1, 2, 256, 64, 64), torch.randn(1, 2, 8)
     logits = model(images, text)
     logits.square().mean().backward()
@@ -140,9 +144,12 @@ def test_hybrid_reads_the_modalities_one_by_one() -> None:
     images, text = torch.randn(2, 3, 256, 64, 64), torch.randn(2, 3, 8)
     with torch.no_grad():
         alone = Zeus(1, 2, 8, fusion="hybrid")
-        alone.load_state_dict(model.state_dict())
-        parts = torch.stack([alone(images[:, m : m + 1], text[:, m : m + 1]) for m in range(3)], dim=1)
-        torch.testing.assert_close(model(images, text), parts.mean(dim=1))
+        parts = []
+        for m in range(3):
+            state = {name: t for name, t in model.state_dict().items() if not name.startswith("bases.")}
+            alone.load_state_dict({**state, "bases.0": model.bases[m], "text_mean": model.text_mean[m : m + 1]})
+            parts.append(alone(images[:, m : m + 1], text[:, m : m + 1]))
+        torch.testing.assert_close(model(images, text), torch.stack(parts, dim=1).mean(dim=1))
 
 
 def test_combine_takes_mean_max_or_learned_weights() -> None:

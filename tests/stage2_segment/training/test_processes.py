@@ -32,7 +32,8 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
         "--epochs",
         "3",
     ]
-    command += ["--batch-size", "5", "--train-subjects", "ada,cleo", "--test-subjects", "ben,dan", "--device", "cpu"]
+    command += ["--batch-size", "5", "--train-subjects", "ada,cleo", "--test-subjects", "ben", "--device", "cpu"]
+    command += ["--validation-subjects", "dan"]
     command += ["--modality-drop", "0.4"] if fusion == "late" else ["--ema", "0.9", "--accumulate", "2"]
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.schedule import lr_factor
 from zeus_union.stage2_segment.training.train import train_run
 
-SPLIT: dict[str, Any] = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
+SPLIT: dict[str, Any] = {"train_subjects": ["ada"], "test_subjects": ["ben"], "validation_subjects": ["cleo"]}
 QUICK: dict[str, Any] = {**SPLIT, "fusion": "hybrid", "modalities": ["T1"], "batch_size": 3, "device": "cpu"}
 
 
@@ -33,7 +33,18 @@ def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(cache: Path, run: Path, *more: Any) -> Any:
-    given = ["--train-subjects", "ada", "--test-subjects", "ben", "--fusion", "hybrid", "--modalities", "T1"]
+    given = [
+        "--train-subjects",
+        "ada",
+        "--test-subjects",
+        "ben",
+        "--validation-subjects",
+        "cleo",
+        "--fusion",
+        "hybrid",
+        "--modalities",
+        "T1",
+    ]
     arguments = ["train", "--cache", cache, "--out", run, "--batch-size", 3, "--device", "cpu", *given, *more]
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -112,7 +123,9 @@ def test_labels_that_were_corrected_make_another_run(toy_cache: Path, run: Path,
 def test_best_weights_that_are_not_there_have_a_true_reason(run: Path, toy_cache: Path, tmp_path: Path) -> None:
     assert load_weights(run, "best")
     train_run(toy_cache, tmp_path / "run", epochs=1, validate_every=0, **QUICK)
-    with pytest.raises(UserError, match=r"never validated \(--validate-every 0.*use --weights last"):
+    with pytest.raises(
+        UserError, match=r"never validated \(no validation subjects, --validate-every 0.*use --weights last"
+    ):
         load_weights(tmp_path / "run", "best")
     with pytest.raises(UserError, match=r"has not come to its first save.*--resume"):
         load_weights(tmp_path / "none", "best")

@@ -26,6 +26,7 @@ QUICK: dict[str, Any] = {
     "modalities": ["T1"],
     "train_subjects": ["ada"],
     "test_subjects": ["ben"],
+    "validation_subjects": ["cleo"],
     "epochs": 1,
 }
 

@@ -31,6 +31,7 @@ QUICK: dict[str, Any] = {
     "modalities": ["T1"],
     "train_subjects": ["ada"],
     "test_subjects": ["ben"],
+    "validation_subjects": ["cleo"],
     "batch_size": 2,
     "device": "cpu",
 }
@@ -204,7 +205,7 @@ def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_
     assert (config.inputs.variants, config.architecture.text_width) == ((), 0)
     assert not any(layer.startswith("instructions") for layer in config.inputs.fingerprints)
     torch.manual_seed(config.seed)
-    assert not torch.equal(weights(run)["aligners.0.token"], build_model(config.architecture).aligners[0].token)
+    assert not torch.equal(weights(run)["bases.0"], build_model(config.architecture).bases[0])
     with Cache(toy_cache) as cache:
         assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
         with pytest.raises(UserError, match="text none reads no instructions"):

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.language import slot_cache
-from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts, _sample
+from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts, Row, _sample
 
 VOCABULARY, WIDTH = 97, 32
 SIZES = {
@@ -231,3 +234,51 @@ def test_another_fault_is_not_taken_for_lack_of_memory(llama: Any) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         decode(llama, prompts())
     handle.remove()
+
+
+def row(tokens: Sequence[int], n: int) -> Row:
+    made = Row(0, 9, torch.Generator())
+    for token in tokens:
+        made.append(token, n)
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    answers=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=24), min_size=1, max_size=5),
+    n=st.integers(0, 5),
+    penalty=st.sampled_from([1.0, 1.3]),
+)
+def test_scores_against_loops_are_those_of_transformers_for_any_answers(
+    answers: list[list[int]], n: int, penalty: float
+) -> None:
+    scores = torch.randn(len(answers), 8, generator=torch.Generator().manual_seed(len(answers)))
+    expected = scores.clone()
+    for at, tokens_of_row in enumerate(answers):
+        ids, of_row = torch.tensor([tokens_of_row]), expected[at : at + 1].clone()
+        if penalty != 1:
+            of_row = transformers.RepetitionPenaltyLogitsProcessor(penalty)(ids, of_row)
+        if n:
+            of_row = transformers.NoRepeatNGramLogitsProcessor(n)(ids, of_row)
+        expected[at] = of_row[0]
+    decoder = Decoder(tiny(), Decoding(repetition_penalty=penalty, no_repeat_ngram_size=n), 4, stop, print)
+    assert torch.equal(decoder._against_loops([row(answer, n) for answer in answers], scores), expected)
+
+
+def test_check_against_loops_is_as_many_operations_for_64_rows_as_for_one() -> None:
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += 1
+            return function(*args, **(kwargs or {}))
+
+    decoder = Decoder(tiny(), Decoding(repetition_penalty=1.2, no_repeat_ngram_size=3), 64, stop, print)
+    counts = []
+    for count in (1, 64):
+        rows = [row([1, 2, 3, 1, 2], 3) for _ in range(count)]
+        with Count() as counted:
+            scores = decoder._against_loops(rows, torch.zeros(count, VOCABULARY))
+        assert bool((scores[:, 3] == -torch.inf).all())
+        counts.append(counted.operations)
+    assert counts[0] == counts[1]
