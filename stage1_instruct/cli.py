@@ -42,6 +42,8 @@ def main() -> None:
     zeus-instruct build-cache --dataset nnunet --data-root Dataset501_BraTS2013 --slice-step 4
     zeus-instruct inspect cache/demo.h5              what is in it
     zeus-instruct sentences cache/demo.h5 --variant lite     each text without one of its sentences
+    zeus-instruct import-texts cache/brats.h5 reports.csv --variant radiologist     your own text
+    zeus-instruct probe-texts cache/brats.h5 --variant radiologist     does it know anything?
     """
 
 

@@ -181,7 +181,14 @@ def _kept_of_profile(models: Models) -> Callable[[], Mapping[str, NDArray[Any]]]
     trained = models.projected_llm.stored_projection
     if trained is None or not trained.facts:
         return None
-    return lambda: constants_of({EVERYONE: trained.connector}, trained.facts)
+
+    def constants() -> Mapping[str, NDArray[Any]]:
+        _ = (
+            models.projected_llm.projection
+        )  # one that does not fit the models is refused here, before it begins a layer
+        return constants_of({EVERYONE: trained.connector}, trained.facts)
+
+    return constants
 
 
 def text_recipe(build: Build, recipes: Recipes, projection: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def import_texts(
         }
         if (copied := _copied_leak(cache, matched.by_class)) is not None:
             recipe[LEAK] = copied
-        names = {None: variant}
+        names: dict[str | None, str] = {None: variant}
         if None not in matched.by_class:
             names = {name: layer for layer, name in _class_layers(variant, cache).items()}
         layers = {

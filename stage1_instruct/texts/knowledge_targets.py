@@ -13,6 +13,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress
 
 AUC, R2 = "AUC", "R2"
+FEWEST_SLICES = 5  # with an answer, of two subjects or more: fewer rank by accident
 CHANCE = {AUC: 0.5, R2: 0.0}
 # Target -> how a probe of it is scored. side: of the halves of the columns, e.g. the patient's right and left; third: of the
 # rows, e.g. front, middle and back, the mean over the three of each against the others; area: the logarithm of its share.
@@ -37,7 +38,11 @@ class Target:
 
 
 def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
-    """The targets of every class over labelled rows, those without two different answers left out."""
+    """The targets of every class over labelled rows.
+
+    An answer that one subject alone gives cannot be learned from the others, and a rare one is no test: such rows have
+    none. Targets that are left without two different answers are left out.
+    """
     found: dict[tuple[str, str], NDArray[np.float64]] = {
         (class_name, name): np.full(len(rows), np.nan) for class_name in cache.classes for name in TARGETS
     }
@@ -46,6 +51,17 @@ def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
         for label, class_name in enumerate(cache.classes, 1):
             for name, value in zip(TARGETS, _answers(mask, image, label)):
                 found[class_name, name][place] = value
+    subjects = cache.rows["subject"][rows]
+    for (_, name), values in found.items():
+        answers = (
+            values if TARGETS[name] == AUC else np.where(np.isnan(values), np.nan, 0)
+        )  # a size is never the same twice
+        shared = [
+            value
+            for value in np.unique(answers)
+            if len(np.unique(subjects[answers == value])) > 1 and (answers == value).sum() >= FEWEST_SLICES
+        ]
+        values[~np.isin(answers, shared)] = np.nan
     return [Target(*key, values) for key, values in found.items() if len(np.unique(values[~np.isnan(values)])) > 1]
 
 

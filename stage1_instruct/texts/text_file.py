@@ -83,7 +83,7 @@ def write_text_file(path: Path, rows: Sequence[TextRow]) -> None:
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise UserError(f"{path}: a table of texts ends in {', '.join(_WRITERS)}; choose such a name")
-    values = {
+    values: dict[str, list[Any]] = {
         "subject": [row.subject for row in rows],
         "slice": [row.slice_number for row in rows],
         "modality": [row.modality for row in rows],

@@ -67,7 +67,7 @@ class Evaluation:
     modalities: tuple[str, ...]
     trained_on: tuple[str, ...]
     seen: tuple[str, ...]
-    leaks: tuple[str, ...]
+    leaks: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Means over the subjects, of each class and of all (`mean_over_subjects`); None where nothing is defined."""

@@ -84,7 +84,8 @@ def make_cache(
         cells = masks.reshape(SLICES, 4, 6, 4, 6).mean((2, 4))
         writer.write_embeddings("embeddings/tiny", name, cells[:, None, None].repeat(2, 2).astype(np.float32))
         vectors = encode(name, masks, random).astype(np.float32)[:, None]
-        rows = [Instruction(int(n), "T1", "", "text", 0, 0, "stop", None) for n in numbers]
+        texts = ["the same"] * SLICES if encode is says_one_thing else [f"{name} {n}" for n in numbers]
+        rows = [Instruction(int(n), "T1", "", text, 0, 0, "stop", None) for n, text in zip(numbers, texts)]
         writer.write_instructions("instructions/v", name, vectors, rows)
     writer.finalize()
     return path
@@ -125,10 +126,10 @@ def test_a_text_that_says_what_a_slice_shows_is_recognised(known: TextKnowledge)
 def test_a_text_that_says_nothing_is_at_chance_and_it_is_said(encode: Encode, tmp_path: Path) -> None:
     known = measured(make_cache(tmp_path / "c.h5", encode))
     assert mean(known, TEXT) < 0.65 < mean(known, IMAGE)
-    assert (
-        "is at chance on held-out subjects" in known.notes[0] and "no decoder can be expected to gain" in known.notes[0]
-    )
+    said = next(note for note in known.notes if "is at chance on held-out subjects" in note)
+    assert "no decoder can be expected to gain" in said
     if encode is says_one_thing:
+        assert known.notes[0] == "warning: v: 72 instructions, 1 distinct: the text says nothing of the image"
         assert all(line.test == 0.5 for line in known.lines if line.source == TEXT and line.metric == AUC)
 
 
@@ -254,3 +255,14 @@ def test_answers_of_different_probes_are_not_ranked_against_one_another() -> Non
     everyone = np.ones((1, 2))
     assert score(AUC, truth, predicted, subjects, everyone, np.eye(2, dtype=bool))[0] == 1
     assert score(AUC, truth, predicted, subjects, everyone, np.ones((2, 2), bool))[0] == 0.75
+
+
+def test_what_one_subject_alone_shows_is_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_cache(tmp_path / "c.h5", says_nothing, subjects=3)
+    with Cache(path) as cache:
+        masks = cache.masks
+        alone = np.zeros((1, SIDE, SIDE), np.uint8)
+        monkeypatch.setattr(cache, "masks", lambda rows: masks(rows) if rows[0] < SLICES else alone)
+        assert find_targets(cache, np.arange(3 * SLICES)) == []
+        with pytest.raises(UserError, match="there is nothing to know of them"):
+            measure_knowledge(cache, "v")
