@@ -238,3 +238,18 @@ def test_the_caches_own_files_are_not_overwritten(labelled: Path) -> None:
     assert done.exit_code == 2 and "is a file of the cache" in done.stderr
     done = run("export-texts", labelled, labelled.with_name("t.csv"), "--variant", "light")
     assert done.exit_code == 2 and "has no instructions/light; it has lite" in done.stderr
+
+
+def test_layers_of_a_fold_are_exported_by_their_name_and_their_base_is_not_taken(
+    labelled: Path, encoder: TextEncoder, tmp_path: Path
+) -> None:
+    whole = write_lines(tmp_path / "whole.jsonl", *BOTH)
+    by_class = write_lines(tmp_path / "class.jsonl", {**BOTH[0], "class": "liver"}, *BOTH)
+    assert import_texts(labelled, whole, "own@fold0", encoder) == ("own@fold0",)
+    assert import_texts(labelled, by_class, "each@fold0", encoder) == ("each.liver@fold0", "each.spleen@fold0")
+    with Cache(labelled) as cache:
+        assert export_texts(cache, "own@fold0", tmp_path / "t.csv") == 8
+        assert export_texts(cache, "own", tmp_path / "t.csv") == 8
+        assert export_texts(cache, "each@fold0", tmp_path / "t.csv") == 16
+    with pytest.raises(UserError, match=r"own is what own@fold0 of .* are called together; give another --variant"):
+        import_texts(labelled, whole, "own", encoder)
