@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ def choose_split(
     elif fold is not None:
         raise UserError("--fold and named subjects exclude one another; give one of them")
     else:
-        split = _of_named(folds, train, test, validation or ())
+        split = _of_named(cache, folds, train, test, validation or ())
     if not split.train or not split.test:
         what = "to train on" if not split.train else "to test on"
         raise UserError(f"no labelled subject is left {what} of: {', '.join(folds)}; name both groups, or build more")
@@ -61,16 +62,21 @@ def _of_fold(cache: Cache, folds: Mapping[str, int], fold: int) -> Split:
 
 
 def _of_named(
-    folds: Mapping[str, int], train: Sequence[str] | None, test: Sequence[str] | None, validation: Sequence[str]
+    cache: Cache,
+    folds: Mapping[str, int],
+    train: Sequence[str] | None,
+    test: Sequence[str] | None,
+    validation: Sequence[str],
 ) -> Split:
     named = [*(train or ()), *(test or ()), *validation]
     for name in named:
-        if name not in folds:
-            choose([name], tuple(folds), "subject with labels")
-    if doubled := sorted({name for name in named if named.count(name) > 1}):
-        raise UserError(
-            f"{', '.join(doubled)} would be in two of the groups trained on, tested on and validated on; name each subject once"
-        )
+        if name in cache.subjects and name not in folds:
+            raise UserError(f"subject {name} has no labels; those with labels: {', '.join(folds)}")
+        choose([name], tuple(folds), "subject")
+    groups = {"trained on": set(train or ()), "tested on": set(test or ()), "validated on": set(validation)}
+    for (one, names), (other, others) in itertools.combinations(groups.items(), 2):
+        if both := sorted(names & others):
+            raise UserError(f"{', '.join(both)} would be {one} and {other}; name each subject once")
     rest = [name for name in folds if name not in named]
     return Split(
         None,

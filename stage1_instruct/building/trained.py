@@ -281,8 +281,7 @@ def train_in_cache(path: Path, models: Models, splits: Splits, variant: str, per
         ]:
             raise UserError(f"{path} has not all pictures of {some_of(missing)} yet; build all parts first")
         split = _labelled(build, split)
-        if _stored(build, split) is None:
-            train_for(build, recipes, split, None)
+        _projection(build, recipes, split, splits, wait=True)
         layers += _instances(build, split)
     return layers
 

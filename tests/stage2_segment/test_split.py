@@ -26,7 +26,7 @@ def test_subjects_of_fold_minus_1_are_trained_on_and_never_tested() -> None:
     assert (split.train, split.test) == (("a", "c"), ("b",))
     named = choose_split(cache, train=["a"], validation=["b"])  # type: ignore[arg-type]
     assert (named.train, named.validation, named.test) == (("a",), ("b",), ("c",))
-    with pytest.raises(UserError, match="a would be in two of the groups"):
+    with pytest.raises(UserError, match="a would be trained on and validated on"):
         choose_split(cache, train=["a"], validation=["a"])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--validation-subjects goes with --train-subjects"):
         choose_split(cache, 0, validation=["a"])  # type: ignore[arg-type]

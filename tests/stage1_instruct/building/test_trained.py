@@ -231,6 +231,10 @@ def test_parts_have_their_projection_trained_by_a_command_of_its_own(labelled: L
     command = ["train-projection", "--cache", str(labelled.path), "--fold", "0", *labelled.parts]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0 and "trained for instructions/lite@fold0" in done.output, done.output
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 0 and "training 3" in done.output and "training 3" not in again.output
+    refused = CliRunner().invoke(main, [*command, "--epochs", "3"])
+    assert refused.exit_code == 2 and "--epochs goes with --pairs" in refused.output
     for part in (1, 2):
         labelled.built("--part", f"{part}/2", "--no-pack")
     with Cache(labelled.path) as cache:
