@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -18,14 +19,15 @@ from tests.stage1_instruct.conftest import random_litemedsam, tiny_bert, tiny_ll
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
+from zeus_union.stage1_instruct.projection import fold
 from zeus_union.stage2_segment.cli import main as zeus_segment
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"zeus": zeus, "zeus-instruct": zeus_instruct, "zeus-segment": zeus_segment}
 # What a person would wait for: the tiny models, and one pass where the default is many.
-SHORTER = {"train": ["--epochs", "1"], "train-projection": ["--epochs", "1"]}
-WITH_MODELS = ("build-cache", "train-projection", "segment")
+SHORTER = {"train": ["--epochs", "1"]}
+WITH_MODELS = ("build-cache", "segment")
 
 
 def own_data_block() -> list[list[str]]:
@@ -72,13 +74,20 @@ def test_the_own_data_block_runs_as_written(
     profile = {**yaml.safe_load((FOLDER / "lite.yaml").read_text()), **tiny_parts, **encoder}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fold, "RECIPE", replace(fold.RECIPE, steps=2))
 
     for program, command, *arguments in own_data_block():
         more = ["--models", "tiny.yaml"] if command in WITH_MODELS else []
         result = CliRunner().invoke(COMMANDS[program], [command, *arguments, *more, *SHORTER.get(command, [])])
         assert result.exit_code == 0, f"{program} {command}: {result.output} {result.exception!r}"
-    made = ("cache/brats.h5", "projection.safetensors", "slice.png", "runs/brats/picture.png", "masks/pat0001.nii.gz")
-    assert all((tmp_path / name).is_file() for name in (*made, "patient7-mask.nii.gz"))
+    made = (
+        "cache/brats.h5",
+        "slice.png",
+        "runs/brats/picture.png",
+        "runs/brats/curves.png",
+        "runs/brats/projection.safetensors",
+    )
+    assert all((tmp_path / name).is_file() for name in (*made, "masks/pat0001.nii.gz", "patient7-mask.nii.gz"))
 
 
 def test_commands_of_the_page_on_instructors_are_ones_that_there_are() -> None:

@@ -240,7 +240,10 @@ def test_seeds_and_folds_are_runs_of_their_own(toy: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("rows: [{name: a, set: {learning: 3}}]", "unknown option learning; there are: accumulate, aligner, aligner-depth"),
+        (
+            "rows: [{name: a, set: {learning: 3}}]",
+            "unknown option learning; there are: accumulate, aligner, aligner-depth",
+        ),
         ("rows: [{name: a, set: {lr: fast}}]", "lr = 'fast'"),
         ("rows: [{name: a, set: {fusion: early-ish}}]", "fusion = 'early-ish'"),
         ("rows: [{name: a}, {name: a}]", "names a twice"),
