@@ -53,7 +53,7 @@ def _asked(build: Build, mask: NDArray[np.uint8]) -> list[tuple[str, tuple[str, 
     card = build.dataset.card
     if not build.options.per_class:
         return [(card.instance, card.classes, mask)]
-    alone = []
+    alone: list[tuple[str, tuple[str, ...], NDArray[np.uint8]]] = []
     for label, name in enumerate(card.classes, 1):
         labels = (mask == label).astype(mask.dtype)
         labels[mask == IGNORE] = IGNORE

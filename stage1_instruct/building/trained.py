@@ -274,7 +274,7 @@ def train_in_cache(path: Path, models: Models, splits: Splits, variant: str, per
     dataset = Dataset(card, _not_read)
     options = BuildOptions(path, variant=variant, per_class=per_class, seed=seed, trained_for=splits)
     build = Build(writer, Layers(embeddings, {}), dataset, models, options, BuildReport())
-    layers = []
+    layers: list[str] = []
     for split in _wanted(build, splits):
         if missing := [
             name for name in _candidates(build, split) for layer in begun if not writer.finished(layer, name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, existing, split_names
@@ -140,8 +141,7 @@ def _refuse_of_pairs(context: click.Context) -> None:
         for option in context.command.params
         if option.name
         and option.name not in own
-        and context.get_parameter_source(option.name) is not None
-        and context.get_parameter_source(option.name).name == "COMMANDLINE"
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     ]
     if foreign:
         raise UserError(

@@ -313,7 +313,7 @@ class ProjectedLLM:
             recipe["lora"] = lora_digest(lora)
             if seen := lora_subjects(lora):
                 # A run that tests on one of them would test on what these weights have seen.
-                trained = {"sha256": projection} if isinstance(projection, str) else projection
+                trained: Mapping[str, Any] = {"sha256": projection} if isinstance(projection, str) else dict(projection)
                 trained_on = dict(trained.get("trained_on", {}))
                 trained_on["subjects"] = sorted({*trained_on.get("subjects", ()), *seen})
                 recipe["projection"] = {**trained, "trained_on": trained_on}

@@ -190,7 +190,7 @@ def train_fold_projection(
     count = recipe.steps * recipe.batch_size
     two = halves(split.train, recipe.seed)
     # (name, trained on, whose texts come from it)
-    trainings = [(EVERYONE, split.train, ())]
+    trainings: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(EVERYONE, split.train, ())]
     if two is not None:
         trainings += [(f"{HALF}0", two[1], two[0]), (f"{HALF}1", two[0], two[1])]
     else:
@@ -216,7 +216,8 @@ def train_fold_projection(
         f"training {len(trainings)} projection{'s' if len(trainings) > 1 else ''} on captions of {', '.join(split.train)}: "
         f"about {max(minutes, 1):.0f} min"
     )
-    connectors, losses = {}, {}
+    connectors: dict[str, Connector] = {}
+    losses = {}
     for number, (name, subjects, _) in enumerate(trainings, 1):
         rows = [row_of[place] for place in chosen[name]]
         connector = models.projected_llm.new_projection(recipe.seed).to(models.device)

@@ -62,9 +62,14 @@ class TrainingRecipe:
 class Processes(Protocol):
     """What the training asks of accelerate."""
 
-    num_processes: int
-    process_index: int
-    is_main_process: bool
+    @property
+    def num_processes(self) -> int: ...
+
+    @property
+    def process_index(self) -> int: ...
+
+    @property
+    def is_main_process(self) -> bool: ...
 
     def reduce(self, tensor: Tensor, reduction: str) -> Tensor: ...
 
