@@ -168,11 +168,11 @@ def evaluate_command(
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
-        found = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
-        print_tables(as_table(found))
+        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
+        print_tables(as_table(evaluation))
         if missing:
             print_tables(without.as_table(without.evaluate_missing(run, opened, **chosen)))
-    summary = found.summary()
+    summary = evaluation.summary()
     mean = summary["mean_over_classes"]["dsc"]
     figures = f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}"
     click.echo(f"{figures}, of {len(summary['subjects'])} subjects of {opened.path}")
