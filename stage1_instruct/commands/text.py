@@ -135,12 +135,12 @@ def train_projection_command(
 
 def _refuse_of_pairs(context: click.Context) -> None:
     """Raises UserError: an option is given that only a training on --pairs has; a layer's recipe is the build's own."""
-    own = ("cache", "profile", "overrides", "device", "fold", "train_subjects", "variant", "per_class", "seed")
+    allowed = ("cache", "profile", "overrides", "device", "fold", "train_subjects", "variant", "per_class", "seed")
     foreign = [
         option.opts[0]
         for option in context.command.params
         if option.name
-        and option.name not in own
+        and option.name not in allowed
         and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     ]
     if foreign:
