@@ -9,9 +9,8 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose, existing, split_names
+from zeus_union.cache.terminal import FILE, choose, existing, split_names
 from zeus_union.stage1_instruct.commands.shared import (
-    FILE,
     load_models,
     with_models,
 )
