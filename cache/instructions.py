@@ -98,37 +98,37 @@ def write_table(final: Path, tables: Iterable[pa.Table]) -> None:
                 writer.write_table(table)
                 file.check()
         file.check()
-        place = _seal_place(file.temporary)
-        file.write_at(place, _digests(file.temporary, place))
+        offset = _seal_offset(file.temporary)
+        file.write_at(offset, _digests(file.temporary, offset))
         file.commit()
     finally:
         file.discard()
 
 
-def _seal_place(path: Path) -> int:
+def _seal_offset(path: Path) -> int:
     """Where the 64 digits of the seal stand: in the metadata of the footer. -1 if there are none."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 8, 0))
         start = max(size - 8 - int.from_bytes(file.read(4), "little"), 0)
         file.seek(start)
-        found = file.read().find(_SEAL)
-    return start + found + len(_SEAL) if found >= 0 else -1
+        index = file.read().find(_SEAL)
+    return start + index + len(_SEAL) if index >= 0 else -1
 
 
-def _digests(path: Path, place: int) -> bytes:
+def _digests(path: Path, offset: int) -> bytes:
     """xxh3_128 of everything before the seal's digits, and of everything after."""
-    return (hash_bytes(path, 0, place) + hash_bytes(path, place + 64, os.path.getsize(path))).encode()
+    return (hash_bytes(path, 0, offset) + hash_bytes(path, offset + 64, os.path.getsize(path))).encode()
 
 
 def table_seal_holds(path: Path) -> bool:
     """Whether not one bit of a table differs from what was written. Reads the whole file."""
-    place = _seal_place(path)
-    if place < 0:
+    offset = _seal_offset(path)
+    if offset < 0:
         return False
     with open(path, "rb") as file:
-        file.seek(place)
-        return file.read(64) == _digests(path, place)
+        file.seek(offset)
+        return file.read(64) == _digests(path, offset)
 
 
 class TextTable:
@@ -174,9 +174,9 @@ class TextTable:
             values: dict[str | None, set[int]] = {}
             index, metadata = SCHEMA.get_field_index(column), self._file.metadata
             for group in range(metadata.num_row_groups):
-                found = metadata.row_group(group).column(index).statistics
-                single = found is not None and found.has_min_max and found.min == found.max
-                values.setdefault(found.min if single else None, set()).add(group)
+                statistics = metadata.row_group(group).column(index).statistics
+                single = statistics is not None and statistics.has_min_max and statistics.min == statistics.max
+                values.setdefault(statistics.min if single else None, set()).add(group)
             self._values[column] = values
         return self._values[column]
 

@@ -86,7 +86,10 @@ class Manifest:
     validation: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        parts = {layer: {name: part.to_json() for name, part in found.items()} for layer, found in self.parts.items()}
+        parts = {
+            layer: {name: part.to_json() for name, part in by_subject.items()}
+            for layer, by_subject in self.parts.items()
+        }
         return canonical_json(
             {
                 "state": self.state,
@@ -102,8 +105,8 @@ class Manifest:
     def from_bytes(cls, text: bytes) -> Manifest:
         values = json.loads(text)
         parts = {
-            layer: {name: Part.from_json(part) for name, part in found.items()}
-            for layer, found in values["parts"].items()
+            layer: {name: Part.from_json(part) for name, part in by_subject.items()}
+            for layer, by_subject in values["parts"].items()
         }
         card = DatasetCard.from_json(values["card"])
         validation = {int(fold): tuple(names) for fold, names in values["validation"].items()}
@@ -121,8 +124,8 @@ def read_manifest(path: Path) -> Manifest:
         with h5py.File(path, "r", locking=False) as file:
             manifest = Manifest.from_bytes(bytes(file["manifest"][()]))
         size = os.path.getsize(path)
-        own = [part for found in manifest.parts.values() for part in found.values() if part.file == ""]
-        for array in (array for part in own for array in part.arrays.values()):
+        parts = [part for by_subject in manifest.parts.values() for part in by_subject.values() if part.file == ""]
+        for array in (array for part in parts for array in part.arrays.values()):
             if array.offset < 0 or array.offset + array.nbytes > size:
                 raise ValueError("an array lies outside the file")
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SyntaxError) as error:
@@ -143,8 +146,8 @@ def read_shard(folder: Path, name: str) -> Manifest:
     manifest = read_manifest(path)
     size = path.stat().st_size
     parts = {
-        layer: {subject: replace(part, file=name, file_bytes=size) for subject, part in found.items()}
-        for layer, found in manifest.parts.items()
+        layer: {subject: replace(part, file=name, file_bytes=size) for subject, part in by_subject.items()}
+        for layer, by_subject in manifest.parts.items()
     }
     return replace(manifest, parts=parts)
 
@@ -152,8 +155,8 @@ def read_shard(folder: Path, name: str) -> Manifest:
 def find_shards(folder: Path, layer: str = "*", subject: str = "*") -> list[str]:
     """Names relative to the shard folder of the finished shards, sorted."""
     layers = ("slices", "embeddings/*", "instructions/*") if layer == "*" else (layer,)
-    found = (path for name in layers for path in folder.glob(f"{name}/{subject}.{'?' * 12}.h5"))
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    paths = (path for name in layers for path in folder.glob(f"{name}/{subject}.{'?' * 12}.h5"))
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def check_uniform(parts: Mapping[str, Mapping[str, Part]]) -> None:
@@ -162,9 +165,9 @@ def check_uniform(parts: Mapping[str, Mapping[str, Part]]) -> None:
     Raises:
         UserError: naming two subjects that differ.
     """
-    for layer, found in parts.items():
+    for layer, by_subject in parts.items():
         seen: dict[str, tuple[str, Any]] = {}
-        for subject, part in found.items():
+        for subject, part in by_subject.items():
             for spec in LAYOUT[kind_of(layer)]:
                 if subject == CONSTANTS or spec.name not in part.arrays or "native row" in spec.axes:
                     continue
@@ -189,11 +192,11 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
     for name in find_shards(folder):
         shard = read_shard(folder, name)
         recipes.update(shard.recipes)
-        for layer, found in shard.parts.items():
-            parts.setdefault(layer, {}).update(found)
+        for layer, by_subject in shard.parts.items():
+            parts.setdefault(layer, {}).update(by_subject)
     subjects = index.card.subjects
-    lacking = {layer: [name for name in subjects if name not in found] for layer, found in parts.items()}
-    done = [name for name in subjects if parts and all(name in found for found in parts.values())]
+    lacking = {layer: [name for name in subjects if name not in by_subject] for layer, by_subject in parts.items()}
+    done = [name for name in subjects if parts and all(name in by_subject for by_subject in parts.values())]
     if not allow_partial or not done or "slices" not in parts:
         missing = "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in lacking.items() if names)
         raise UserError(
@@ -203,8 +206,8 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
             + (", or use what is finished with --allow-partial" if done else "")
         )
     kept = {
-        layer: {name: part for name, part in found.items() if name in (*done, CONSTANTS)}
-        for layer, found in parts.items()
+        layer: {name: part for name, part in by_subject.items() if name in (*done, CONSTANTS)}
+        for layer, by_subject in parts.items()
     }
     labelled = [name for name in done if "masks" in kept["slices"][name].arrays]
     folds = folds_of_labelled(subjects, labelled, index.folds)

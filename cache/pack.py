@@ -23,7 +23,10 @@ from zeus_union.cache.terminal import some_of
 def part_bytes(manifest: Manifest) -> int:
     """Bytes of all rows and constants."""
     return sum(
-        array.nbytes for found in manifest.parts.values() for part in found.values() for array in part.arrays.values()
+        array.nbytes
+        for by_subject in manifest.parts.values()
+        for part in by_subject.values()
+        for array in part.arrays.values()
     )
 
 
@@ -42,9 +45,9 @@ def write_texts(target: Path, manifest: Manifest, files: Files) -> None:
 
     def tables() -> Iterator[pa.Table]:
         for variant in short_names(manifest.parts, "instructions"):
-            found = manifest.parts[f"instructions/{variant}"]
+            by_subject = manifest.parts[f"instructions/{variant}"]
             for subject in manifest.card.subjects:
-                yield read_texts(files, variant, subject, found[subject])
+                yield read_texts(files, variant, subject, by_subject[subject])
 
     write_table(target, tables())
 
@@ -62,17 +65,17 @@ def write_packed(target: Path, manifest: Manifest, files: Files, replace_target:
         write_texts(parquet_path(target), manifest, files)
     with FileBuilder(target) as builder:
         packed: dict[str, Mapping[str, Part]] = {}
-        for layer, found in sorted(manifest.parts.items()):
-            names = [name for name in (CONSTANTS, *manifest.card.subjects) if name in found]
+        for layer, by_subject in sorted(manifest.parts.items()):
+            names = [name for name in (CONSTANTS, *manifest.card.subjects) if name in by_subject]
             packed[layer] = {
                 name: Part(
                     "",
                     0,
                     {
-                        array: builder.copy(f"{layer}/{name}/{array}", files, found[name], array)
-                        for array in found[name].arrays
+                        array: builder.copy(f"{layer}/{name}/{array}", files, by_subject[name], array)
+                        for array in by_subject[name].arrays
                     },
-                    found[name].facts,
+                    by_subject[name].facts,
                 )
                 for name in names
             }
@@ -84,8 +87,8 @@ def write_index(target: Path, manifest: Manifest, files: Files) -> None:
     if short_names(manifest.parts, "instructions"):
         write_texts(parquet_path(target), manifest, files)
     with FileBuilder(target) as builder:
-        for layer, found in sorted(manifest.parts.items()):
-            for name, part in sorted(found.items()):
+        for layer, by_subject in sorted(manifest.parts.items()):
+            for name, part in sorted(by_subject.items()):
                 builder.link(f"{layer}/{name}", Path(files.folder.name) / part.file, f"{layer}/{name}")
         builder.commit(replace(manifest, state="sharded"))
 

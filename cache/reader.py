@@ -163,8 +163,8 @@ class Cache:
     def rows_of(self, subjects: Iterable[str]) -> NDArray[np.intp]:
         """Indices into `rows` of all slices of `subjects`, subject by subject."""
         counts = [(subject, self._part("slices", subject).arrays["numbers"].shape[0]) for subject in subjects]
-        found = [self._first[subject] + np.arange(count) for subject, count in counts]
-        return np.concatenate(found).astype(np.intp) if found else np.empty(0, np.intp)
+        rows = [self._first[subject] + np.arange(count) for subject, count in counts]
+        return np.concatenate(rows).astype(np.intp) if rows else np.empty(0, np.intp)
 
     def images(self, rows: Rows) -> NDArray[np.uint8]:
         """uint8 (B, M, 256, 256)."""
@@ -270,10 +270,10 @@ class Cache:
         return self._manifest.parts[layer]
 
     def _part(self, layer: str, subject: str) -> Part:
-        found = self._layer(layer)
-        if subject not in found:
+        parts = self._layer(layer)
+        if subject not in parts:
             raise UserError(f"{self.path} has no {layer} of subject {subject}; it has {', '.join(self.subjects)}")
-        return found[subject]
+        return parts[subject]
 
     def _like(self, layer: str, name: str) -> StoredArray:
         """The array of the first subject that has it; those of the others differ in the number of slices only."""
@@ -302,13 +302,13 @@ class Cache:
             part = self._part(layer, subject)
             array = part.arrays[name]
             number = (int(row) - self._first[subject]) * per_slice
-            for place, modality, count in runs:
-                buffer = target if modalities is None else target[place : place + count]
+            for position, modality, count in runs:
+                buffer = target if modalities is None else target[position : position + count]
                 self._files.read_into(part.file, array.row_at(number + modality, axes), buffer)
 
     def _check_shards(self) -> None:
         """Every shard must be there and whole before anybody trains for an hour."""
-        named = [part for found in self._manifest.parts.values() for part in found.values() if part.file]
+        named = [part for by_subject in self._manifest.parts.values() for part in by_subject.values() if part.file]
         if named and not self._files.folder.is_dir():
             raise UserError(
                 f"{self.path} is the index of a sharded cache and its shard folder {self._files.folder} is missing; "
@@ -318,9 +318,9 @@ class Cache:
             path = self._files.locate(part.file)
             size = path.stat().st_size if path.is_file() else None
             if size != part.file_bytes:
-                found = "is missing" if size is None else f"is truncated ({size} of {part.file_bytes} bytes)"
+                fault = "is missing" if size is None else f"is truncated ({size} of {part.file_bytes} bytes)"
                 raise UserError(
-                    f"shard {path} of {self.path} {found}; copy it again, or delete the cache and rebuild it"
+                    f"shard {path} of {self.path} {fault}; copy it again, or delete the cache and rebuild it"
                 )
 
     def _read_rows(self, count: int) -> np.recarray[Any, Any]:
@@ -354,13 +354,13 @@ def _whole_numbers(indices: Rows, what: str) -> NDArray[np.intp]:
 
 
 def _runs(modalities: Sequence[int], count: int) -> list[tuple[int, int, int]]:
-    """Neighbouring modalities lie side by side in the file and are read at once: (place, modality, how many)."""
+    """Neighbouring modalities lie side by side in the file and are read at once: (position, modality, how many)."""
     runs: list[tuple[int, int, int]] = []
-    for place, modality in enumerate(_whole_numbers(modalities, "modalities").tolist()):
+    for position, modality in enumerate(_whole_numbers(modalities, "modalities").tolist()):
         if not 0 <= modality < count:
             raise IndexError(f"modality index {modality} of {count}")
         if runs and runs[-1][1] + runs[-1][2] == modality:
             runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + 1)
         else:
-            runs.append((place, modality, 1))
+            runs.append((position, modality, 1))
     return runs

@@ -244,8 +244,8 @@ class FileBuilder:
         written = Files(self.file.temporary)
         sound = seal_holds(self.file.temporary) and not any(
             True
-            for layer, found in manifest.parts.items()
-            for name, part in found.items()
+            for layer, by_subject in manifest.parts.items()
+            for name, part in by_subject.items()
             if name != CONSTANTS and part.file == ""
             for _ in damaged_rows(written, layer, part)
         )

@@ -60,6 +60,10 @@ class ZeusGroup(click.Group):
             sys.exit(2)
 
 
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
 class PanelOption(click.Option):
     """An option that stands under a heading of its own in --help.
 

@@ -95,17 +95,17 @@ def text_statistics(table: pa.Table) -> TextStatistics:
     return TextStatistics(
         count=len(rows),
         distinct=len(texts),
-        repeated=sum(count for found in by_modality.values() for count in found.values() if count > 1),
-        most_common=sum(max(found.values()) for found in by_modality.values()),
+        repeated=sum(count for counts in by_modality.values() for count in counts.values() if count > 1),
+        most_common=sum(max(counts.values()) for counts in by_modality.values()),
         modalities=len(by_modality),
         subjects=len({row["subject"] for row in rows}),
-        per_subject=all(len(found) == 1 for found in by_subject.values())
-        and any(found.total() > 1 for found in by_subject.values()),
+        per_subject=all(len(counts) == 1 for counts in by_subject.values())
+        and any(counts.total() > 1 for counts in by_subject.values()),
         empty=sum(count for text, count in texts.items() if not words[text]),
         cut=sum(row["stop_reason"] == CUT for row in rows),
         looping=sum(count for text, count in texts.items() if is_looping(words[text])),
         words=(int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
-        vocabulary=len({word for found in words.values() for word in found}),
+        vocabulary=len({word for of_text in words.values() for word in of_text}),
     )
 
 

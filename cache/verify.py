@@ -45,7 +45,7 @@ def _findings(files: Files) -> Iterator[str]:
         return
     if index.state == "building":
         yield f"{files.path} is unfinished; run the same build-cache command again"
-    parts = {(layer, name): part for layer, found in index.parts.items() for name, part in found.items()}
+    parts = {(layer, name): part for layer, by_subject in index.parts.items() for name, part in by_subject.items()}
     listed = {part.file: part for part in parts.values()}
     damaged = set() if seal_holds(files.path) else {""}
     for name in sorted({*listed, *find_shards(files.folder)} - {""}):
@@ -56,8 +56,8 @@ def _findings(files: Files) -> Iterator[str]:
         except (UserError, OSError, ValueError) as error:
             yield str(error)
             continue
-        for layer, found in shard.parts.items():
-            for subject, part in found.items():
+        for layer, by_subject in shard.parts.items():
+            for subject, part in by_subject.items():
                 if listed.get(name, part) != part:
                     yield f"{files.locate(name)} is not the shard that {files.path} was made with"
                 parts.setdefault((layer, subject), part)
@@ -126,12 +126,12 @@ def _check_texts(
     try:
         if path in unreadable:
             raise ValueError(unreadable[path])
-        found = text_hashes(read_texts(files, variant, subject, part))
+        hashes = text_hashes(read_texts(files, variant, subject, part))
     except (UserError, OSError, ValueError) as error:
         yield f"{where}: unreadable ({error})"
         return
-    if len(found) != expected.shape[0] * expected.shape[1]:
-        yield f"{where}: {len(found)} texts, expected {expected.shape[0] * expected.shape[1]}"
+    if len(hashes) != expected.shape[0] * expected.shape[1]:
+        yield f"{where}: {len(hashes)} texts, expected {expected.shape[0] * expected.shape[1]}"
         return
-    for position in np.argwhere((found.reshape(expected.shape) != expected).any(axis=-1)).tolist():
+    for position in np.argwhere((hashes.reshape(expected.shape) != expected).any(axis=-1)).tolist():
         yield f"{where}, {row(tuple(position))}: the text differs from what was written"

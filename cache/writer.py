@@ -105,7 +105,7 @@ class CacheWriter:
     Args:
         folds: subject -> the fold it is tested in, -1 for none; drawn if not given.
         labelled: subjects to draw folds for; all of them if not given.
-        own: where the file system has no locks, the subjects that no other process builds (None: all); left temporary
+        share: where the file system has no locks, the subjects that no other process builds (None: all); left temporary
             files of others are not touched.
 
     Attributes:
@@ -122,12 +122,12 @@ class CacheWriter:
         folds: Mapping[str, int] | None = None,
         labelled: Iterable[str] | None = None,
         *,
-        own: Iterable[str] | None = None,
+        share: Iterable[str] | None = None,
     ) -> None:
         self.path = Path(path)
         self.card = card
         self._subjects = frozenset(card.subjects)
-        self._own = None if own is None else frozenset(own)
+        self._share = None if share is None else frozenset(share)
         self._files = Files(self.path)
         self._recipes: dict[str, dict[str, Any]] = {}
         self._known: dict[tuple[str, str], Part] = {}
@@ -210,7 +210,7 @@ class CacheWriter:
     def _sweep(self) -> None:
         """Removes what killed processes left of their files, or remembers it where others are at work."""
         if not self.locks:
-            self._remove_left(self._own)
+            self._remove_left(self._share)
             return
         with lock(lock_path(self.path)) as alone:
             if alone:
@@ -428,13 +428,13 @@ class CacheWriter:
         """
         with self._alone():
             self._read_index()
-            if self.locks or self._own is None:
+            if self.locks or self._share is None:
                 self._remove_left(None)
             self._finish(pack)
 
     def _finish(self, pack: bool | None) -> None:
         parts = self._all_parts()
-        missing = {layer: [s for s in self.card.subjects if s not in found] for layer, found in parts.items()}
+        missing = {layer: [s for s in self.card.subjects if s not in by_subject] for layer, by_subject in parts.items()}
         begun = {layer: missing.get(layer, self.card.subjects) for layer in ("slices", *self._recipes)}
         if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
             raise UserError(f"{self.path} is not finished: {lacking}; run the same build-cache command again")
@@ -445,12 +445,12 @@ class CacheWriter:
             for subject in self.card.subjects:
                 self.finished(layer, subject)
         check_uniform(parts)
-        recipes = {layer: self._recipe(layer, found) for layer, found in parts.items()}
+        recipes = {layer: self._recipe(layer, by_subject) for layer, by_subject in parts.items()}
         labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
         folds = folds_of_labelled(self.card.subjects, labelled, self._index.folds)
         manifest = Manifest("packed", self.card, recipes, parts, folds, self._index.validation)
         if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
-            if any(part.file for found in parts.values() for part in found.values()):
+            if any(part.file for by_subject in parts.values() for part in by_subject.values()):
                 write_packed(self.path, manifest, self._files)
             self._read_index()
             shutil.rmtree(locks_folder(self.path), ignore_errors=True)
@@ -460,14 +460,14 @@ class CacheWriter:
             self._read_index()
             shutil.rmtree(locks_folder(self.path), ignore_errors=True)
 
-    def _recipe(self, layer: str, found: Mapping[str, Part]) -> dict[str, Any]:
+    def _recipe(self, layer: str, by_subject: Mapping[str, Part]) -> dict[str, Any]:
         if layer in self._index.recipes:
             return self._index.recipes[layer]
-        return read_shard(self._files.folder, next(iter(found.values())).file).recipes[layer]
+        return read_shard(self._files.folder, next(iter(by_subject.values())).file).recipes[layer]
 
     def _all_parts(self) -> dict[str, dict[str, Part]]:
         """Everything that is finished, by whichever process: layer -> subject -> part."""
-        parts = {layer: dict(found) for layer, found in self._index.parts.items()}
+        parts = {layer: dict(by_subject) for layer, by_subject in self._index.parts.items()}
         for shard in find_shards(self._files.folder):
             layer, subject = split_shard_name(shard)
             part = self._part(layer, subject)

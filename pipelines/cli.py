@@ -9,11 +9,8 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import ZeusGroup, existing, print_tables, say, split_names
+from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
 from zeus_union.stage2_segment.choices import RESIDENT
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -80,10 +80,10 @@ def segment_study(
             recipe = config.inputs.instruction_recipes[name]
             _check_has_instructor(name, recipe)
             # The question is asked as the run's was: its terms and instance come from the card.
-            asked: dict[str, Any] = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
+            question: dict[str, Any] = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
             check_instructions(
                 recipe,
-                {**asked, **models.instruction_recipe()},
+                {**question, **models.instruction_recipe()},
                 "these --models and --set",
                 "give the --models and --set that build-cache was given",
             )

@@ -10,12 +10,9 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import PanelCommand, ZeusGroup, is_full, print_tables, say, split_names
+from zeus_union.cache.terminal import FILE, FOLDER, PanelCommand, ZeusGroup, is_full, print_tables, say, split_names
 from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
 from zeus_union.stage2_segment.options import read_command_line, with_options
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
 
 device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 partial_option = click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
@@ -168,11 +165,11 @@ def evaluate_command(
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
-        found = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
-        print_tables(as_table(found))
+        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
+        print_tables(as_table(evaluation))
         if missing:
             print_tables(without.as_table(without.evaluate_missing(run, opened, **chosen)))
-    summary = found.summary()
+    summary = evaluation.summary()
     mean = summary["mean_over_classes"]["dsc"]
     figures = f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}"
     click.echo(f"{figures}, of {len(summary['subjects'])} subjects of {opened.path}")

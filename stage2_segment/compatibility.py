@@ -41,9 +41,9 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
     check_pictures(inputs, cache, wanted)
     encoder = cache.recipe(inputs.embedding_layer) if inputs.encoder else {}
     _check_same(_what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
-    for name, there in zip(inputs.texts_read, layers_read(config, cache)):
-        check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{there}"), str(cache.path))
-        width = text_width(cache, [there], config.architecture.form, config.architecture.aligner)
+    for name, layer in zip(inputs.texts_read, layers_read(config, cache)):
+        check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{layer}"), str(cache.path))
+        width = text_width(cache, [layer], config.architecture.form, config.architecture.aligner)
         if width != config.architecture.text_width:
             raise UserError(
                 f"{cache.path} has text embeddings of {width} values, the run was trained on "

@@ -59,11 +59,11 @@ def make_accelerator(
 
 def check_environment(precisions: Iterable[str]) -> None:
     """Raises UserError: what `accelerate config` or launch put into the environment contradicts the runs' precision."""
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # 'no': nothing was chosen
-    contradicted = sorted(name for name in set(precisions) if asked not in ("no", AUTOCAST[name]))
+    chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # 'no': nothing was chosen
+    contradicted = sorted(name for name in set(precisions) if chosen not in ("no", AUTOCAST[name]))
     if contradicted:
         raise UserError(
-            f"ACCELERATE_MIXED_PRECISION is {asked} (accelerate config, or launch --mixed_precision) and the run's precision "
+            f"ACCELERATE_MIXED_PRECISION is {chosen} (accelerate config, or launch --mixed_precision) and the run's precision "
             f"{', '.join(contradicted)}; the run's alone decides: choose it with --precision, and start with "
             "accelerate launch --mixed_precision no"
         )

@@ -37,9 +37,9 @@ def oracle_variants(cache: Cache, instructions: str, wanted: Sequence[str] | Non
         return tuple(wanted)
     oracles = [name for name in leaking(cache, cache.variants) if name == ORACLE or name.startswith(f"{ORACLE}.")]
     by_class = {cache.recipe(f"instructions/{name}").get("instance"): name for name in oracles if name != ORACLE}
-    found = [by_class.get(name) for name in cache.classes] if per_class else [ORACLE if ORACLE in oracles else None]
-    known = tuple(name for name in found if name is not None)
-    if len(known) < len(found):
+    layers = [by_class.get(name) for name in cache.classes] if per_class else [ORACLE if ORACLE in oracles else None]
+    known = tuple(name for name in layers if name is not None)
+    if len(known) < len(layers):
         more = " --per-class" if per_class else ""
         raise UserError(
             f"{cache.path} has no captions from the true labels; zeus-instruct make-oracle {cache.path}{more} makes them"

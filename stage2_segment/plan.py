@@ -165,8 +165,8 @@ def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
     if wanted not in cache.variants:
         available = cache.variants if wanted else without_leaks(cache)
         wanted = _only(wanted, base_variants(available), "variant", "instructions")
-    found = find_variant(cache.variants, wanted, split.fold, split.train)
-    if found is None:
+    variant = find_variant(cache.variants, wanted, split.fold, split.train)
+    if variant is None:
         others = [name for name in cache.variants if base_of(name) == wanted]
         add = "--folds all" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
         of = f"fold {split.fold}" if split.fold is not None else f"training on {some_of(list(split.train))}"
@@ -175,7 +175,7 @@ def _variant(cache: Cache, wanted: str | None, split: Split) -> str:
             f"projection behind them is trained for each split; the cache's build-cache command with {add} adds them"
             f"{_minutes(cache, others)}"
         )
-    return found
+    return variant
 
 
 def _minutes(cache: Cache, variants: Sequence[str]) -> str:

@@ -74,9 +74,9 @@ def _of_named(
             raise UserError(f"subject {name} has no labels; those with labels: {', '.join(folds)}")
         choose([name], tuple(folds), "subject")
     groups = {"trained on": set(train or ()), "tested on": set(test or ()), "validated on": set(validation)}
-    for (one, names), (other, others) in itertools.combinations(groups.items(), 2):
+    for (role, names), (other, others) in itertools.combinations(groups.items(), 2):
         if both := sorted(names & others):
-            raise UserError(f"{', '.join(both)} would be {one} and {other}; name each subject once")
+            raise UserError(f"{', '.join(both)} would be {role} and {other}; name each subject once")
     rest = [name for name in folds if name not in named]
     return Split(
         None,

@@ -124,9 +124,9 @@ def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], wh
     for numbers in paper.values() if isinstance(paper, dict) else [None]:
         if not isinstance(numbers, list) or len(numbers) != 2:
             raise UserError(f"{where}, paper: expected DATASET: [DSC, mIoU], found {paper!r}")
-    for_all, own, above = (read_row(part, where) for part in (common, value.get("set", {}), overrides))
-    options = {**for_all, **own, **above}
-    foreign = set(foreign_options(options.get("model", ZEUS), (*for_all, *above))) - set(own)
+    for_all, row, above = (read_row(part, where) for part in (common, value.get("set", {}), overrides))
+    options = {**for_all, **row, **above}
+    foreign = set(foreign_options(options.get("model", ZEUS), (*for_all, *above))) - set(row)
     return GridRow(str(value["name"]), {name: options[name] for name in options if name not in foreign}, paper)
 
 

@@ -58,8 +58,8 @@ def run_ablation(
     waiting = [run for run in runs if run.name not in finished]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    own = [run.config.inputs for run in waiting if run.config.inputs.text == "instruction"]
-    warn_of_texts(cache, (variant for inputs in own for variant in inputs.texts_read))
+    instructed = [run.config.inputs for run in waiting if run.config.inputs.text == "instruction"]
+    warn_of_texts(cache, (variant for inputs in instructed for variant in inputs.texts_read))
     stacked = accelerator.device.type == "cuda" if stacked is None else stacked
     passes = [
         part
@@ -181,9 +181,9 @@ def _score(
         data = SliceData(
             cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
         )
-        for (run, learner), own in zip(trained, lines):
+        for (run, learner), run_lines in zip(trained, lines):
             predicted = predict_slices(learner.predictor, run.config, data)
             scores, miou = score_subject(cache, subject, predicted)
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
-            own += [{**head, **score, "miou_256": miou} for score in scores]
+            run_lines += [{**head, **score, "miou_256": miou} for score in scores]
     return lines

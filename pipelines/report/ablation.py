@@ -35,12 +35,12 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
         why = "; ".join(stopped_runs.values()) or "the same zeus ablate command goes on"
         raise UserError(f"{folder} has no results: {why}")
     results = pq.read_table(folder / RESULTS).to_pylist()
-    order = {row: place for place, row in enumerate(plan["rows"])}
+    order = {row: index for index, row in enumerate(plan["rows"])}
     results.sort(key=lambda line: (order[line["row"]], line["seed"], str(line["fold"]), line["subject"]))
-    there = list(dict.fromkeys(line["row"] for line in results))
+    rows = list(dict.fromkeys(line["row"] for line in results))
     if reference is not None:
-        choose([reference], there, "row")
-    elif plan["reference"] in there:
+        choose([reference], rows, "row")
+    elif plan["reference"] in rows:
         reference = plan["reference"]
     parameters = {run["row"]: run["parameters"] for run in plan["runs"].values()}
     seen = {run["row"]: run["seen"] for run in plan["runs"].values() if run["seen"]}

@@ -39,8 +39,8 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], out: Path, title: str) -> 
     panels = {name: lines for name, lines in wanted.items() if lines}
     figure = Figure(figsize=(3.8 * len(panels), 3.0), layout="constrained")
     figure.suptitle(title, fontsize=10, parse_math=False)
-    for place, (name, lines) in enumerate(panels.items(), 1):
-        _draw(figure.add_subplot(1, len(panels), place), metrics, name, lines)
+    for position, (name, lines) in enumerate(panels.items(), 1):
+        _draw(figure.add_subplot(1, len(panels), position), metrics, name, lines)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     write_atomically(out, png.getvalue())

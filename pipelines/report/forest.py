@@ -33,18 +33,20 @@ def draw_forest(
         scores: row -> subject -> score, of `subject_scores`: a small dot each, below the bar.
         label: of the horizontal axis.
     """
-    names = [textwrap.fill(one.row, 36) for one in summaries]
+    names = [textwrap.fill(summary.row, 36) for summary in summaries]
     height = sum(0.34 + 0.16 * (name.count("\n")) for name in names)
     figure = Figure(figsize=(8.0, 1.5 + height), layout="constrained")
     axes = figure.add_subplot()
-    for place, one in enumerate(summaries):
-        colour = REFERENCE if one.is_reference else MEAN
-        if one.is_reference and not math.isnan(one.mean):
-            axes.axvline(one.mean, color=REFERENCE, linestyle="--", linewidth=1, zorder=0)
-        own = [score for _, score in sorted((scores or {}).get(one.row, {}).items())]
-        axes.plot(own, [place + 0.24] * len(own), ".", color=SUBJECT, alpha=0.6, markersize=4, markeredgewidth=0)
-        axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(one.mean, place, "o", color=colour, markersize=6)
+    for position, summary in enumerate(summaries):
+        colour = REFERENCE if summary.is_reference else MEAN
+        if summary.is_reference and not math.isnan(summary.mean):
+            axes.axvline(summary.mean, color=REFERENCE, linestyle="--", linewidth=1, zorder=0)
+        points = [score for _, score in sorted((scores or {}).get(summary.row, {}).items())]
+        axes.plot(
+            points, [position + 0.24] * len(points), ".", color=SUBJECT, alpha=0.6, markersize=4, markeredgewidth=0
+        )
+        axes.plot([summary.low, summary.high], [position, position], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(summary.mean, position, "o", color=colour, markersize=6)
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
@@ -64,11 +66,11 @@ def _key(summaries: Sequence[Summary], subjects: bool) -> list[Line2D]:
     key = [
         Line2D([], [], color=MEAN, marker="o", linestyle="", label="mean over the subjects"),
     ]
-    if any(is_defined(one.low) for one in summaries):
+    if any(is_defined(summary.low) for summary in summaries):
         key.append(Line2D([], [], color=MEAN, linewidth=2, label="95 % interval"))
     if subjects:
         key.append(Line2D([], [], color=SUBJECT, marker=".", linestyle="", label="a subject"))
-    reference = [one.row for one in summaries if one.is_reference]
+    reference = [summary.row for summary in summaries if summary.is_reference]
     if reference:
         key.append(Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1, label="reference"))
     return key

@@ -61,10 +61,10 @@ def telling_rows(cache: Cache, subjects: tuple[str, ...], count: int = 4) -> NDA
     owner = cache.rows["subject"][rows]
     rank = np.full(len(rows), len(rows))
     for subject in np.unique(owner):
-        own = np.flatnonzero(owner == subject)
-        own = own[foreground[own] > 0] if (foreground[own] > 0).any() else own
+        slices = np.flatnonzero(owner == subject)
+        slices = slices[foreground[slices] > 0] if (foreground[slices] > 0).any() else slices
         # Neighbouring slices look alike: the second choice of a subject lies a third of its slices away.
-        order = own[np.argsort(-foreground[own], kind="stable")]
+        order = slices[np.argsort(-foreground[slices], kind="stable")]
         spread = order[:: max(1, len(order) // 3)]
         rank[spread] = np.arange(len(spread))
     return np.sort(rows[np.argsort(rank, kind="stable")[:count]])

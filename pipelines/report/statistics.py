@@ -69,7 +69,7 @@ def subject_scores(results: Sequence[Result], metric: str, class_name: str | Non
     """Row -> subject -> mean over the classes (or of one class), then folds, then seeds; undefined ones are left out."""
     scores: dict[str, dict[str, float]] = {}
     for row, by_seed in _seed_scores(results, metric, class_name).items():
-        pairs = ((subject, score) for own in by_seed.values() for subject, score in own.items())
+        pairs = ((subject, score) for by_subject in by_seed.values() for subject, score in by_subject.items())
         scores[row] = subject_means(pairs)
     return scores
 
@@ -93,24 +93,24 @@ def summarise(
     scores = subject_scores(results, metric, class_name)
     if reference is not None:
         choose([reference], list(scores), "reference row")
-        differences = {row: _differences(own, scores[reference]) for row, own in scores.items()}
+        differences = {row: _differences(by_subject, scores[reference]) for row, by_subject in scores.items()}
     else:
         differences = {}
     p = {row: wilcoxon_p(values) for row, values in differences.items() if row != reference}
     corrected = dict(zip(p, holm(list(p.values()))))
     summaries = []
-    for row, own in scores.items():
+    for row, by_subject in scores.items():
         interval = share_interval if metric in SHARES else t_interval
-        low, high = interval(list(own.values()))
+        low, high = interval(list(by_subject.values()))
         compared = row in p  # the reference is not
         difference_low, difference_high = t_interval(differences[row]) if compared else (math.nan, math.nan)
         summaries.append(
             Summary(
                 row=row,
-                subjects=len(own),
+                subjects=len(by_subject),
                 seeds=len(by_seed[row]),
-                mean=mean_defined(own.values()),
-                sd_subjects=_deviation(own.values()),
+                mean=mean_defined(by_subject.values()),
+                sd_subjects=_deviation(by_subject.values()),
                 sd_seeds=_deviation(_seed_means(by_seed[row])),
                 low=low,
                 high=high,
@@ -120,7 +120,7 @@ def summarise(
                 difference_high=difference_high,
                 p=p.get(row, math.nan),
                 p_holm=corrected.get(row, math.nan),
-                smallest_p=smallest_p(len(differences[row]) if compared else len(own)),
+                smallest_p=smallest_p(len(differences[row]) if compared else len(by_subject)),
                 is_reference=row == reference,
             )
         )
@@ -133,9 +133,9 @@ def pooled(results: Sequence[Result], class_name: str | None = None) -> dict[str
     for line in results:
         by_class = counts.setdefault(line["row"], {}).setdefault(line["seed"], {})
         if class_name in (None, line["class"]):
-            own = by_class.setdefault(line["class"], [0, 0])
-            own[0] += 2 * line["both"]
-            own[1] += line["predicted"] + line["true"]
+            fraction = by_class.setdefault(line["class"], [0, 0])
+            fraction[0] += 2 * line["both"]
+            fraction[1] += line["predicted"] + line["true"]
     pooled_rows = {}
     for row, by_seed in counts.items():
         pooled_rows[row] = mean_defined(
@@ -195,11 +195,11 @@ def smallest_p(subjects: int) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down correction (1979); NaN is no test and stays NaN."""
-    tested = sorted((value, place) for place, value in enumerate(p) if not math.isnan(value))
+    tested = sorted((value, index) for index, value in enumerate(p) if not math.isnan(value))
     corrected, largest = [math.nan] * len(p), 0.0
-    for rank, (value, place) in enumerate(tested):
+    for rank, (value, index) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * value))
-        corrected[place] = largest
+        corrected[index] = largest
     return corrected
 
 
@@ -209,9 +209,9 @@ def _seed_scores(
     """Row -> seed -> subject -> mean over the classes, then over the folds."""
     rows: dict[str, dict[Any, list[tuple[tuple[str, Any], float | None]]]] = {}
     for line in results:
-        own = rows.setdefault(line["row"], {}).setdefault(line["seed"], [])
+        scores = rows.setdefault(line["row"], {}).setdefault(line["seed"], [])
         if class_name in (None, line["class"]):
-            own.append(((line["subject"], line["fold"]), line[metric]))
+            scores.append(((line["subject"], line["fold"]), line[metric]))
     return {
         row: {
             seed: subject_means((subject, score) for (subject, _), score in subject_means(pairs).items())
@@ -223,8 +223,10 @@ def _seed_scores(
 
 def _seed_means(by_seed: Mapping[Any, Mapping[str, float]]) -> list[float]:
     """Each seed's mean over the subjects that all of them have: an unfinished seed would differ by its subjects."""
-    shared = set.intersection(*(set(own) for own in by_seed.values()))
-    return [mean_defined(own[subject] for subject in shared) for own in by_seed.values()] if shared else []
+    shared = set.intersection(*(set(by_subject) for by_subject in by_seed.values()))
+    return (
+        [mean_defined(by_subject[subject] for subject in shared) for by_subject in by_seed.values()] if shared else []
+    )
 
 
 def _differences(scores: Mapping[str, float], reference: Mapping[str, float]) -> list[float]:

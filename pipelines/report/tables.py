@@ -133,17 +133,17 @@ class Sheet:
                 max_width=widths[column],
                 overflow="fold",  # a long word goes on in the next line, where rich would cut it off
             )
-        for place, line in enumerate(self.rows):
-            table.add_row(*(Text(line[column], "bold" if (place, column) in self.best else "") for column in columns))
+        for index, line in enumerate(self.rows):
+            table.add_row(*(Text(line[column], "bold" if (index, column) in self.best else "") for column in columns))
         return table
 
     def _marked(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
         return [
             [
-                bold.format(escape(cell)) if (place, column) in self.best else escape(cell)
+                bold.format(escape(cell)) if (index, column) in self.best else escape(cell)
                 for column, cell in enumerate(line)
             ]
-            for place, line in enumerate(self.rows)
+            for index, line in enumerate(self.rows)
         ]
 
 
@@ -176,25 +176,27 @@ def ablation_sheet(
     Raises:
         UserError: the reference is not among the rows with results.
     """
-    summaries = {one.row: one for one in summarise(results, reference=reference)}
+    summaries = {summary.row: summary for summary in summarise(results, reference=reference)}
     miou, hd95 = (_means(results, metric) for metric in ("miou_256", "hd95_mm"))
     together = pooled(results)
     names = [name for name in dict.fromkeys([*params, *summaries, *stopped]) if name in summaries or name in stopped]
     cells: dict[str, list[str]] = {
         "row": names,
         "params (M)": [_number(params[name] / 1e6, 2) if name in params else UNDEFINED for name in names],
-        "DSC mean": _column(names, summaries, lambda one: _number(one.mean)),
+        "DSC mean": _column(names, summaries, lambda summary: _number(summary.mean)),
         "95 % interval": _column(names, summaries, _interval),
-        "sd over subjects": _column(names, summaries, lambda one: _number(one.sd_subjects)),
-        "sd over seeds": _column(names, summaries, lambda one: _number(one.sd_seeds)),
+        "sd over subjects": _column(names, summaries, lambda summary: _number(summary.sd_subjects)),
+        "sd over seeds": _column(names, summaries, lambda summary: _number(summary.sd_seeds)),
         "pooled DSC": [_number(together.get(name)) for name in names],
         "mIoU": [_number(miou.get(name)) for name in names],
         "HD95 mm": [_number(hd95.get(name), 2) for name in names],
     }
     if reference is not None:
-        cells["difference to reference"] = _column(names, summaries, lambda one: _number(one.difference, sign="+"))
+        cells["difference to reference"] = _column(
+            names, summaries, lambda summary: _number(summary.difference, sign="+")
+        )
         cells["its 95 % interval"] = _column(names, summaries, _difference_interval)
-        cells["p (Holm)"] = _column(names, summaries, lambda one: _p(one.p_holm))
+        cells["p (Holm)"] = _column(names, summaries, lambda summary: _p(summary.p_holm))
     if any(name in paper for name in names):
         cells["paper's DSC %"] = [_number(paper.get(name, {}).get("dsc"), 2) for name in names]
         cells["paper's mIoU %"] = [_number(paper.get(name, {}).get("miou"), 2) for name in names]
@@ -221,7 +223,7 @@ def ablation_sheet(
     waiting = [name for name in params if name not in names]
     if waiting:
         notes.append(f"no results yet: {', '.join(waiting)}")
-    means = {name: one.mean for name, one in summaries.items() if name not in (leaks or {})}
+    means = {name: summary.mean for name, summary in summaries.items() if name not in (leaks or {})}
     return _sheet(title, cells, notes, {"DSC mean": means})
 
 
@@ -232,10 +234,10 @@ def class_sheet(
     cells: dict[str, list[str]] = {"row": list(dict.fromkeys(line["row"] for line in results))}
     means = {}
     for name in dict.fromkeys(line["class"] for line in results):
-        summaries = {one.row: one for one in summarise(results, class_name=name)}
-        cells[f"{name} DSC"] = _column(cells["row"], summaries, lambda one: _number(one.mean))
+        summaries = {summary.row: summary for summary in summarise(results, class_name=name)}
+        cells[f"{name} DSC"] = _column(cells["row"], summaries, lambda summary: _number(summary.mean))
         cells[f"{name} 95 % interval"] = _column(cells["row"], summaries, _interval)
-        means[f"{name} DSC"] = {row: one.mean for row, one in summaries.items() if row not in (leaks or {})}
+        means[f"{name} DSC"] = {row: summary.mean for row, summary in summaries.items() if row not in (leaks or {})}
     notes = [
         f"DSC: {DEFINITIONS['DSC']}, in the study's own grid",
         f"empty: {DEFINITIONS['empty']}",
@@ -260,17 +262,17 @@ def _sheet(
     for column, by_row in means.items():
         known = {row: score for row, score in by_row.items() if is_defined(score)}
         if len(known) > 1:
-            shown = cells[column][names.index(max(known, key=known.__getitem__))]
+            highest = cells[column][names.index(max(known, key=known.__getitem__))]
             best |= {
-                (place, columns.index(column))
-                for place, (row, cell) in enumerate(zip(names, cells[column]))
-                if row in by_row and cell == shown
+                (index, columns.index(column))
+                for index, (row, cell) in enumerate(zip(names, cells[column]))
+                if row in by_row and cell == highest
             }
     return Sheet(title, columns, tuple(zip(*cells.values())), tuple(notes), frozenset(best))
 
 
 def _means(results: Sequence[Result], metric: str) -> dict[str, float]:
-    return {row: mean_defined(own.values()) for row, own in subject_scores(results, metric, None).items()}
+    return {row: mean_defined(by_subject.values()) for row, by_subject in subject_scores(results, metric, None).items()}
 
 
 def _column(names: Sequence[str], summaries: Mapping[str, Summary], show: Callable[[Summary], str]) -> list[str]:
@@ -299,7 +301,10 @@ def _interval_note(results: Sequence[Result]) -> str:
     for line in results:
         seeds.setdefault(line["row"], set()).add(line["seed"])
     scores = subject_scores(results, "dsc", None)
-    sizes = {row: f"{_count(len(own), 'subject')}, {_count(len(seeds[row]), 'seed')}" for row, own in scores.items()}
+    sizes = {
+        row: f"{_count(len(by_subject), 'subject')}, {_count(len(seeds[row]), 'seed')}"
+        for row, by_subject in scores.items()
+    }
     if len(set(sizes.values())) == 1:
         said = next(iter(sizes.values()))
     else:
@@ -311,10 +316,10 @@ def _interval_note(results: Sequence[Result]) -> str:
 
 
 def _test_notes(summaries: Sequence[Summary], reference: str) -> list[str]:
-    compared = [one for one in summaries if not one.is_reference]
+    compared = [summary for summary in summaries if not summary.is_reference]
     if not compared:
         return []
-    tests = sum(is_defined(one.p) for one in compared)
+    tests = sum(is_defined(summary.p) for summary in compared)
     notes = [
         f"difference to reference: row minus {reference}, mean over the subjects of both; its interval: Student's t of the "
         f"paired differences, none for fewer than {FEWEST} subjects"
@@ -324,7 +329,7 @@ def _test_notes(summaries: Sequence[Summary], reference: str) -> list[str]:
             "p (Holm): two-sided paired Wilcoxon signed-rank test over those subjects, seeds averaged first, "
             f"Holm-corrected for {_count(tests, 'comparison')}"
         )
-    subjects = max(one.common for one in compared)
+    subjects = max(summary.common for summary in compared)
     best = min(1.0, smallest_p(subjects) if subjects else 1.0)
     if best > SIGNIFICANT:
         notes.append(f"with {_count(subjects, 'subject')} no difference can reach p < {SIGNIFICANT:g}")
@@ -344,12 +349,12 @@ def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f}" if value is not None and is_defined(value) else UNDEFINED
 
 
-def _interval(one: Summary) -> str:
-    return _bounds(one.low, one.high)
+def _interval(summary: Summary) -> str:
+    return _bounds(summary.low, summary.high)
 
 
-def _difference_interval(one: Summary) -> str:
-    return _bounds(one.difference_low, one.difference_high, "+")
+def _difference_interval(summary: Summary) -> str:
+    return _bounds(summary.difference_low, summary.difference_high, "+")
 
 
 def _bounds(low: float, high: float, sign: str = "") -> str:

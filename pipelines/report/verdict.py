@@ -50,22 +50,29 @@ class Finding:
 
 def findings(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> list[Finding]:
     """`controls`: name of a control -> its row."""
-    asked = {
+    tested = {
         controls[name] for name in SHOWS if name in controls
     }  # the upper bound is no test, so not one to correct for
-    own = [line for line in results if line["row"] == row or line["row"] in asked]
-    summaries: dict[str, Summary] = {one.row: one for one in summarise(own, reference=row)}
+    compared = [line for line in results if line["row"] == row or line["row"] in tested]
+    summaries: dict[str, Summary] = {summary.row: summary for summary in summarise(compared, reference=row)}
     return [
-        Finding(name, -one.difference, -one.difference_high, -one.difference_low, one.p_holm, one.smallest_p)
-        for name, one in ((name, summaries.get(controls.get(name, ""))) for name in SHOWS)
-        if one is not None and one.common
+        Finding(
+            name,
+            -summary.difference,
+            -summary.difference_high,
+            -summary.difference_low,
+            summary.p_holm,
+            summary.smallest_p,
+        )
+        for name, summary in ((name, summaries.get(controls.get(name, ""))) for name in SHOWS)
+        if summary is not None and summary.common
     ]
 
 
 def verdict(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> str:
     """Markdown: a line for each question the controls ask; empty where none has results."""
-    found = findings(results, row, controls) if any(line["row"] == row for line in results) else []
-    if not found:
+    compared = findings(results, row, controls) if any(line["row"] == row for line in results) else []
+    if not compared:
         return ""
     lines = [
         f"**Does the instruction matter? {row} beside its controls (DSC)**",
@@ -73,13 +80,15 @@ def verdict(results: Sequence[Result], row: str, controls: Mapping[str, str]) ->
         "| what a gain would show | control | gain of the instruction | 95 % interval | p (Holm) | shown? |",
         "|---|---|---:|---:|---:|---|",
         *(
-            f"| {SHOWS[one.control]} | {one.control} | {one.difference:+.3f} | "
-            f"{f'[{one.low:+.3f}, {one.high:+.3f}]' if is_defined(one.low) else '-'} | "
-            f"{f'{one.p:.3f}' if is_defined(one.p) else '-'} | {one.answer} |"
-            for one in found
+            f"| {SHOWS[finding.control]} | {finding.control} | {finding.difference:+.3f} | "
+            f"{f'[{finding.low:+.3f}, {finding.high:+.3f}]' if is_defined(finding.low) else '-'} | "
+            f"{f'{finding.p:.3f}' if is_defined(finding.p) else '-'} | {finding.answer} |"
+            for finding in compared
         ),
     ]
-    if all(not is_defined(one.smallest_p) or one.smallest_p * len(found) > SIGNIFICANT for one in found):
+    if all(
+        not is_defined(finding.smallest_p) or finding.smallest_p * len(compared) > SIGNIFICANT for finding in compared
+    ):
         lines += ["", f"With so few subjects no difference can reach p < {SIGNIFICANT}: only the signs can be read."]
     return "\n".join([*lines, *_upper_bound(results, row, controls)]) + "\n"
 
@@ -91,7 +100,11 @@ def _upper_bound(results: Sequence[Result], row: str, controls: Mapping[str, str
     lines, differences = [], {}
     for what, other in against.items():
         pair = [line for line in results if line["row"] in (oracle, other)]
-        above = next((one for one in summarise(pair, reference=other) if one.row == oracle), None) if other else None
+        above = (
+            next((summary for summary in summarise(pair, reference=other) if summary.row == oracle), None)
+            if other
+            else None
+        )
         if above is None or not above.common:
             continue
         differences[what] = above.difference

@@ -35,20 +35,20 @@ def captions_of(build: Build, subjects: Sequence[str]) -> list[Captioned]:
         slices = writer.slices(subject)
         assert slices.masks is not None
         drawn = np.random.default_rng([seed, len(slices.numbers)]).permutation(len(slices.numbers))[:most]
-        for place in sorted(drawn.tolist()):
+        for position in sorted(drawn.tolist()):
             for index, modality in enumerate(card.modalities):
-                image = slices.images[place, index]
-                words = slice_seed(seed, subject, int(slices.numbers[place]), modality)
-                for instance, classes, labels in _asked(build, slices.masks[place]):
+                image = slices.images[position, index]
+                words = slice_seed(seed, subject, int(slices.numbers[position]), modality)
+                for instance, classes, labels in _instances(build, slices.masks[position]):
                     text = caption(image, labels, classes, card.terms[modality], slices.grid.view, words)
                     if text:
                         shows = bool(((labels > 0) & (labels <= len(classes))).any())
-                        asked = question(instance, card.terms[modality])
-                        captioned.append(Captioned(subject, place, index, asked, text, shows))
+                        prompt = question(instance, card.terms[modality])
+                        captioned.append(Captioned(subject, position, index, prompt, text, shows))
     return captioned
 
 
-def _asked(build: Build, mask: NDArray[np.uint8]) -> list[tuple[str, tuple[str, ...], NDArray[np.uint8]]]:
+def _instances(build: Build, mask: NDArray[np.uint8]) -> list[tuple[str, tuple[str, ...], NDArray[np.uint8]]]:
     """What is asked of a slice, with the classes it is about and their mask."""
     card = build.dataset.card
     if not build.options.per_class:
@@ -71,11 +71,13 @@ def features_of(build: Build, captioned: Sequence[Captioned]) -> Tensor:
     pictures: Mapping[str, Any] = {}
     if llm.sees == "pictures":
         pictures = {subject: writer.slices(subject).images for subject in {pair.subject for pair in captioned}}
-    for (subject, place), rows in progress(list(by_slice.items()), "vision features"):
+    for (subject, position), rows in progress(list(by_slice.items()), "vision features"):
         if llm.sees == "pictures":
-            seen = torch.from_numpy(pictures[subject][place])
+            seen = torch.from_numpy(pictures[subject][position])
         else:
-            seen = torch.from_numpy(writer.embeddings(build.layers.embeddings, subject, slice(place, place + 1))[0])
+            seen = torch.from_numpy(
+                writer.embeddings(build.layers.embeddings, subject, slice(position, position + 1))[0]
+            )
         of_slice = llm.features(seen)
         for row in rows:
             features[row] = of_slice[captioned[row].modality]

@@ -49,23 +49,23 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
             recipe.
     """
     subjects = dataset.card.subjects
-    own = subjects if options.part is None else options.part.of(subjects)
+    share = subjects if options.part is None else options.part.of(subjects)
     card = replace(dataset.card, slice_step=options.slice_step)
-    writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled, own=own if options.part else None)
+    writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled, share=share if options.part else None)
     _check_processes(writer, options)
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
     trained = None
     if "instructions" in options.layers and options.trained_for is not None:
-        trained = build_with_trained(build, own, recipes, options.trained_for)
+        trained = build_with_trained(build, share, recipes, options.trained_for)
     if trained is None:
         if "instructions" in options.layers:
             build = replace(build, layers=begin_texts(build, recipes))
-        build_subjects(build, own)
+        build_subjects(build, share)
     build = trained or build
     if report.failures:
-        raise BuildFailures(options.out, report.failures, len(own))
+        raise BuildFailures(options.out, report.failures, len(share))
     _finish(build)
     return report
 

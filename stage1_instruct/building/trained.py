@@ -44,8 +44,8 @@ UNASKED_BYTES = 2e9  # of the language model's weights on a CPU: a 7B model is n
 ROOM = 1.5  # memory for the weights with what a step keeps beside them
 
 
-def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, splits: Splits) -> Build | None:
-    """Builds all layers of `own`, with a projection of its own for each split.
+def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, splits: Splits) -> Build | None:
+    """Builds all layers of `subjects`, with a projection of its own for each split.
 
     The training subjects come first; then one process trains while the others go on with the pictures of the rest.
 
@@ -58,15 +58,15 @@ def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, split
     for split, projection in projections.items():
         if projection is not None:  # made from something else? That is said before any work
             begin_texts(build, recipes, _ending(split), projection)
-    rest = list(own)
+    rest = list(subjects)
     if None in projections.values():
         if build.options.part is not None:
-            build_subjects(build, own)
+            build_subjects(build, subjects)
             say(_of_parts(build, wanted))
             return build
         candidates = {name for split in wanted for name in _candidates(build, split)}
-        rest = [subject for subject in own if subject not in candidates]
-        build_subjects(build, [subject for subject in own if subject in candidates])
+        rest = [subject for subject in subjects if subject not in candidates]
+        build_subjects(build, [subject for subject in subjects if subject in candidates])
         if build.report.failures:
             say("a projection is trained when its training subjects are built; the pictures of the others go on")
             build_subjects(build, rest)
@@ -89,7 +89,7 @@ def build_with_trained(build: Build, own: Sequence[str], recipes: Recipes, split
             projection = projections[split] or _projection(build, recipes, split, splits, wait=True)
             assert projection is not None
             layers = begin_texts(build, recipes, _ending(split), projection)
-            build_subjects(replace(build, layers=layers, projection=projection), own)
+            build_subjects(replace(build, layers=layers, projection=projection), subjects)
             instructions |= layers.instructions
     except LeftOutError as left_out:
         build_subjects(build, rest)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose, say, split_names
+from zeus_union.cache.terminal import FILE, choose, say, split_names
 from zeus_union.stage1_instruct.commands.shared import (
-    FILE,
     load_models,
     open_studies,
     send_option,

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import FOLDER
 from zeus_union.stage1_instruct.commands.shared import (
-    FOLDER,
     open_studies,
     with_data,
 )

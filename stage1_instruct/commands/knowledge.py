@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from zeus_union.cache.terminal import choose, existing, print_tables, say, split_names
-from zeus_union.stage1_instruct.commands.shared import FILE
+from zeus_union.cache.terminal import FILE, choose, existing, print_tables, say, split_names
 
 
 @click.command("probe-texts")

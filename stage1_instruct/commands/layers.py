@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from zeus_union.cache.terminal import existing
-from zeus_union.stage1_instruct.commands.shared import FILE, load_text_encoder, with_models
+from zeus_union.cache.terminal import FILE, existing
+from zeus_union.stage1_instruct.commands.shared import load_text_encoder, with_models
 
 
 @click.command("import-texts")

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import click
 
-from zeus_union.cache.terminal import existing
-from zeus_union.stage1_instruct.commands.shared import (
-    FILE,
-)
+from zeus_union.cache.terminal import FILE, existing
 
 
 @click.command("inspect")

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import describe, differences
-from zeus_union.cache.terminal import choose, say, split_names
+from zeus_union.cache.terminal import FOLDER, choose, say, split_names
 
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "msd", "nnunet")
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
 
 profile_options = [
     click.option(

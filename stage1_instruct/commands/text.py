@@ -9,9 +9,8 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose, existing, split_names
+from zeus_union.cache.terminal import FILE, choose, existing, split_names
 from zeus_union.stage1_instruct.commands.shared import (
-    FILE,
     load_models,
     with_models,
 )
@@ -135,12 +134,12 @@ def train_projection_command(
 
 def _refuse_of_pairs(context: click.Context) -> None:
     """Raises UserError: an option is given that only a training on --pairs has; a layer's recipe is the build's own."""
-    own = ("cache", "profile", "overrides", "device", "fold", "train_subjects", "variant", "per_class", "seed")
+    allowed = ("cache", "profile", "overrides", "device", "fold", "train_subjects", "variant", "per_class", "seed")
     foreign = [
         option.opts[0]
         for option in context.command.params
         if option.name
-        and option.name not in own
+        and option.name not in allowed
         and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     ]
     if foreign:

@@ -151,14 +151,14 @@ def halves(subjects: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[s
 
 
 def draw(captioned: Sequence[Captioned], subjects: Sequence[str], count: int, seed: int) -> list[int]:
-    """Places of the captions of these subjects that a training looks at: all, or `count`, most of which show a class."""
-    of_these = [place for place, pair in enumerate(captioned) if pair.subject in set(subjects)]
+    """Indices of the captions of these subjects that a training looks at: all, or `count`, most of which show a class."""
+    of_these = [index for index, pair in enumerate(captioned) if pair.subject in set(subjects)]
     if len(of_these) <= count:
         return of_these
     random = np.random.default_rng([seed, count])
     mixed = [of_these[i] for i in random.permutation(len(of_these))]
-    showing = [place for place in mixed if captioned[place].shows]
-    others = [place for place in mixed if not captioned[place].shows]
+    showing = [index for index in mixed if captioned[index].shows]
+    others = [index for index in mixed if not captioned[index].shows]
     kept = min(len(showing), max(round(SHOWING * count), count - len(others)))
     return sorted(showing[:kept] + others[: count - kept])
 
@@ -200,16 +200,16 @@ def train_fold_projection(
             f"{len(split.train)} training subjects: the projections behind their own texts learn from one or two patients"
         )
     chosen = {name: draw(captioned, subjects, count, recipe.seed) for name, subjects, _ in trainings}
-    wanted = sorted({place for places in chosen.values() for place in places})
-    features = features_of([captioned[place] for place in wanted])
-    row_of = {place: row for row, place in enumerate(wanted)}
-    questions, captions = zip(*((captioned[place].question, captioned[place].caption) for place in wanted))
+    wanted = sorted({index for indices in chosen.values() for index in indices})
+    features = features_of([captioned[index] for index in wanted])
+    row_of = {index: row for row, index in enumerate(wanted)}
+    questions, captions = zip(*((captioned[index].question, captioned[index].caption) for index in wanted))
     for name, subjects, _ in trainings:
         if not chosen[name]:
             raise UserError(
                 f"no labelled slice of {', '.join(subjects)} can be captioned; label more, or give --projection untrained"
             )
-    minutes = _minutes(models, features, questions, captions, [len(places) for places in chosen.values()])
+    minutes = _minutes(models, features, questions, captions, [len(indices) for indices in chosen.values()])
     if limit is not None and minutes > limit:
         raise TooLongError(minutes)
     say(
@@ -219,7 +219,7 @@ def train_fold_projection(
     connectors: dict[str, Connector] = {}
     losses = {}
     for number, (name, subjects, _) in enumerate(trainings, 1):
-        rows = [row_of[place] for place in chosen[name]]
+        rows = [row_of[index] for index in chosen[name]]
         connector = models.projected_llm.new_projection(recipe.seed).to(models.device)
         connector.standardise_by(features[rows].to(models.device))
         task = captioning(models, connector, features, questions, captions, recipe)

@@ -100,7 +100,7 @@ def findings(
     contrast = _contrast(organ, body, image)
     return {
         "size": _size(organ, body),
-        "place": _place(organ, body, view),
+        "place": _position(organ, body, view),
         "extent": _extent(organ, body, view),
         "contrast": contrast,
         "shade": SHADES[contrast],
@@ -125,7 +125,7 @@ def _contrast(organ: NDArray[np.bool_], body: NDArray[np.bool_], image: NDArray[
     return "brighter than" if contrast > CONTRAST else "darker than" if contrast < -CONTRAST else "as bright as"
 
 
-def _place(organ: NDArray[np.bool_], body: NDArray[np.bool_], view: str) -> str:
+def _position(organ: NDArray[np.bool_], body: NDArray[np.bool_], view: str) -> str:
     """Where the organ's centre lies within the body's bounding box, in thirds."""
     words = []
     for axis, (first, last) in enumerate(DIRECTIONS[view]):

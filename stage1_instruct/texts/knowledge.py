@@ -206,15 +206,17 @@ def _means(
     """A line for each metric: the mean over its targets, in the same draws of subjects."""
     means = []
     for metric in (AUC, R2):
-        own = [(line, scores) for line, scores in zip(lines, drawn) if line.metric == metric]
-        if not own:
+        of_metric = [(line, scores) for line, scores in zip(lines, drawn) if line.metric == metric]
+        if not of_metric:
             continue
-        stacked = np.stack([scores for _, scores in own])
+        stacked = np.stack([scores for _, scores in of_metric])
         defined = np.isfinite(stacked)
         together = np.where(defined, stacked, 0).sum(0) / np.maximum(defined.sum(0), 1)
         low, high, lowest = _quantiles(np.where(defined.any(0), together, np.nan), 0.025, 0.975, 0.025)
-        train, test = (float(np.nanmean([getattr(line, which) for line, _ in own])) for which in ("train", "test"))
-        first = own[0][0]
+        train, test = (
+            float(np.nanmean([getattr(line, which) for line, _ in of_metric])) for which in ("train", "test")
+        )
+        first = of_metric[0][0]
         surely = bool(lowest > CHANCE[metric])
         means.append(
             Knowledge(first.variant, first.source, "", "", metric, train, test, low, high, surely, subjects, slices)

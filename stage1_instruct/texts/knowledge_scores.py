@@ -59,13 +59,13 @@ def _auc(
     count = draws.shape[1]
     wins, pairs = np.zeros((count, count)), np.zeros((count, count))
     by_subject = [np.sort(scores[~positive & (subjects == subject)]) for subject in range(count)]
-    for one in range(count):
-        high = scores[positive & (subjects == one)]
+    for subject in range(count):
+        high = scores[positive & (subjects == subject)]
         for other, low in enumerate(by_subject):
-            if not comparable[one, other]:
+            if not comparable[subject, other]:
                 continue
             below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
-            wins[one, other], pairs[one, other] = below.sum() / 2, len(high) * len(low)
+            wins[subject, other], pairs[subject, other] = below.sum() / 2, len(high) * len(low)
     return _ratio(*(np.einsum("bi,ij,bj->b", draws, matrix, draws, optimize=True) for matrix in (wins, pairs)))
 
 

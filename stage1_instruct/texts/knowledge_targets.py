@@ -43,16 +43,16 @@ def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
     An answer that one subject alone gives cannot be learned from the others, and a rare one is no test: such rows have
     none. Targets that are left without two different answers are left out.
     """
-    found: dict[tuple[str, str], NDArray[np.float64]] = {
+    by_target: dict[tuple[str, str], NDArray[np.float64]] = {
         (class_name, name): np.full(len(rows), np.nan) for class_name in cache.classes for name in TARGETS
     }
-    for place, row in enumerate(progress(rows, "reading labels")):
+    for index, row in enumerate(progress(rows, "reading labels")):
         mask, image = cache.masks([row])[0], cache.images([row])[0].max(axis=0)
         for label, class_name in enumerate(cache.classes, 1):
             for name, value in zip(TARGETS, _answers(mask, image, label)):
-                found[class_name, name][place] = value
+                by_target[class_name, name][index] = value
     subjects = cache.rows["subject"][rows]
-    for (_, name), values in found.items():
+    for (_, name), values in by_target.items():
         answers = (
             values if TARGETS[name] == AUC else np.where(np.isnan(values), np.nan, 0)
         )  # a size is never the same twice
@@ -62,7 +62,7 @@ def find_targets(cache: Cache, rows: NDArray[np.intp]) -> list[Target]:
             if len(np.unique(subjects[answers == value])) > 1 and (answers == value).sum() >= FEWEST_SLICES
         ]
         values[~np.isin(answers, shared)] = np.nan
-    return [Target(*key, values) for key, values in found.items() if len(np.unique(values[~np.isnan(values)])) > 1]
+    return [Target(*key, values) for key, values in by_target.items() if len(np.unique(values[~np.isnan(values)])) > 1]
 
 
 def _answers(mask: NDArray[np.uint8], image: NDArray[np.uint8], label: int) -> Sequence[float]:

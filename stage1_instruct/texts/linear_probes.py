@@ -95,8 +95,10 @@ def _fit_and_answer(
     if len(np.unique(subjects[fit])) > 1:
         inner = grouped_splits(subjects[fit], INNER_FOLDS)
         losses = [
-            np.mean([_loss(_predict(x, y, fit[a], fit[b], metric, width, one), y[fit[b]], metric) for a, b in inner])
-            for one in STRENGTHS
+            np.mean(
+                [_loss(_predict(x, y, fit[a], fit[b], metric, width, candidate), y[fit[b]], metric) for a, b in inner]
+            )
+            for candidate in STRENGTHS
         ]
         strength = STRENGTHS[int(np.argmin(losses))]
     return _predict(x, y, fit, ask, metric, width, strength)

@@ -68,9 +68,9 @@ def _captions(cache: Cache, labelled: set[str], class_name: str | None) -> Itera
         if masks is not None and class_name is not None:
             label = cache.classes.index(class_name) + 1
             masks = np.where(masks == IGNORE, IGNORE, masks == label).astype(np.uint8)
-        for place, number in enumerate(cache.rows["number"][rows].tolist()):
+        for index, number in enumerate(cache.rows["number"][rows].tolist()):
             for column, modality in enumerate(cache.modalities):
                 text = ""
                 if masks is not None:
-                    text = caption(images[place, column], masks[place], classes, cache.card.terms[modality], view)
+                    text = caption(images[index, column], masks[index], classes, cache.card.terms[modality], view)
                 yield (subject, number, modality), text

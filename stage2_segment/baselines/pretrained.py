@@ -89,23 +89,23 @@ def load_pretrained(model: FusedNetwork, path: Path) -> tuple[int, int]:
             f"there are no published weights for the encoder of {model.network}; --pretrained is for "
             f"{', '.join(FITTING)}, leave it out"
         )
-    found = _read(path)
+    weights = _read(path)
     taken = 0
     for encoder in model.encoders:
         state = encoder.state_dict()
-        fitting = {name: t for name in state if (t := _fitted(name, found, state[name])) is not None}
+        fitting = {name: t for name in state if (t := _fitted(name, weights, state[name])) is not None}
         if EMBEDDING not in fitting:  # its bias alone would be that of other patches
             fitting.pop("embedding.bias", None)
         encoder.load_state_dict(fitting, strict=False)
         taken += len(fitting)
     if not taken:
-        raise UserError(f"nothing in {path} fits the encoder of {model.network} ({len(found)} tensors); {EXPECTED}")
+        raise UserError(f"nothing in {path} fits the encoder of {model.network} ({len(weights)} tensors); {EXPECTED}")
     return taken, sum(len(encoder.state_dict()) for encoder in model.encoders)
 
 
-def _fitted(name: str, found: Mapping[str, Tensor], ours: Tensor) -> Tensor | None:
+def _fitted(name: str, weights: Mapping[str, Tensor], ours: Tensor) -> Tensor | None:
     """What a file has for one of our tensors, in its shape; None: nothing."""
-    tensor = found.get(name)
+    tensor = weights.get(name)
     if tensor is None:
         return None
     if name == STEM and tensor.dim() == 4:

@@ -77,7 +77,7 @@ def subject_means(scores: Iterable[tuple[K, float | None]]) -> dict[K, float]:
     by_subject: dict[K, list[float | None]] = {}
     for subject, score in scores:
         by_subject.setdefault(subject, []).append(score)
-    means = {subject: mean_defined(own) for subject, own in by_subject.items()}
+    means = {subject: mean_defined(values) for subject, values in by_subject.items()}
     return {subject: mean for subject, mean in means.items() if is_defined(mean)}
 
 
@@ -127,7 +127,7 @@ def surface_scores(
 
 def stack_slices(slices: NDArray[np.uint8], numbers: NDArray[np.int32], step: int) -> NDArray[np.uint8]:
     """Slices (n, rows, columns) at their places along the body, `step` apart; those missing in between are 0."""
-    place = (numbers - numbers.min()) // step
-    volume = np.zeros((int(place.max()) + 1, *slices.shape[1:]), slices.dtype)
-    volume[place] = slices
+    positions = (numbers - numbers.min()) // step
+    volume = np.zeros((int(positions.max()) + 1, *slices.shape[1:]), slices.dtype)
+    volume[positions] = slices
     return volume

@@ -39,23 +39,25 @@ def evaluate_missing(
     modalities = config.inputs.modalities
     if len(modalities) == 1:
         raise UserError(f"{run} was trained with {modalities[0]} alone; none can be missing")
-    found = {
+    evaluations = {
         part: measure_run(run, cache, subjects=subjects, modalities=part, which=which, device=device)
         for part in subsets(modalities)
     }
-    lines = [{"modalities": "+".join(part), **row} for part, one in found.items() for row in one.rows]
+    lines = [
+        {"modalities": "+".join(part), **row} for part, evaluation in evaluations.items() for row in evaluation.rows
+    ]
     checkpoint.write_table(results_path(run, config, cache, "missing.parquet"), lines)
-    return found
+    return evaluations
 
 
-def as_table(found: dict[tuple[str, ...], Evaluation]) -> Table:
+def as_table(evaluations: dict[tuple[str, ...], Evaluation]) -> Table:
     """One line per subset: mean DSC in the native grid, and what it is less than with all modalities."""
     table = Table(title="with modalities missing")
     table.add_column("modalities there")
     for name in ("DSC", "less than with all", "mIoU 256"):
         table.add_column(name, justify="right")
-    with_all = next(iter(found.values())).summary()["mean_over_classes"]["dsc"]
-    for part, evaluation in found.items():
+    with_all = next(iter(evaluations.values())).summary()["mean_over_classes"]["dsc"]
+    for part, evaluation in evaluations.items():
         summary = evaluation.summary()
         mean, miou = summary["mean_over_classes"]["dsc"], summary["miou_256"]
         loss = "-" if mean is None or with_all is None else f"{with_all - mean:.3f}"

@@ -65,13 +65,13 @@ def probe_texts(
         rows = cache.rows_of([subject])
         data = SliceData(cache, config.inputs.encoder, config.inputs.modalities, rows, trained.device)
         truth = cache.masks(rows)
-        own: NDArray[np.uint8] | None = None
+        reference: NDArray[np.uint8] | None = None
         for name in possible:
             text = _other_text(cache, config, rows, "instruction" if name == "none" else name)
             predicted = predict_inputs(trained.model, RunInputs(config, data, text=text), data, use_text=name != "none")
-            own = predicted if own is None else own
+            reference = predicted if reference is None else reference
             score = dsc(overlap_counts(predicted, truth, len(config.inputs.classes)))
-            kept = dsc(overlap_counts(predicted, own, len(config.inputs.classes)))
+            kept = dsc(overlap_counts(predicted, reference, len(config.inputs.classes)))
             lines += [
                 {
                     "text": name,
@@ -119,31 +119,31 @@ def probe_sentences(
         data = SliceData(cache, config.inputs.encoder, config.inputs.modalities, rows, trained.device)
         inputs = RunInputs(config, data)
         truth = cache.masks(rows)
-        for place, row in enumerate(rows):
-            own = shortened.get((subject, int(cache.rows["number"][row])), [])
-            own = [one for one in own if one["modality"] in config.inputs.modalities]
-            if not own:
+        for row_index, row in enumerate(rows):
+            shorter = shortened.get((subject, int(cache.rows["number"][row])), [])
+            shorter = [sentence for sentence in shorter if sentence["modality"] in config.inputs.modalities]
+            if not shorter:
                 continue
-            batch, position = data.batch(np.array([place])), np.array([place])
+            batch, position = data.batch(np.array([row_index])), np.array([row_index])
             images, text, present = inputs.of(position, batch)
-            texts = text.repeat(len(own) + 1, *[1] * (text.dim() - 1))
-            for index, one in enumerate(own, 1):
-                vector = torch.tensor(one["embedding"], dtype=text.dtype, device=text.device)
-                texts[index, config.inputs.modalities.index(one["modality"])] = vector
+            texts = text.repeat(len(shorter) + 1, *[1] * (text.dim() - 1))
+            for index, sentence in enumerate(shorter, 1):
+                vector = torch.tensor(sentence["embedding"], dtype=text.dtype, device=text.device)
+                texts[index, config.inputs.modalities.index(sentence["modality"])] = vector
             masks = np.concatenate(
                 [
                     class_map(trained.model(images.expand(len(part), *[-1] * 4), part, present)).cpu().numpy()
                     for part in texts.split(BATCH)
                 ]
             )
-            with_all = _dsc(masks[0], truth[place], len(config.inputs.classes))
-            for one, mask in zip(own, masks[1:]):
+            with_all = _dsc(masks[0], truth[row_index], len(config.inputs.classes))
+            for sentence, mask in zip(shorter, masks[1:]):
                 lines.append(
                     {
-                        **{name: one[name] for name in ("subject", "slice", "modality", "text")},
+                        **{name: sentence[name] for name in ("subject", "slice", "modality", "text")},
                         "changed": 1 - _dsc(mask, masks[0], len(config.inputs.classes)),
                         "dsc_256": with_all,
-                        "dsc_256_without": _dsc(mask, truth[place], len(config.inputs.classes)),
+                        "dsc_256_without": _dsc(mask, truth[row_index], len(config.inputs.classes)),
                     }
                 )
     lines.sort(key=lambda line: -np.nan_to_num(line["changed"], nan=-1.0))
@@ -198,16 +198,16 @@ def _read_sentences(path: Path, config: RunConfig, cache: Cache) -> dict[tuple[s
             f"{path} was written for {json.dumps(facts.get('variant'))} of another cache or layer; write it again: "
             f"zeus-instruct sentences {cache.path} --variant {variant}"
         )
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    by_slice: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in table.to_pylist():
         if line["sentence"] >= 0:
-            found.setdefault((line["subject"], line["slice"]), []).append(line)
-    return found
+            by_slice.setdefault((line["subject"], line["slice"]), []).append(line)
+    return by_slice
 
 
-def _dsc(one: NDArray[np.uint8], other: NDArray[np.uint8], classes: int) -> float:
+def _dsc(mask: NDArray[np.uint8], other: NDArray[np.uint8], classes: int) -> float:
     """Mean over the classes that either shows; 1 where both are empty."""
-    values = dsc(overlap_counts(one, other, classes))[1:]
+    values = dsc(overlap_counts(mask, other, classes))[1:]
     return 1.0 if np.isnan(values).all() else mean_defined(values)
 
 
@@ -224,9 +224,9 @@ def text_table(lines: Sequence[dict[str, Any]]) -> Table:
         ]
         for name in dict.fromkeys(line["text"] for line in lines)
     }
-    own = means["instruction"][0]
+    reference = means["instruction"][0]
     for name, (score, changed) in means.items():
-        table.add_row(TEXTS[name], f"{score:.3f}", f"{own - score:.3f}", f"{changed:.3f}")
+        table.add_row(TEXTS[name], f"{score:.3f}", f"{reference - score:.3f}", f"{changed:.3f}")
     return table
 
 

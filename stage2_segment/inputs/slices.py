@@ -69,7 +69,7 @@ class SliceData:
         self.labelled = labelled
         self.encoder = encoder
         self.modalities = [cache.modalities.index(name) for name in modalities]
-        self.resident = self._place() if resident == "auto" else resident
+        self.resident = self._choose_resident() if resident == "auto" else resident
         if self.resident == "device" and device.type == "cpu":
             raise UserError("--resident device needs a GPU; --resident ram keeps the rows in main memory")
         if self.resident != "disk":
@@ -78,7 +78,7 @@ class SliceData:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _place(self) -> str:
+    def _choose_resident(self) -> str:
         per_image = 256 * 256
         if self.encoder is not None:
             per_image = 2**20 * (2 if self.cache.store(self.encoder) == "fp16" else 1)
@@ -103,10 +103,10 @@ class SliceData:
         return Stored(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
     def _read_all(self, device: torch.device) -> Stored:
-        one = self._read(self.rows[:1])
+        sample = self._read(self.rows[:1])
         whole = [
             None if part is None else torch.empty((len(self), *part.shape[1:]), dtype=part.dtype, device=device)
-            for part in one
+            for part in sample
         ]
         for start in progress(range(0, len(self), READ_AT_ONCE), "reading the cache"):
             at = slice(start, start + READ_AT_ONCE)
@@ -132,7 +132,7 @@ class SliceData:
         """One slice, for dtypes and shapes."""
         return self._read(self.rows[:1])
 
-    def _there(self, stored: Stored, staging: Staging | None = None) -> Batch:
+    def _on_device(self, stored: Stored, staging: Staging | None = None) -> Batch:
         """Embeddings travel as stored and are decoded on the device."""
         moved = [None if part is None else part.to(self.device, non_blocking=True) for part in stored]
         if staging is not None:
@@ -145,7 +145,7 @@ class SliceData:
 
     def batch(self, positions: NDArray[np.intp]) -> Batch:
         """The slices at `positions` of `self.rows`."""
-        return self._there(self._stored(positions))
+        return self._on_device(self._stored(positions))
 
     def batches(self, many: Iterable[NDArray[np.intp]]) -> Iterator[Batch]:
         """`batch` of each, the next one being read while the last one is used; for a GPU through `STAGES` pinned buffers."""
@@ -155,10 +155,10 @@ class SliceData:
             for positions, staging in zip(many, cycle(stages)):
                 following = reader.submit(self._stored, positions, staging), staging
                 if ahead is not None:
-                    yield self._there(ahead[0].result(), ahead[1])
+                    yield self._on_device(ahead[0].result(), ahead[1])
                 ahead = following
             if ahead is not None:
-                yield self._there(ahead[0].result(), ahead[1])
+                yield self._on_device(ahead[0].result(), ahead[1])
 
     def in_order(self, batch_size: int) -> Iterator[tuple[NDArray[np.intp], Batch]]:
         """All slices once, in the order of `rows`, each batch with its positions."""
@@ -184,19 +184,19 @@ def epoch_batches(
     random = np.random.default_rng([seed, epoch])
     foreground = np.asarray(foreground, dtype=bool)
     count = len(foreground)
-    shown, empty = np.flatnonzero(foreground), np.flatnonzero(~foreground)
-    if share == 0 or not len(shown) or not len(empty):
+    showing, empty = np.flatnonzero(foreground), np.flatnonzero(~foreground)
+    if share == 0 or not len(showing) or not len(empty):
         order = random.permutation(count)
         return [order[i : i + batch_size] for i in range(0, count, batch_size)]
-    share = max(share, len(shown) / count)
+    share = max(share, len(showing) / count)
     edges = np.minimum(np.arange(0, count + batch_size, batch_size), count)
-    shown_until = np.ceil(edges * share - 1e-9).astype(int)
-    shown_order = _rounds(shown, int(shown_until[-1]), random)
-    empty_order = _rounds(empty, int((edges - shown_until)[-1]), random)
+    showing_until = np.ceil(edges * share - 1e-9).astype(int)
+    showing_order = _rounds(showing, int(showing_until[-1]), random)
+    empty_order = _rounds(empty, int((edges - showing_until)[-1]), random)
     batches = []
     for b in range(len(edges) - 1):
-        a, z = shown_until[b], shown_until[b + 1]
-        picked = np.concatenate([shown_order[a:z], empty_order[edges[b] - a : edges[b + 1] - z]])
+        a, z = showing_until[b], showing_until[b + 1]
+        picked = np.concatenate([showing_order[a:z], empty_order[edges[b] - a : edges[b + 1] - z]])
         if len(picked):
             batches.append(random.permutation(picked))
     return batches

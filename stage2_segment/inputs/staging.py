@@ -34,11 +34,11 @@ class Staging:
         """Space for `count` slices of the dtypes and shapes of `like`."""
         if self._sent is not None:
             self._sent.synchronize()
-        for place, part in enumerate(like):
-            buffer = self._buffers[place]
+        for index, part in enumerate(like):
+            buffer = self._buffers[index]
             if part is not None and (buffer is None or len(buffer) < count):
                 shape = (count, *part.shape[1:])
-                self._buffers[place] = torch.empty(shape, dtype=part.dtype, pin_memory=self._device.type == "cuda")
+                self._buffers[index] = torch.empty(shape, dtype=part.dtype, pin_memory=self._device.type == "cuda")
         views = (None if part is None else buffer[:count] for part, buffer in zip(like, self._buffers))  # type: ignore[index]
         return Stored(*views)  # type: ignore[arg-type]
 

@@ -105,11 +105,11 @@ def _other_slices(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
     other = np.empty(len(cache.rows), np.intp)
     for subject in np.unique(cache.rows["subject"][rows]):
         name = cache.subjects[subject]
-        own = cache.rows_of([name])
-        if len(own) < 2:
+        slices = cache.rows_of([name])
+        if len(slices) < 2:
             raise UserError(f"subject {name} has one slice; text shuffled-slices needs two or more of each subject")
         # A random cycle through all of the subject's slices: none keeps its own.
-        order = _generator(name).permutation(own)
+        order = _generator(name).permutation(slices)
         other[order] = np.roll(order, 1)
     return other[rows]
 
@@ -118,9 +118,9 @@ def _other_modalities(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
     """(n, all M): for each row and modality another modality, each taken once."""
     count = len(cache.modalities)
     taken = np.empty((len(rows), count), np.intp)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         order = _generator(*_slice_key(cache, row)).permutation(count)
-        taken[place, order] = np.roll(order, 1)
+        taken[index, order] = np.roll(order, 1)
     return taken
 
 
@@ -131,9 +131,9 @@ def _random(cache: Cache, config: RunConfig, rows: NDArray[np.intp], modalities:
         (len(config.inputs.classes), config.architecture.text_width) if per_class else (config.architecture.text_width,)
     )
     vectors = np.empty((len(rows), len(modalities), *shape), np.float32)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         for column, modality in enumerate(modalities):
-            vectors[place, column] = _generator(*_slice_key(cache, row), modality).standard_normal(shape)
+            vectors[index, column] = _generator(*_slice_key(cache, row), modality).standard_normal(shape)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 

@@ -66,12 +66,12 @@ class MaskDecoder(nn.Module):
         Returns:
             (B, classes, 256, 256).
         """
-        own = self.mask_tokens.weight
+        output_tokens = self.mask_tokens.weight
         if self.keep_iou_token:
-            own = torch.cat([self.iou_token.weight, own])
-        tokens = torch.cat([own.expand(len(image), -1, -1), prompt], dim=1)
+            output_tokens = torch.cat([self.iou_token.weight, output_tokens])
+        tokens = torch.cat([output_tokens.expand(len(image), -1, -1), prompt], dim=1)
         if valid is not None:
-            valid = torch.cat([valid.new_ones(len(image), len(own)), valid], dim=1)
+            valid = torch.cat([valid.new_ones(len(image), len(output_tokens)), valid], dim=1)
         tokens, image = self.transformer(tokens, image, image_pe, valid)
         first = int(self.keep_iou_token)
         classifiers = torch.stack(
@@ -98,15 +98,15 @@ class MaskDecoder(nn.Module):
         Args:
             state: a state dict of segment_anything's MaskDecoder; its IoU head is not used.
         """
-        own = {}
+        weights = {}
         for name in self.state_dict():
             if name == "mask_tokens.weight":
-                own[name] = state[name][:1].expand(self.mask_tokens.num_embeddings, -1)
+                weights[name] = state[name][:1].expand(self.mask_tokens.num_embeddings, -1)
             elif name.startswith("output_hypernetworks_mlps."):
-                own[name] = state["output_hypernetworks_mlps.0." + name.split(".", 2)[2]]
+                weights[name] = state["output_hypernetworks_mlps.0." + name.split(".", 2)[2]]
             else:
-                own[name] = state[name]
-        self.load_state_dict(own)
+                weights[name] = state[name]
+        self.load_state_dict(weights)
 
 
 def _spread(x: Tensor, convolution: nn.Module) -> Tensor:

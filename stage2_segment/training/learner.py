@@ -84,9 +84,9 @@ class Learner:
             model.load_pretrained(cache.constants(config.inputs.embedding_layer))
             self._read_statistics(cache, model)
         elif pretrained is not None:
-            taken, there = load_pretrained(model, pretrained)
+            taken, total = load_pretrained(model, pretrained)
             if accelerator.is_main_process:
-                say(f"{pretrained}: {taken} of {there} tensors of the encoders taken")
+                say(f"{pretrained}: {taken} of {total} tensors of the encoders taken")
         self._class_weights: Tensor | None = None
         if recipe.class_weights == "inverse":
             self._class_weights = inverse_weights(cache, config).to(accelerator.device)
@@ -362,9 +362,9 @@ def take_batch(steps: Sequence[tuple[Learner, Losses]], batches: int) -> None:
         learner.take(row[:-1], float(row[-1]), batches)
 
 
-def _is_complete(config: RunConfig, place: Sequence[int], best_loss_epoch: int) -> bool:
-    """Whether a run that is at `place` (epoch from 1, batch) has had its epochs, or none with a lower loss for too long."""
-    (epoch, index), patience = place, config.recipe.patience
+def _is_complete(config: RunConfig, position: Sequence[int], best_loss_epoch: int) -> bool:
+    """Whether a run that is at `position` (epoch from 1, batch) has had its epochs, or none with a lower loss for too long."""
+    (epoch, index), patience = position, config.recipe.patience
     waited = patience and epoch - 1 - best_loss_epoch >= patience
     return epoch > config.recipe.epochs or bool(waited and index == 0)
 

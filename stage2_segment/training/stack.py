@@ -24,12 +24,14 @@ class Stack:
         self.models = list(models)
         self._skeleton = copy.deepcopy(models[0]).to("meta")
         named = [dict(model.named_parameters()) for model in models]
-        self._weights = {name: torch.stack([own[name].detach() for own in named]).requires_grad_() for name in named[0]}
-        for place, own in enumerate(named):
-            for name, parameter in own.items():
-                parameter.data = self._weights[name].data[place]
+        self._weights = {
+            name: torch.stack([parameters[name].detach() for parameters in named]).requires_grad_() for name in named[0]
+        }
+        for index, parameters in enumerate(named):
+            for name, parameter in parameters.items():
+                parameter.data = self._weights[name].data[index]
         buffers = [dict(model.named_buffers()) for model in models]
-        self._buffers = {name: torch.stack([own[name] for own in buffers]) for name in buffers[0]}
+        self._buffers = {name: torch.stack([of_model[name] for of_model in buffers]) for name in buffers[0]}
 
     def logits(
         self, embeddings: Tensor, text: Tensor, present: Sequence[int], use_text: Tensor | None = None
@@ -42,11 +44,11 @@ class Stack:
             use_text: (B,), for all models; see `Zeus.forward`.
         """
 
-        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], embeddings: Tensor, text: Tensor) -> Tensor:
+        def forward(weights: dict[str, Tensor], buffers: dict[str, Tensor], embeddings: Tensor, text: Tensor) -> Tensor:
             return functional_call(self._skeleton, (weights, buffers), (embeddings, text, present, use_text))
 
         every = (0, 0, None if embeddings.dim() == 5 else 0, 0)
-        return vmap(one, in_dims=every)(self._weights, self._buffers, embeddings, text)
+        return vmap(forward, in_dims=every)(self._weights, self._buffers, embeddings, text)
 
     def hand_out_gradients(self) -> None:
         """Adds the gradients of the last backward pass to each model's own."""

@@ -68,8 +68,10 @@ class Stacked:
             texts = torch.stack([part[1] for part in parts])
             used = None if use_text is None else torch.from_numpy(use_text).to(texts.device)
             logits = self._stack.logits(embeddings, texts, parts[0][2], used).float()
-        losses = [learner.losses(own, batch.masks, slices) for learner, own in zip(self._learners, logits)]
-        shares = [own.total / learner.share(batches) for learner, own in zip(self._learners, losses)]
+        losses = [
+            learner.losses(model_logits, batch.masks, slices) for learner, model_logits in zip(self._learners, logits)
+        ]
+        shares = [loss.total / learner.share(batches) for learner, loss in zip(self._learners, losses)]
         torch.stack(shares).sum().backward()
         self._stack.hand_out_gradients()
         return list(zip(self._learners, losses))

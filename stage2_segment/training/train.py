@@ -159,9 +159,9 @@ def _train_epoch(
     started, waited, seen = time.monotonic(), 0.0, 0
     stream = data.batches(positions[rank::world] for positions in batches[first:])
     for index, positions in enumerate(batches[first:], first):
-        asked = time.monotonic()
+        requested = time.monotonic()
         batch = next(stream)
-        waited += time.monotonic() - asked
+        waited += time.monotonic() - requested
         seen += len(positions)
         mine = positions[rank::world]
         pending = [group.backward(index, mine, len(positions), batch, len(batches)) for group in groups]

@@ -36,9 +36,9 @@ class Validation:
         self._classes, self._device = plan.inputs.classes, accelerator.device
         rows = cache.rows_of(plan.split.validation)[accelerator.process_index :: accelerator.num_processes]
         self._data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
-        place = {cache.subjects.index(name): place for place, name in enumerate(plan.split.validation)}
-        self._owner = np.array([place[int(subject)] for subject in cache.rows["subject"][rows]], np.intp)
-        self._subjects = len(place)
+        index_of = {cache.subjects.index(name): index for index, name in enumerate(plan.split.validation)}
+        self._owner = np.array([index_of[int(subject)] for subject in cache.rows["subject"][rows]], np.intp)
+        self._subjects = len(index_of)
         self._inputs = {id(learner): RunInputs(learner.config, self._data) for learner in learners}
 
     @torch.inference_mode()

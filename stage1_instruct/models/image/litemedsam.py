@@ -45,11 +45,11 @@ class LiteMedSAM:
         self._constants = prompt_constants(state)
         self._recipe = self.recipe_of(weights)
         self._device = torch.device(device)
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        encoder = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         self._wanted_batch = batch_size
         self._batch: int | None = None
-        self._model = TinyViT(widths_of(own)).eval().requires_grad_(False)
-        load_strictly(self._model, own, "LiteMedSAM")
+        self._model = TinyViT(widths_of(encoder)).eval().requires_grad_(False)
+        load_strictly(self._model, encoder, "LiteMedSAM")
         self._model.fuse()
         self._model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

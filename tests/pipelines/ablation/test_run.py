@@ -129,8 +129,8 @@ def test_each_batch_is_read_once_for_all_rows(
     toy: Path, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    there = SliceData._there
-    monkeypatch.setattr(SliceData, "_there", lambda self, *stored: decoded.append(1) or there(self, *stored))
+    on_device = SliceData._on_device
+    monkeypatch.setattr(SliceData, "_on_device", lambda self, *stored: decoded.append(1) or on_device(self, *stored))
     ablation(toy, grid_file, tmp_path / "out")
     steps, tested = 2 * 2, 1
     assert len(decoded) == steps + 5 * tested

@@ -381,7 +381,7 @@ def test_digest_of_a_large_file_is_remembered_until_it_changes(
     file.write_bytes(CONTENT)
     assert digest_of(str(file)) == SHA256
     assert len(json.loads((zeus_home() / "digests.json").read_text())) == 1
-    monkeypatch.setattr(store, "sha256_of", lambda path: "read again")
+    monkeypatch.setattr(store, "sha256_file", lambda path: "read again")
     assert digest_of(str(file)) == SHA256
     file.write_bytes(CONTENT[::-1])
     assert digest_of(str(file)) == "read again"

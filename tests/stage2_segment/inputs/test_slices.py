@@ -126,6 +126,6 @@ def test_batches_for_a_gpu_are_read_into_the_same_memory_after_its_last_copy_arr
             places.add((stored.values.data_ptr(), stored.masks.data_ptr()))
             staging._sent = Copy()
         assert len(places) == 1 and len(waited) == 3
-        batch, again = data._there(stored), data.batch(np.array([0, 1, 2]))
+        batch, again = data._on_device(stored), data.batch(np.array([0, 1, 2]))
         assert torch.equal(batch.images, again.images) and torch.equal(batch.masks, again.masks)
         assert len(data._stored(np.array([], int), staging).values) == 0
