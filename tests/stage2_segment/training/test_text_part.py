@@ -78,9 +78,9 @@ def test_text_that_is_always_the_same_trains_the_weights_of_no_text(
         torch.testing.assert_close(said[name], tensor, rtol=0, atol=1e-6, msg=name)
     record = pq.read_table(tmp_path / "text" / "metrics.parquet").to_pylist()[-1]
     assert record["text_part"] == 0 and record["token_drift"] > 0
-    start = Learner(
-        Cache(toy_cache), load_config(tmp_path / "none"), tmp_path / "other", make_accelerator("cpu")
-    ).bare.state_dict()
+    with Cache(toy_cache) as cache:
+        learner = Learner(cache, load_config(tmp_path / "none"), tmp_path / "other", make_accelerator("cpu"))
+    start = learner.bare.state_dict()
     assert any((start[name] - tensor).abs().max() > 1e-3 for name, tensor in none.items())  # it did train
 
 
