@@ -41,6 +41,11 @@ class Architecture:
     classes: int
     text_width: int
 
+    @property
+    def text_is_a_part(self) -> bool:
+        """Whether the text is added to a token that does without it, so that it can be left out."""
+        return self.model == ZEUS and self.aligner == RESIDUAL and self.text_width > 0
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -143,11 +148,6 @@ class RunConfig:
     @property
     def is_zeus(self) -> bool:
         return self.architecture.model == ZEUS
-
-    @property
-    def text_is_a_part(self) -> bool:
-        """Whether the text is added to a token that does without it, so that it can be left out."""
-        return self.is_zeus and self.architecture.aligner == RESIDUAL and self.architecture.text_width > 0
 
 
 def _from_json(kind: type[T], values: dict[str, Any]) -> T:

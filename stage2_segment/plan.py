@@ -125,7 +125,7 @@ def text_width(cache: Cache, variants: Sequence[str], form: str, aligner: str) -
 
 def _text_drop(options: Mapping[str, Any], architecture: Architecture) -> dict[str, float]:
     """No text can be left out where there is none, or where it is all that makes the token."""
-    if options["model"] == ZEUS and architecture.aligner == RESIDUAL and architecture.text_width:
+    if architecture.text_is_a_part:
         return {}
     if options["text_drop"]:
         raise UserError("--text-drop leaves out the text's part of a token: it needs a --text, and --aligner residual")

@@ -155,6 +155,17 @@ def begin_pictures(
     return Layers(embeddings, {}), Recipes(slices_recipe, embeddings_recipe)
 
 
+def instances_of(build: Build, of_split: str = "") -> dict[str, str]:
+    """Layer of instructions -> what its questions ask to segment.
+
+    Args:
+        of_split: how the names of the layers end.
+    """
+    card, options = build.dataset.card, build.options
+    instances = class_variants(options.variant, card.classes) if options.per_class else {options.variant: card.instance}
+    return {f"instructions/{variant}{of_split}": instance for variant, instance in instances.items()}
+
+
 def begin_texts(build: Build, recipes: Recipes, of_split: str = "", projection: FoldProjection | None = None) -> Layers:
     """Opens the layers of instructions under their recipes, beside those of the build; loads no model but a projection.
 
@@ -162,11 +173,7 @@ def begin_texts(build: Build, recipes: Recipes, of_split: str = "", projection: 
         of_split: how the names of the layers end.
         projection: in place of the profile's; kept with the layers.
     """
-    card, options = build.dataset.card, build.options
-    instances = {options.variant: card.instance}
-    if options.per_class:
-        instances = class_variants(options.variant, card.classes)
-    instances = {f"instructions/{variant}{of_split}": instance for variant, instance in instances.items()}
+    instances = instances_of(build, of_split)
     recipe = text_recipe(build, recipes, None if projection is None else projection.entry)
     constants = projection.constants if projection is not None else _kept_of_profile(build.models)
     for layer, instance in instances.items():
@@ -183,9 +190,8 @@ def _kept_of_profile(models: Models) -> Callable[[], Mapping[str, NDArray[Any]]]
         return None
 
     def constants() -> Mapping[str, NDArray[Any]]:
-        _ = (
-            models.projected_llm.projection
-        )  # one that does not fit the models is refused here, before it begins a layer
+        # One that does not fit the models is refused here, before it begins a layer.
+        _ = models.projected_llm.projection
         return constants_of({EVERYONE: trained.connector}, trained.facts)
 
     return constants

@@ -27,8 +27,8 @@ from zeus_union.stage1_instruct.building.subjects import (
     Splits,
     begin_texts,
     build_subjects,
+    instances_of,
 )
-from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.projection.fold import (
     FoldProjection,
@@ -148,10 +148,7 @@ def _labelled(build: Build, split: Split) -> Split:
 def _of_parts(build: Build, wanted: Sequence[Split]) -> str:
     """What to do where the subjects are split over processes that cannot see one another."""
     options = build.options
-    which = " ".join(
-        f"--fold {split.fold}" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
-        for split in wanted[:1]
-    )
+    which = " ".join(_flag(split) for split in wanted[:1])
     return (
         f"part {options.part} of {options.out} has its pictures. When all parts have theirs, one process trains the "
         f"projection: zeus-instruct train-projection --cache {options.out} {which} --variant {options.variant} (with the "
@@ -159,15 +156,13 @@ def _of_parts(build: Build, wanted: Sequence[Split]) -> str:
     )
 
 
+def _flag(split: Split) -> str:
+    """The option that names it."""
+    return f"--fold {split.fold}" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
+
+
 def _ending(split: Split) -> str:
     return variant_of_split("", split.fold, split.train)
-
-
-def _instances(build: Build, split: Split) -> dict[str, str]:
-    """Layer -> what its questions ask to segment."""
-    card, options = build.dataset.card, build.options
-    instances = class_variants(options.variant, card.classes) if options.per_class else {options.variant: card.instance}
-    return {f"instructions/{variant}{_ending(split)}": instance for variant, instance in instances.items()}
 
 
 def _projection(build: Build, recipes: Recipes, split: Split, splits: Splits, wait: bool) -> FoldProjection | None:
@@ -217,10 +212,9 @@ def train_for(build: Build, recipes: Recipes, split: Split, limit: float | None)
 
 
 def _left_out(build: Build, split: Split, why: str) -> str:
-    which = f"--fold {split.fold}" if split.fold is not None else f"--train-subjects {','.join(split.train)}"
     return (
         f"{build.options.out} gets no instructions: training the projection behind them {why}. The same command with "
-        f"{which} trains it all the same, --projection FILE takes one that is there, --projection untrained none"
+        f"{_flag(split)} trains it all the same, --projection FILE takes one that is there, --projection untrained none"
     )
 
 
@@ -238,7 +232,7 @@ def _too_large(build: Build) -> str:
 
 def _stored(build: Build, split: Split) -> FoldProjection | None:
     """What the layers of a split were begun with: it is a constant of them, and never trained again."""
-    layer = next(iter(_instances(build, split)))
+    layer = next(iter(instances_of(build, _ending(split))))
     recipe = build.writer.begun(layer)
     if recipe is None:
         return None
@@ -282,7 +276,7 @@ def train_in_cache(path: Path, models: Models, splits: Splits, variant: str, per
             raise UserError(f"{path} has not all pictures of {some_of(missing)} yet; build all parts first")
         split = _labelled(build, split)
         _projection(build, recipes, split, splits, wait=True)
-        layers += _instances(build, split)
+        layers += instances_of(build, _ending(split))
     return layers
 
 

@@ -56,7 +56,7 @@ def probe_texts(
     """
     trained, chosen = _open(run, cache, subjects, which, device)
     config = trained.config
-    probes = [*PROBES, "none"] if config.text_is_a_part else PROBES
+    probes = [*PROBES, "none"] if config.architecture.text_is_a_part else PROBES
     possible = [name for name in probes if name != "shuffled-modalities" or len(cache.modalities) > 1]
     if config.architecture.form == "tokens":
         possible = [name for name in possible if name not in ("constant", "random")]

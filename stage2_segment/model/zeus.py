@@ -78,11 +78,6 @@ class Zeus(nn.Module):
         self.register_buffer("text_mean", torch.zeros(shape) if standardised else None)
         self.register_buffer("text_scale", torch.ones(()) if standardised else None)
 
-    @property
-    def can_do_without_text(self) -> bool:
-        """Whether `use_text` is heard: the text is a part beside a token that needs none."""
-        return self.text_mean is not None
-
     def load_pretrained(self, constants: Mapping[str, Any]) -> None:
         """Start every decoder from SAM's, and take over SAM's positional encoding and no-mask prompt.
 
@@ -114,13 +109,13 @@ class Zeus(nn.Module):
         self.text_scale.fill_(scale)
 
     def prompts(
-        self, text: Tensor, present: Sequence[int] | None = None, use_text: Tensor | None = None
+        self, text: Tensor, present: Sequence[int], use_text: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The prompt tokens (B, m, P, 256), and which of them are there, bool (B, m, P); None: all.
 
         Args: as `forward`. P is 1; K where each class has its own; L with `token_states`.
         """
-        present = list(range(self.modalities) if present is None else present)
+        present = list(present)
         if self.constant_text is not None:
             text = self.constant_text[present].expand(len(text), *[-1] * self.constant_text.dim())
         if not self.text_width:
@@ -191,7 +186,7 @@ class Zeus(nn.Module):
                 (B, m, L, D) with `token_states`.
             present: which of the M modalities these are; None: all. The masks of those that are missing are left out.
             use_text: (B,), 1 for the slices whose text is read, 0 for those that the learned token answers alone; None:
-                all. Only where the model `can_do_without_text`.
+                all. Only the residual aligner hears it.
         Returns:
             float (B, K, 256, 256).
         """

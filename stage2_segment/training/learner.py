@@ -82,7 +82,8 @@ class Learner:
         model = build_model(config.architecture)
         if isinstance(model, Zeus):
             model.load_pretrained(cache.constants(config.inputs.embedding_layer))
-            self._read_statistics(cache, model)
+            if not state:  # they are kept with the weights
+                self._read_statistics(cache, model)
         elif pretrained is not None:
             taken, total = load_pretrained(model, pretrained)
             if accelerator.is_main_process:
@@ -123,7 +124,7 @@ class Learner:
         rows = cache.rows_of(self.config.split.train)
         if self.config.architecture.constant_text:
             model.set_constant_text(torch.from_numpy(typical_text(cache, self.config, rows)))
-        if self.config.text_is_a_part:
+        if self.config.architecture.text_is_a_part:
             mean, scale = text_statistics(cache, self.config, rows)
             model.set_text_statistics(torch.from_numpy(mean), scale)
 
@@ -168,7 +169,7 @@ class Learner:
         places = torch.linspace(0, count - 1, min(count, LOOKED_AT), device=self.inputs.text.device).long()
         text = self.inputs.text[places].float()
         with_text, _ = self.bare.prompts(text, self.inputs.present)
-        if not self.bare.can_do_without_text:
+        if not self.config.architecture.text_is_a_part:
             return with_text, with_text
         return with_text, self.bare.prompts(text, self.inputs.present, text.new_zeros(len(text)))[0]
 

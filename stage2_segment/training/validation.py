@@ -55,7 +55,9 @@ class Validation:
             truth = batch.masks.cpu().numpy()
             for learner in learners:
                 model, inputs = learner.predictor.eval(), self._inputs[id(learner)]
-                texts = (None, np.zeros(len(positions), bool)) if learner.config.text_is_a_part else (None,)
+                texts = (
+                    (None, np.zeros(len(positions), bool)) if learner.config.architecture.text_is_a_part else (None,)
+                )
                 for which, use_text in enumerate(texts):
                     logits = inputs.logits(model, positions, batch, use_text=use_text)
                     predicted = class_map(logits).cpu().numpy()
@@ -67,7 +69,7 @@ class Validation:
         for learner in learners:
             with_text, without = sum_counts(counts[id(learner)], self._device)
             scores[id(learner)] = self._scores(with_text)
-            if learner.config.text_is_a_part:
+            if learner.config.architecture.text_is_a_part:
                 scores[id(learner)]["validation_dsc_without_text"] = _mean(dsc(without)[:, 1:])
         return scores
 
