@@ -212,7 +212,7 @@ def test_real_models_from_phantom_to_sentences(lite: Profile, tmp_path: Path) ->
     build = ["build-cache", "--dataset", "nnunet", "--data-root", str(tmp_path / "data"), "--slice-step", "12"]
     build += ["--modalities", "T1-DUAL-in,T2-SPIR", "--out", str(tmp_path / "c.h5"), "--device", "cpu"]
     for more in (
-        ("--set", "projection=untrained"),
+        ("--set", "projection=untrained", "--set", "max_new_tokens=12"),
         ("--set", "instructor=prompt", "--variant", "own", "--per-class"),
     ):
         done = CliRunner().invoke(main, [*build, *more])

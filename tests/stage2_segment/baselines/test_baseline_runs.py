@@ -40,7 +40,14 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
 ) -> None:
     """The toy's pictures are its masks, so a network that learns at all finds them."""
     run = tmp_path / "run"
-    options: dict[str, Any] = {"model": "unext", "fusion": fusion, "epochs": 40, "batch_size": 3, **SPLIT}
+    options: dict[str, Any] = {
+        "model": "unext",
+        "fusion": fusion,
+        "preset": "quarter",
+        "epochs": 30,
+        "batch_size": 3,
+        **SPLIT,
+    }
     train_run(toy_cache, run, device="cpu", validate_every=0, lr=3e-3, **options)
     config = load_config(run)
     assert (config.inputs.encoder, config.inputs.variants, config.inputs.text) == (None, (), "none")

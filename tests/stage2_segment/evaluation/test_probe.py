@@ -29,7 +29,7 @@ from zeus_union.stage2_segment.training.train import train_run
 def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     split = {"train_subjects": ["ada", "cleo", "dan"], "test_subjects": ["ben"]}
-    train_run(toy_cache, folder, fusion="late", combine="learned", aligner="mlp", epochs=12, lr=1e-3, lr_new=5e-3,
+    train_run(toy_cache, folder, fusion="late", combine="learned", aligner="mlp", epochs=6, lr=1e-3, lr_new=5e-3,
               batch_size=3, device="cpu", validate_every=0, **split)  # fmt: skip
     return folder
 

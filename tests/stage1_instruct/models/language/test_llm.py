@@ -229,7 +229,7 @@ def test_recipe_says_how_it_decodes_and_in_which_precision(tiny_llama: Path) -> 
 
 @pytest.mark.slow
 def test_smollm2_answers_are_those_of_transformers_generate(lite: Profile) -> None:
-    decoding = Decoding(24, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=2)
+    decoding = Decoding(12, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=2)
     llm = InstructionLLM(lite.llm, template("zeus"), decoding)
     questions = [question("liver", "MRI-T2"), question("prostate", "MRI-ADC"), "Why?"]
     tokens = image_tokens(llm, 3)
@@ -238,7 +238,7 @@ def test_smollm2_answers_are_those_of_transformers_generate(lite: Profile) -> No
 
 @pytest.mark.slow
 def test_smollm2_batched_equals_single_for_eight_prompts_of_different_length(lite: Profile) -> None:
-    decoding = Decoding(24, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=8)
+    decoding = Decoding(12, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=8)
     llm = InstructionLLM(lite.llm, template("zeus"), decoding)
     instances = ("liver", "brain tumour", "prostate", "liver, kidneys and spleen")
     questions = [question(instance, term) for instance in instances for term in ("MRI-T2", "MRI-T1-DUAL in-phase")]
