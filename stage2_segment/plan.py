@@ -84,6 +84,8 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
 def check_weights_are_there(options: Mapping[str, Any]) -> None:
     """Raises NoWeights: a model that begins from published weights has none, or they are not where they are said to be."""
     model, path = options["model"], options["pretrained"]
+    if model not in PUBLISHED:
+        return
     if path is not None and not path.is_file():
         raise NoWeights(f"no weights at {path}; {PUBLISHED[model].expected}")
     if path is None and model in NEEDS_PRETRAINED:

@@ -45,7 +45,18 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     parameters = {run["row"]: run["parameters"] for run in plan["runs"].values()}
     seen = {run["row"]: run["seen"] for run in plan["runs"].values() if run["seen"]}
     leaks = {run["row"]: run["leaks"] for run in plan["runs"].values() if run["leaks"]}
-    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"], seen, leaks)
+    sheet = ablation_sheet(
+        results,
+        plan["paper"],
+        parameters,
+        stopped,
+        reference,
+        plan["title"],
+        seen,
+        leaks,
+        plan.get("not_run"),
+        plan["rows"],
+    )
     print_tables(sheet.as_rich(), *(Text(note, "dim") for note in sheet.notes))
     write_sheets(folder, "table", sheet)
     answer = verdict(results, plan["controls_of"], plan["controls"])
