@@ -19,6 +19,7 @@ from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_fold
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun, rows_not_run
+from zeus_union.pipelines.report.published import published_for
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
@@ -109,6 +110,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
         "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
         "content": _content(cache, runs),
         "paper": paper_figures(grid.rows, cache),
+        "published": published_for(cache),
         "rows": [row.name for row in grid.rows if row.name in trained or row.name in not_run],
         "not_run": not_run,
         "controls": {row.control: row.name for row in grid.rows if row.control},

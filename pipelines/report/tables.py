@@ -258,6 +258,32 @@ def class_sheet(
     return _sheet(title, cells, notes, means)
 
 
+def subject_sheet(
+    results: Sequence[Result], title: str = "DSC of each subject", leaks: Mapping[str, Sequence[str]] | None = None
+) -> Sheet:
+    """Every subject's DSC, the mean over the classes and seeds, one line per row; `leaks` as for `ablation_sheet`."""
+    scores = subject_scores(results, "dsc", None)
+    subjects = list(dict.fromkeys(line["subject"] for line in results))
+    cells: dict[str, list[str]] = {"row": list(scores)}
+    cells["DSC mean"] = [_number(mean_defined(by_subject.values())) for by_subject in scores.values()]
+    for subject in subjects:
+        cells[subject] = [_number(by_subject.get(subject)) for by_subject in scores.values()]
+    notes = [
+        f"DSC: {DEFINITIONS['DSC']}, in the study's own grid; the mean over the classes{_each_seed(results)}",
+        f"empty: {DEFINITIONS['empty']}",
+        *_leak_notes(leaks or {}, cells["row"]),
+    ]
+    best = {
+        subject: {row: by_subject[subject] for row, by_subject in scores.items() if subject in by_subject}
+        for subject in subjects
+    }
+    return _sheet(title, cells, notes, {name: _without(by_row, leaks) for name, by_row in best.items()})
+
+
+def _without(by_row: Mapping[str, float], leaks: Mapping[str, Sequence[str]] | None) -> dict[str, float]:
+    return {row: score for row, score in by_row.items() if row not in (leaks or {})}
+
+
 def _leak_notes(leaks: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
     rows = "; ".join(f"{row} ({', '.join(variants)})" for row, variants in leaks.items() if row in names)
     return [f"an upper bound, no result: made from the true labels are the instructions of {rows}"] * bool(rows)
