@@ -382,7 +382,7 @@ def test_our_grids_can_be_read_and_have_the_papers_figures(name: str, toy: Path)
     assert len({row.name for row in grid.rows}) == len(grid.rows)
     if name.startswith("table"):
         with Cache(toy) as cache:
-            assert all(row.paper for row in grid.rows)
+            assert all(row.paper for row in grid.rows if row.options.get("model") != "pretrained_unet")
             figures = paper_figures(grid.rows, cache)
         assert bool(figures) == (name in ("table4", "table5"))  # of one data set; the toy is none of the paper's
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from zeus_union.stage2_segment.baselines.networks import NETWORKS
-from zeus_union.stage2_segment.baselines.table2 import OFFICIAL, PAPER, parameters, rows, suggested_modalities
+from zeus_union.stage2_segment.baselines.table2 import (
+    OFFICIAL,
+    PAPER,
+    operations,
+    parameters,
+    rows,
+    suggested_modalities,
+)
 
 # Early, hybrid (concatenation) and late, 2 modalities, 4 classes, published widths; counted once, so that no change of
 # a network goes unseen. test_networks holds the networks against their references.
@@ -44,6 +51,14 @@ def test_rows_are_table_2s_baselines() -> None:
     assert hybrid.official is None and by_key["res_unet", "early"].official is None
     # The paper's late TransUNet is the published one, three times.
     assert late.paper == 315.96 and late.ours == pytest.approx(315.96, abs=0.05)
+
+
+def test_operations_are_counted_in_billions() -> None:
+    """Of a convolution two for each weight and pixel of its map; late fusion's are those of as many networks."""
+    one = operations("unext", "early", 1)
+    assert operations("unext", "late", 3) == pytest.approx(3 * one)
+    # Of one channel more, the first convolution's 3 x 3 weights to 16 maps of 256 x 256.
+    assert operations("unext", "early", 2) - one == pytest.approx(2 * 9 * 16 * 256**2 / 1e9)
 
 
 def test_paper_counted_three_modalities_most_often() -> None:
