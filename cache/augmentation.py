@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +106,7 @@ def _sampling_grid(size: Sequence[int], random: RandomState) -> Tensor | None:
     # As often larger as smaller.
     zoom = math.exp(random.uniform(math.log(values["zoom_low"]), math.log(values["zoom_high"]))) if zooms else 1.0
     offsets = [random.uniform(-1, 1) * values["shift_share"] * side if shifts else 0.0 for side in size]
-    affine = AffineGrid(
-        rotate_params=math.radians(degrees), scale_params=[1 / zoom] * 2, translate_params=offsets, dtype=torch.float32
-    )
+    affine = AffineGrid(rotate_params=math.radians(degrees), scale_params=[1 / zoom] * 2, translate_params=offsets)
     grid = convert_to_tensor(affine(spatial_size=size)[0], track_meta=False)
     if deforms:
         # Offsets alone are brought to every pixel: of coordinates, as MONAI's Rand2DElastic has it, torch's bicubic
@@ -130,7 +129,7 @@ def _grey_values_changed(picture: Tensor, random: RandomState) -> Tensor:
     """One picture (H, W) with noise, blur, brightness, contrast, low resolution, gamma and bias field, each by chance."""
     values = AUGMENTATION
     blur, coefficient = (values["blur_low"], values["blur_high"]), values["bias_field_coefficient"]
-    changed = picture[None]
+    changed: Any = picture[None]
     for transform in (
         RandGaussianNoise(values["noise_chance"], std=values["noise_sd"], sample_std=True),
         RandGaussianSmooth(sigma_x=blur, sigma_y=blur, prob=values["blur_chance"]),

@@ -184,8 +184,8 @@ def ablation_sheet(
     miou, hd95 = (_means(results, metric) for metric in ("miou_256", "hd95_mm"))
     together = pooled(results)
     not_run = {name: why for name, why in (not_run or {}).items() if name not in summaries}
-    rows = dict.fromkeys([*order, *params, *summaries, *stopped, *not_run])
-    names = [name for name in rows if name in summaries or name in stopped or name in not_run]
+    known = dict.fromkeys([*order, *params, *summaries, *stopped, *not_run])
+    names = [name for name in known if name in summaries or name in stopped or name in not_run]
     cells: dict[str, list[str]] = {
         "row": names,
         "params (M)": [_number(params[name] / 1e6, 2) if name in params else UNDEFINED for name in names],

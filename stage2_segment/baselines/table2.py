@@ -108,6 +108,8 @@ def rows(
 
 def operations(network: str, fusion: str, modalities: int, classes: int = CLASSES, preset: str = "published") -> float:
     """Billions of floating point operations of one slice's forward pass: two for each multiplication with addition."""
+    if fusion == "late":  # as many networks of one channel
+        return modalities * operations(network, "early", 1, classes, preset)
     with torch.device("meta"), torch.no_grad():
         model = FusedNetwork(network, modalities, classes, fusion, preset=preset).eval()
         with FlopCounterMode(display=False) as counter:

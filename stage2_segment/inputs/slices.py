@@ -161,7 +161,9 @@ class SliceData:
         assert self.encoder is None and stored.masks is not None
         pictures, masks = stored.values.cpu().float().div_(255), stored.masks.cpu()
         for index, seed in enumerate(seeds):
-            pictures[index], masks[index] = augment(pictures[index], masks[index], seed, self.modalities)
+            pictures[index], moved = augment(pictures[index], masks[index], seed, self.modalities)
+            assert moved is not None
+            masks[index] = moved
         augmented = Stored(pictures, None, None, masks)
         if staging is None or not len(positions):
             return augmented

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.baselines.networks import NETWORKS
 from zeus_union.stage2_segment.baselines.table2 import (
     OFFICIAL,
@@ -56,7 +59,9 @@ def test_rows_are_table_2s_baselines() -> None:
 def test_operations_are_counted_in_billions() -> None:
     """Of a convolution two for each weight and pixel of its map; late fusion's are those of as many networks."""
     one = operations("unext", "early", 1)
-    assert operations("unext", "late", 3) == pytest.approx(3 * one)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        FusedNetwork("unext", 3, 4, "late")(torch.empty(1, 3, 256, 256))
+    assert operations("unext", "late", 3) == pytest.approx(3 * one) == pytest.approx(counter.get_total_flops() / 1e9)
     # Of one channel more, the first convolution's 3 x 3 weights to 16 maps of 256 x 256.
     assert operations("unext", "early", 2) - one == pytest.approx(2 * 9 * 16 * 256**2 / 1e9)
 

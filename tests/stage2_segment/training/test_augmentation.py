@@ -18,6 +18,7 @@ from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.inputs.staging import Staging
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training import learner as learner_module
 from zeus_union.stage2_segment.training.learner import Learner
@@ -148,6 +149,17 @@ def test_what_is_kept_stays_as_it_was_and_only_training_sees_other_slices(toy_ca
         assert augmented.images.min() >= 0 and augmented.images.max() <= 1
         for _, batch in data.in_order(3):
             assert torch.equal(batch.images, plain.images) and torch.equal(batch.masks, plain.masks)  # type: ignore[arg-type]
+
+
+def test_on_their_way_to_a_gpu_they_are_the_same(toy_cache: Path) -> None:
+    """Through memory that is used again, for a smaller batch too."""
+    with Cache(toy_cache) as cache:
+        data = SliceData(cache, None, ["T1", "T2"], cache.rows_of(["ada"]), CPU, augmented=True)
+        staging = Staging(CPU)
+        for count in (3, 1, 0, 2):
+            positions, seeds = np.arange(count), [(count, i) for i in range(count)]
+            plain, staged = (data._augmented(positions, memory, seeds=seeds) for memory in (None, staging))
+            assert torch.equal(plain.values, staged.values) and torch.equal(plain.masks, staged.masks)  # type: ignore[arg-type]
 
 
 def test_validation_and_scores_are_of_the_slices_as_they_are(
