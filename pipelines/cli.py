@@ -79,6 +79,14 @@ def demo(
     help="A train option for every row, e.g. fusion=hybrid or modalities=FLAIR,T2w; one that only Zeus has (variant) or "
     "only baselines (preset) for theirs.",
 )
+@click.option(
+    "--pretrained",
+    "weights",
+    multiple=True,
+    metavar="MODEL=FILE",
+    help="Published weights that this model's rows begin from (transunet, pretrained_unet); a row whose weights are not "
+    "there is not run, and the table says so.",
+)
 @click.option("--skip-missing", is_flag=True, help="Leave out rows whose layers or modalities the cache lacks.")
 @click.option("--dry-run", is_flag=True, help="List the runs, their parameters and the expected time, and stop.")
 @click.option(
@@ -107,6 +115,7 @@ def ablate(
     epochs: int | None,
     minutes: float | None,
     overrides: tuple[str, ...],
+    weights: tuple[str, ...],
     skip_missing: bool,
     dry_run: bool,
     allow_partial: bool,
@@ -133,7 +142,7 @@ def ablate(
     """
     from zeus_union.cache.reader import Cache
     from zeus_union.pipelines.ablation.forecast import forecast, forecast_table
-    from zeus_union.pipelines.ablation.grid import CONTROLS, read_grid, with_possible_oracle
+    from zeus_union.pipelines.ablation.grid import CONTROLS, read_grid, read_weights, with_possible_oracle
     from zeus_union.pipelines.ablation.plan import plan_ablation
     from zeus_union.pipelines.ablation.run import run_ablation
     from zeus_union.pipelines.ablation.timing import StepTimes
@@ -144,7 +153,7 @@ def ablate(
     if epochs is not None:
         options["epochs"] = epochs
     chosen = CONTROLS if controls == "all" else split_names(controls)
-    grid = read_grid(grid_name, options, chosen)
+    grid = read_grid(grid_name, options, chosen, read_weights(weights))
     if seeds is not None:
         grid = replace(grid, seeds=_numbers(seeds, "--seeds"))
     if folds is not None:

@@ -11,7 +11,10 @@ BASELINES = {
     "unet_plus_plus": "UNet++",
     "transunet": "TransUNet",
     "missformer": "MISSFormer",
+    "pretrained_unet": "Pretrained U-Net",
 }
+WITH_PRETRAINED = ("transunet", "pretrained_unet")  # those that published weights exist for
+NEEDS_PRETRAINED = ("pretrained_unet",)  # from nothing it is none
 MODELS = (ZEUS, *BASELINES)
 FUSIONS = {
     "early": "the modalities are the channels of one image (baselines only)",

@@ -15,6 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import PanelOption, choose, split_names
 from zeus_union.stage2_segment.choices import (
     ALIGNERS,
+    BASELINES,
     CLASS_WEIGHTS,
     COMBINES,
     FORMS,
@@ -25,6 +26,7 @@ from zeus_union.stage2_segment.choices import (
     PRECISIONS,
     PRESETS,
     TEXTS,
+    WITH_PRETRAINED,
     ZEUS,
 )
 from zeus_union.stage2_segment.recipe import RECIPES
@@ -38,7 +40,7 @@ MODEL, BASELINE, READS, SPLIT, TRAINING = (
 )
 F = TypeVar("F", bound=Callable[..., Any])
 NAMES = "names"  # a type: names separated by commas
-OF_ZEUS, OF_BASELINES = "zeus", "baselines"
+OF_ZEUS, OF_BASELINES, OF_PRETRAINED = (ZEUS,), tuple(BASELINES), WITH_PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Option:
         type: of click, `NAMES`, or the values there are.
         default: where it is not given; None: what the help says in brackets.
         panel: heading of --help it stands under.
-        of: `OF_ZEUS` or `OF_BASELINES` where only these have it.
+        of: the models that have it, where not all do: `OF_ZEUS`, `OF_BASELINES` or `OF_PRETRAINED`.
         without: the value, beside the default, that says what leaving it out says, for the models that do not have it.
+        instead: for messages, what a model that does not have it has in its place.
         in_grid: whether a grid's row may set it; the others say which of a row's runs it is.
     """
 
@@ -62,8 +65,9 @@ class Option:
     type: Any
     help: str
     default: Any = None
-    of: str | None = None
+    of: tuple[str, ...] | None = None
     without: Any = None
+    instead: str = ""
     in_grid: bool = True
 
     @property
@@ -206,9 +210,23 @@ OPTIONS: tuple[Option, ...] = (
         "pretrained",
         "inputs.pretrained",
         BASELINE,
-        click.Path(exists=True, dir_okay=False, path_type=Path),
-        "Weights for TransUNet's encoders: torchvision's ResNet-50, timm's or Google's R50 + ViT-B/16.",
+        click.Path(dir_okay=False, path_type=Path),
+        "Weights for the encoders of transunet (torchvision's ResNet-50, timm's or Google's R50 + ViT-B/16) or "
+        "pretrained_unet (an EfficientNet-b0 of efficientnet-pytorch, torchvision or timm). A grid's row whose file is not "
+        "there is marked as not run.",
+        of=OF_PRETRAINED,
+        instead="there are published weights for the encoders of " + ", ".join(WITH_PRETRAINED),
+    ),
+    Option(
+        "augment",
+        "recipe.augment",
+        BASELINE,
+        click.BOOL,
+        "Change every training slice at random before each step, as nnU-Net does (rotation, zoom, shift, deformation, grey "
+        "values; never mirrored).  [default: paper no; stable yes]",
         of=OF_BASELINES,
+        without=False,
+        instead="zeus trains on cached embeddings, its way are cached views",
     ),
     Option(
         "modalities",
@@ -418,16 +436,17 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
 def check_model_has(options: Mapping[str, Any]) -> None:
     """Raises UserError: an option is given that the chosen model does not have."""
     model = options["model"]
-    foreign = [BY_NAME[name].flag for name in foreign_options(model, options) if BY_NAME[name].is_given(options[name])]
+    foreign = [BY_NAME[name] for name in foreign_options(model, options)]
+    foreign = [option for option in foreign if option.is_given(options[option.name])]
     if foreign:
         why = "zeus starts from the cache's decoder" if model == ZEUS else f"{model} sees the pictures alone"
-        raise UserError(f"{why}; leave out {', '.join(foreign)}")
+        instead = "".join(f"; {option.instead}" for option in foreign if option.instead)
+        raise UserError(f"{why}{instead}; leave out {', '.join(option.flag for option in foreign)}")
 
 
 def foreign_options(model: str, names: Iterable[str]) -> list[str]:
     """Those of `names` that a model does not have."""
-    others = OF_BASELINES if model == ZEUS else OF_ZEUS
-    return [name for name in names if BY_NAME[name].of == others]
+    return [name for name in names if model not in (BY_NAME[name].of or MODELS)]
 
 
 def placed(options: Mapping[str, Any], part: str) -> dict[str, Any]:

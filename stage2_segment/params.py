@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from zeus_union.stage2_segment.baselines.table2 import rows, suggested_modalities
+from zeus_union.stage2_segment.baselines.table2 import PAPER, operations, rows, suggested_modalities
 from zeus_union.stage2_segment.choices import BASELINES, MLP, RESIDUAL
 from zeus_union.stage2_segment.model import Zeus, parameter_table
 
@@ -32,7 +32,7 @@ def by_modalities(classes: int, text_width: int, most: int = 4) -> Table:
 
 
 def baselines_table(modalities: int, classes: int) -> Table:
-    """Millions of parameters of all 21 baselines: published and Table 2's widths, the paper's, the reference code's.
+    """Millions of parameters of all baselines: published and Table 2's widths, the paper's, the reference code's; operations.
 
     Args:
         modalities: that hybrid and late fusion are counted for; the paper does not say how many its counts are for.
@@ -40,27 +40,35 @@ def baselines_table(modalities: int, classes: int) -> Table:
     table = Table(title=f"baselines, {modalities} modalities, {classes} classes, in millions")
     for name in ("network", "fusion"):
         table.add_column(name)
-    for name in ("published widths", "preset table2", "the paper's", "reference code", "the paper's fits"):
+    for name in ("published widths", "GFLOPs", "preset table2", "the paper's", "reference code", "the paper's fits"):
         table.add_column(name, justify="right")
     presets = zip(rows(modalities, classes), rows(modalities, classes, "table2"))
     for published, fitted in presets:
         official = "-" if published.official is None else f"{published.official:.2f}"
-        fits = "any" if published.fusion == "early" else str(suggested_modalities(published.network, published.fusion))
+        fits = _fitting_modalities(published.network, published.fusion)
         table.add_row(
             BASELINES[published.network],
             published.fusion,
             f"{published.ours:.2f}",
+            f"{operations(published.network, published.fusion, modalities, classes):.1f}",
             f"{fitted.ours:.2f}",
-            f"{published.paper:.2f}",
+            "-" if published.paper is None else f"{published.paper:.2f}",
             official,
             fits,
             end_section=published.fusion == "late",
         )
     table.caption = (
-        "reference code: of the authors or the best known implementation, as often as late fusion has it; "
+        "GFLOPs: billions of operations of a slice's forward pass at the published widths, a multiplication with addition "
+        "counting as two; reference code: of the authors or the best known implementation, as often as late fusion has it; "
         "the paper's fits: modalities for which preset table2 comes nearest to the paper's count"
     )
     return table
+
+
+def _fitting_modalities(network: str, fusion: str) -> str:
+    if (network, fusion) not in PAPER:
+        return "-"
+    return "any" if fusion == "early" else str(suggested_modalities(network, fusion))
 
 
 def as_table(modalities: int, classes: int, text_width: int) -> Table:

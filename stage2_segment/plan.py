@@ -11,17 +11,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of, base_variants, find_variant
 from zeus_union.cache.projections import FACTS
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose, some_of
-from zeus_union.stage2_segment.choices import MLP, RESIDUAL, ZEUS
+from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
+from zeus_union.stage2_segment.baselines.pretrained import PUBLISHED, NoWeights, fitting_weights
+from zeus_union.stage2_segment.choices import MLP, NEEDS_PRETRAINED, RESIDUAL, ZEUS
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
 from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
 from zeus_union.stage2_segment.leaks import check_leaks, oracle_variants, without_leaks
+from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
 from zeus_union.stage2_segment.recipe import chosen_recipe
 from zeus_union.stage2_segment.split import choose_split
@@ -41,10 +46,11 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
         UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
             subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
             test on, or with test subjects that the projection has seen; instructions from the true labels; options that
-            exclude one another.
+            exclude one another; weights that do not fit, or are not there (`NoWeights`).
     """
     options = complete(given)
     check_model_has(options)
+    check_weights_are_there(options)
     split = choose_split(
         cache, options["fold"], options["train_subjects"], options["test_subjects"], options["validation_subjects"]
     )
@@ -57,14 +63,36 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
         classes=len(inputs.classes),
         text_width=text_width(cache, inputs.variants, options["form"], options["aligner"]),
     )
+    if options["pretrained"]:
+        with torch.device("meta"):
+            model = build_model(architecture)
+        assert isinstance(model, FusedNetwork)
+        fitting_weights(model, options["pretrained"])
+    # Zeus reads embeddings, which cannot be augmented any more.
     recipe = chosen_recipe(
         options["recipe"],
-        placed(options, "recipe") | _text_drop(options, architecture),
+        placed(options, "recipe")
+        | _text_drop(options, architecture)
+        | ({"augment": False} if options["model"] == ZEUS else {}),
         one_rate=options["model"] != ZEUS,
         slices=len(cache.rows_of(split.train)),
     )
     versions = {name: version(name) for name in ("zeus-union", "torch", "monai", "numpy")}
     return RunConfig(architecture, inputs, split, recipe, options["seed"], versions)
+
+
+def check_weights_are_there(options: Mapping[str, Any]) -> None:
+    """Raises NoWeights: a model that begins from published weights has none, or they are not where they are said to be."""
+    model, path = options["model"], options["pretrained"]
+    if model not in PUBLISHED:
+        return
+    if path is not None and not path.is_file():
+        raise NoWeights(f"no weights at {path}; {PUBLISHED[model].expected}")
+    if path is None and model in NEEDS_PRETRAINED:
+        raise NoWeights(
+            f"{model} begins from published weights, which no package brings along: --pretrained FILE, "
+            f"{PUBLISHED[model].expected}; --model unet begins from nothing"
+        )
 
 
 def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -> Inputs:

@@ -31,6 +31,7 @@ class Recipe:
         class_weights: 'equal', or 'inverse': classes weigh as 1 / sqrt(pixels in the training slices), mean 1.
         modality_drop: chance of each modality to be left out of a step (one always stays).
         text_drop: chance of each slice to be answered without its text in a step; with the residual aligner only.
+        augment: whether a baseline's training slices are changed at random before each step (`cache.augmentation`).
         precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.
     """
 
@@ -54,6 +55,7 @@ class Recipe:
     class_weights: str = "equal"
     modality_drop: float = 0.0
     text_drop: float = 0.0
+    augment: bool = False
     precision: str = "fp32"
 
 
@@ -79,6 +81,7 @@ RECIPES = {
         foreground_share=2 / 3,
         patience=0,
         text_drop=0.1,
+        augment=True,
     ),
     # Zeus, section 4.1.
     "paper": Recipe(

@@ -13,6 +13,7 @@ from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, say
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in, read_named_yaml
+from zeus_union.stage2_segment.baselines.pretrained import PUBLISHED
 from zeus_union.stage2_segment.choices import TEXTS, ZEUS
 from zeus_union.stage2_segment.options import foreign_options, read_row
 
@@ -72,17 +73,25 @@ def grid_names() -> tuple[str, ...]:
     return names_in(FOLDER)
 
 
-def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequence[str] | None = None) -> AblationGrid:
+def read_grid(
+    name_or_yaml: str,
+    overrides: Mapping[str, Any],
+    controls: Sequence[str] | None = None,
+    weights: Mapping[str, Path] | None = None,
+) -> AblationGrid:
     """The grid of that name, or in that YAML file.
 
     Args:
         overrides: train options that replace those of every row.
+        weights: model -> the file that its rows' encoders begin from, in place of the rows' own.
         controls: rows to add in which the first row's instruction is replaced (`CONTROLS`); None: those the grid names.
 
     Raises:
         UserError: no such grid; a key, option or value that does not exist; two rows of one name.
     """
     path, values = read_named_yaml(FOLDER, name_or_yaml, "grid")
+    if "pretrained" in overrides and not Path(overrides["pretrained"]).is_file():
+        raise UserError(f"--set pretrained={overrides['pretrained']}: there is no such file of weights")
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} holds {type(values).__name__}, expected lines of {', '.join(KEYS)}")
     unknown = [str(key) for key in values if key not in KEYS]
@@ -93,7 +102,7 @@ def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequenc
             raise UserError(f"{path}, {key}: expected a {'list' if kind is list else 'mapping'}, found {values[key]!r}")
     common = values.get("options", {})
     rows = [
-        _row(value, common, overrides, f"{path}, row {number}")
+        _row(value, common, overrides, weights or {}, f"{path}, row {number}")
         for number, value in enumerate(values.get("rows") or [{"name": path.stem, "set": {}}], 1)
     ]
     rows = _times_lists(rows, values.get("lists", {}), str(path))
@@ -115,7 +124,28 @@ def read_grid(name_or_yaml: str, overrides: Mapping[str, Any], controls: Sequenc
     )
 
 
-def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> GridRow:
+def read_weights(assignments: Sequence[str]) -> dict[str, Path]:
+    """--pretrained MODEL=FILE, as often as it was given -> model -> file.
+
+    Raises:
+        UserError: a model without published weights; no such file.
+    """
+    weights = {}
+    for text in assignments:
+        model, _, file = text.partition("=")
+        if model not in PUBLISHED or not Path(file).is_file():
+            what = f"no weights at {file}" if model in PUBLISHED else f"{model!r} is no model with published weights"
+            raise UserError(
+                f"--pretrained {text}: {what}; expected MODEL=FILE with a MODEL of {', '.join(PUBLISHED)}, "
+                "e.g. --pretrained pretrained_unet=efficientnet-b0.pth"
+            )
+        weights[model] = Path(file)
+    return weights
+
+
+def _row(
+    value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], weights: Mapping[str, Path], where: str
+) -> GridRow:
     if not isinstance(value, dict) or set(value) - set(ROW_KEYS) or not isinstance(value.get("set", {}), dict):
         raise UserError(f"{where} is {value!r}, expected {', '.join(ROW_KEYS)} (set: option: value)")
     if not value.get("name"):
@@ -126,6 +156,8 @@ def _row(value: Any, common: Mapping[str, Any], overrides: Mapping[str, Any], wh
             raise UserError(f"{where}, paper: expected DATASET: [DSC, mIoU], found {paper!r}")
     for_all, row, above = (read_row(part, where) for part in (common, value.get("set", {}), overrides))
     options = {**for_all, **row, **above}
+    if options.get("model") in weights:
+        options["pretrained"] = weights[options["model"]]
     foreign = set(foreign_options(options.get("model", ZEUS), (*for_all, *above))) - set(row)
     return GridRow(str(value["name"]), {name: options[name] for name in options if name not in foreign}, paper)
 

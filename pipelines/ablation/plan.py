@@ -17,10 +17,12 @@ from zeus_union.cache.terminal import say
 from zeus_union.pipelines.ablation.files import PLAN, run_folder
 from zeus_union.pipelines.ablation.grid import PROMPT, AblationGrid, GridRow
 from zeus_union.pipelines.ablation.timing import StepTimes, batches_an_epoch
+from zeus_union.stage2_segment.baselines.pretrained import NoWeights
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.device import pick_device
 from zeus_union.stage2_segment.model import build_model, parameter_table
-from zeus_union.stage2_segment.plan import plan_run
+from zeus_union.stage2_segment.options import complete
+from zeus_union.stage2_segment.plan import check_weights_are_there, plan_run
 from zeus_union.stage2_segment.split import folds_with_test, labelled_folds
 
 
@@ -42,7 +44,7 @@ class PlannedRun:
 def plan_ablation(
     cache: Cache, grid: AblationGrid, out: Path, skip_missing: bool = False, times: StepTimes | None = None
 ) -> list[PlannedRun]:
-    """All runs of a grid, each checked against the cache before the first begins.
+    """All runs of a grid, each checked against the cache before the first begins; none of rows without their weights.
 
     Args:
         skip_missing: leave out rows that read a layer or modality the cache lacks, and say so.
@@ -60,6 +62,9 @@ def plan_ablation(
             runs = [
                 _planned(cache, row, seed, fold, out) for fold in ([None] if named else folds) for seed in grid.seeds
             ]
+        except NoWeights as error:
+            say(f"row {row.name} is not run: {error}")
+            continue
         except UserError as error:
             if skip_missing:
                 say(f"row {row.name} is left out: {error}")
@@ -70,6 +75,17 @@ def plan_ablation(
     if not planned:
         raise UserError("no row is left to train")
     return planned if grid.minutes is None else _equal_time(cache, planned, grid.minutes, out, times)
+
+
+def rows_not_run(grid: AblationGrid) -> dict[str, str]:
+    """Row -> why it has no runs: the published weights that it begins from are not there."""
+    reasons = {}
+    for row in grid.rows:
+        try:
+            check_weights_are_there(complete(row.options))
+        except NoWeights as error:
+            reasons[row.name] = str(error)
+    return reasons
 
 
 def _equal_time(

@@ -18,7 +18,8 @@ from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
-from zeus_union.pipelines.ablation.plan import PlannedRun
+from zeus_union.pipelines.ablation.plan import PlannedRun, rows_not_run
+from zeus_union.pipelines.report.published import published_for
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
@@ -101,13 +102,17 @@ def _begun(out: Path, run: PlannedRun) -> bool:
 
 def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Path) -> None:
     """Makes the folder, or checks that it holds this ablation; rows, seeds and folds may be added, no run may change."""
+    not_run = rows_not_run(grid)
+    trained = {run.row for run in runs}
     now: dict[str, Any] = {
         "title": grid.title,
         "reference": grid.reference,
         "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
         "content": _content(cache, runs),
         "paper": paper_figures(grid.rows, cache),
-        "rows": list(dict.fromkeys(run.row for run in runs)),
+        "published": published_for(cache),
+        "rows": [row.name for row in grid.rows if row.name in trained or row.name in not_run],
+        "not_run": not_run,
         "controls": {row.control: row.name for row in grid.rows if row.control},
         "controls_of": grid.rows[0].name,
         "minutes": grid.minutes,
@@ -136,6 +141,9 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
             )
         now["content"] = {**known, **now["content"]}
         now["rows"] = list(dict.fromkeys([*before["rows"], *now["rows"]]))
+        now["not_run"] = {
+            row: why for row, why in {**before.get("not_run", {}), **not_run}.items() if row not in trained
+        }
         now["runs"], now["paper"] = {**before["runs"], **now["runs"]}, {**before["paper"], **now["paper"]}
         now["reference"] = before["reference"]
         now["controls"] = {**before["controls"], **now["controls"]}

@@ -14,6 +14,7 @@ from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.training.losses import one_hot, segmentation_losses
 
+AUGMENTED = 32  # slices, for the measurement: what is done to a slice is drawn
 TOKENS = 64  # of an instruction in the form of tokens, for the measurement
 
 
@@ -25,7 +26,7 @@ class StepTimes:
         self._known: dict[tuple[Any, ...], float] = {}
 
     def of(self, config: RunConfig) -> float:
-        """A forward and backward pass of one batch and a step of the optimiser."""
+        """A forward and backward pass of one batch and a step of the optimiser, with the batch's augmentation."""
         key = step_key(config)
         if key not in self._known:
             self._known[key] = _seconds_a_step(config, self._device)
@@ -38,7 +39,7 @@ def batches_an_epoch(cache: Cache, config: RunConfig) -> int:
 
 def step_key(config: RunConfig) -> tuple[Any, ...]:
     """Runs that agree in it take the same time and memory for a step."""
-    return (config.architecture, config.recipe.batch_size, config.recipe.precision)
+    return (config.architecture, config.recipe.batch_size, config.recipe.precision, config.recipe.augment)
 
 
 def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
@@ -50,7 +51,23 @@ def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.monotonic() - start
-    return seconds
+    if not config.recipe.augment:
+        return seconds
+    augmentation = config.recipe.batch_size * _seconds_a_slice(config.architecture.modalities)
+    # Batches are augmented ahead: beside a GPU's work, but on the cores that a CPU's step is computed on.
+    return max(seconds, augmentation) if device.type == "cuda" else seconds + augmentation
+
+
+def _seconds_a_slice(modalities: int) -> float:
+    """Of augmenting one slice, the mean over `AUGMENTED` of them."""
+    from zeus_union.cache.augmentation import augment
+
+    pictures, masks = torch.rand(modalities, 256, 256), torch.zeros(256, 256, dtype=torch.uint8)
+    augment(pictures, masks, [0])
+    start = time.monotonic()
+    for seed in range(AUGMENTED):
+        augment(pictures, masks, [seed])
+    return (time.monotonic() - start) / AUGMENTED
 
 
 def noise_step(config: RunConfig, device: torch.device) -> Callable[[], None]:

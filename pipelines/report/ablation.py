@@ -14,13 +14,14 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, print_tables
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED
 from zeus_union.pipelines.report.forest import draw_forest
+from zeus_union.pipelines.report.published import Published, with_published
 from zeus_union.pipelines.report.statistics import subject_scores, summarise
-from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
+from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, subject_sheet, write_sheets
 from zeus_union.pipelines.report.verdict import verdict
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:
-    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes.{md,csv,tex} and table.png.
+    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes and subjects likewise, and table.png.
 
     Where the grid has controls, verdict.md says whether the instruction matters.
 
@@ -45,7 +46,21 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     parameters = {run["row"]: run["parameters"] for run in plan["runs"].values()}
     seen = {run["row"]: run["seen"] for run in plan["runs"].values() if run["seen"]}
     leaks = {run["row"]: run["leaks"] for run in plan["runs"].values() if run["leaks"]}
-    sheet = ablation_sheet(results, plan["paper"], parameters, stopped, reference, plan["title"], seen, leaks)
+    sheet = ablation_sheet(
+        results,
+        plan["paper"],
+        parameters,
+        stopped,
+        reference,
+        plan["title"],
+        seen,
+        leaks,
+        plan.get("not_run"),
+        plan["rows"],
+    )
+    published = [Published(**fields) for fields in plan.get("published", [])]
+    subjects = list(dict.fromkeys(line["subject"] for line in results))
+    sheet = with_published(sheet, published, subjects)
     print_tables(sheet.as_rich(), *(Text(note, "dim") for note in sheet.notes))
     write_sheets(folder, "table", sheet)
     answer = verdict(results, plan["controls_of"], plan["controls"])
@@ -53,6 +68,7 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
         print_tables(Markdown(answer))
         write_atomically(folder / "verdict.md", answer.encode())
     write_sheets(folder, "classes", class_sheet(results, leaks=leaks))
+    write_sheets(folder, "subjects", with_published(subject_sheet(results, leaks=leaks), published, subjects))
     summaries = summarise(results, reference=reference)
     draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
     return folder

@@ -27,7 +27,7 @@ from zeus_union.pipelines.report.statistics import (
 )
 from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined, mean_defined
 
-UNDEFINED = "-"
+UNDEFINED, NOT_RUN = "-", "not run"
 SIGNIFICANT = 0.05
 LONGEST_NUMBER, LONGEST_TEXT = 16, 26  # characters of a cell in the terminal: an interval, a row's name
 LATEX = {
@@ -162,8 +162,10 @@ def ablation_sheet(
     title: str = "Ablation",
     seen: Mapping[str, Sequence[str]] | None = None,
     leaks: Mapping[str, Sequence[str]] | None = None,
+    not_run: Mapping[str, str] | None = None,
+    order: Sequence[str] = (),
 ) -> Sheet:
-    """One line per row that has results or was stopped: means over the classes, in the order of `params`.
+    """One line per row that has results, was stopped or not run: means over the classes.
 
     Args:
         paper: row -> the paper's 'dsc' and 'miou', in per cent.
@@ -172,6 +174,8 @@ def ablation_sheet(
         reference: the row that the others are compared with.
         seen: row -> test subjects that its instructions' projection was trained on (--allow-seen).
         leaks: row -> its variants that were made from the true labels: an upper bound, never marked as the best.
+        not_run: row -> why it has no runs.
+        order: of the rows; those that it does not name follow in the order of `params`.
 
     Raises:
         UserError: the reference is not among the rows with results.
@@ -179,11 +183,16 @@ def ablation_sheet(
     summaries = {summary.row: summary for summary in summarise(results, reference=reference)}
     miou, hd95 = (_means(results, metric) for metric in ("miou_256", "hd95_mm"))
     together = pooled(results)
-    names = [name for name in dict.fromkeys([*params, *summaries, *stopped]) if name in summaries or name in stopped]
+    not_run = {name: why for name, why in (not_run or {}).items() if name not in summaries}
+    known = dict.fromkeys([*order, *params, *summaries, *stopped, *not_run])
+    names = [name for name in known if name in summaries or name in stopped or name in not_run]
     cells: dict[str, list[str]] = {
         "row": names,
         "params (M)": [_number(params[name] / 1e6, 2) if name in params else UNDEFINED for name in names],
-        "DSC mean": _column(names, summaries, lambda summary: _number(summary.mean)),
+        "DSC mean": [
+            NOT_RUN if name in not_run else cell
+            for name, cell in zip(names, _column(names, summaries, lambda summary: _number(summary.mean)))
+        ],
         "95 % interval": _column(names, summaries, _interval),
         "sd over subjects": _column(names, summaries, lambda summary: _number(summary.sd_subjects)),
         "sd over seeds": _column(names, summaries, lambda summary: _number(summary.sd_seeds)),
@@ -220,6 +229,7 @@ def ablation_sheet(
         rows = "; ".join(f"{row}: {', '.join(subjects)}" for row, subjects in seen.items())
         notes.append(f"too good: tested on subjects that the projection was trained on (--allow-seen): {rows}")
     notes += _leak_notes(leaks or {}, names)
+    notes += [f"{NOT_RUN}: {name}: {why}" for name, why in not_run.items()]
     waiting = [name for name in params if name not in names]
     if waiting:
         notes.append(f"no results yet: {', '.join(waiting)}")
@@ -246,6 +256,32 @@ def class_sheet(
         *_leak_notes(leaks or {}, cells["row"]),
     ]
     return _sheet(title, cells, notes, means)
+
+
+def subject_sheet(
+    results: Sequence[Result], title: str = "DSC of each subject", leaks: Mapping[str, Sequence[str]] | None = None
+) -> Sheet:
+    """Every subject's DSC, the mean over the classes and seeds, one line per row; `leaks` as for `ablation_sheet`."""
+    scores = subject_scores(results, "dsc", None)
+    subjects = list(dict.fromkeys(line["subject"] for line in results))
+    cells: dict[str, list[str]] = {"row": list(scores)}
+    cells["DSC mean"] = [_number(mean_defined(by_subject.values())) for by_subject in scores.values()]
+    for subject in subjects:
+        cells[subject] = [_number(by_subject.get(subject)) for by_subject in scores.values()]
+    notes = [
+        f"DSC: {DEFINITIONS['DSC']}, in the study's own grid; the mean over the classes{_each_seed(results)}",
+        f"empty: {DEFINITIONS['empty']}",
+        *_leak_notes(leaks or {}, cells["row"]),
+    ]
+    best = {
+        subject: {row: by_subject[subject] for row, by_subject in scores.items() if subject in by_subject}
+        for subject in subjects
+    }
+    return _sheet(title, cells, notes, {name: _without(by_row, leaks) for name, by_row in best.items()})
+
+
+def _without(by_row: Mapping[str, float], leaks: Mapping[str, Sequence[str]] | None) -> dict[str, float]:
+    return {row: score for row, score in by_row.items() if row not in (leaks or {})}
 
 
 def _leak_notes(leaks: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:

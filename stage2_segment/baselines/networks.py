@@ -1,4 +1,7 @@
-"""The seven baselines of Zeus, Table 2, each as an encoder and a decoder that know nothing of modalities or fusion."""
+"""The seven baselines of Zeus, Table 2, and a pretrained U-Net.
+
+Each is an encoder and a decoder that know nothing of modalities or fusion.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import nn
 from zeus_union.stage2_segment.baselines import (
     attention_unet,
     missformer,
+    pretrained_unet,
     res_unet,
     transunet,
     unet,
@@ -23,11 +27,11 @@ class Network:
     """One baseline.
 
     Attributes:
-        title: as Table 2 has it.
+        title: as Table 2 has those that it has.
         make_encoder: (channels C of the image, factor of the published widths) -> a module from images
             (B, C, 256, 256) to feature maps, finest first, with `channels`: how many each map has.
         make_decoder: (the maps' channels, classes K, factor) -> a module from those maps to logits (B, K, 256, 256).
-        table2: factor of the published widths in the preset 'table2'.
+        table2: factor of the published widths in the preset 'table2'; 1 where the table does not have the network.
     """
 
     title: str
@@ -62,4 +66,6 @@ NETWORKS: Mapping[str, Network] = {
     "unet_plus_plus": Network("UNet++", unet_plus_plus.Encoder, unet_plus_plus.Decoder, 1.487),
     "transunet": Network("TransUNet", transunet.Encoder, transunet.Decoder, 1.038),
     "missformer": Network("MISSFormer", missformer.Encoder, missformer.Decoder, 2.297),
+    # Other widths than the published ones have no weights.
+    "pretrained_unet": Network("Pretrained U-Net", pretrained_unet.Encoder, pretrained_unet.Decoder, 1.0),
 }

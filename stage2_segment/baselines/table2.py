@@ -1,4 +1,4 @@
-"""Parameters of the baselines beside the paper's (Zeus, Table 2) and those of the reference implementations.
+"""Parameters and operations of the baselines, beside the paper's counts (Zeus, Table 2) and the reference implementations'.
 
 The paper does not say how many modalities its counts are for, and early fusion's hardly depends on it. With our widths
 fitted to early fusion, 12 of its 14 counts of hybrid and late fusion come nearest to ours with three modalities, which
@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.baselines.networks import NETWORKS
 from zeus_union.stage2_segment.choices import FUSIONS
 
-MILLION = 1e6
+MILLION, BILLION = 1e6, 1e9
+SIDE = 256  # pixels of a picture
 CLASSES = 4  # of CHAOS
 
 # Millions of parameters.
@@ -61,6 +63,9 @@ OFFICIAL: dict[str, Official] = {
     "unext": Official(1_471_921, "jeya-maria-jose/UNeXt-pytorch, UNext(1), 3 channels, counted"),
     "unet_plus_plus": Official(9_040_000, "arXiv 1807.10165, rounded"),
     "transunet": Official(105_277_081, "Beckschen/TransUNet, R50-ViT-B_16, 224 x 224, 3 channels, 9 classes, counted"),
+    "pretrained_unet": Official(
+        7_060_712, "MONAI, FlexibleUNet(3, 4, 'efficientnet-b0'), with its classification head, counted"
+    ),
     "missformer": Official(42_462_537, "ZhifangDeng/MISSFormer, MISSFormer(9), 3 channels, counted"),
 }
 
@@ -69,13 +74,14 @@ class ParameterRow(NamedTuple):
     """Millions of parameters of one network with one fusion.
 
     Attributes:
+        paper: None: the paper does not have the network.
         official: of the reference implementation, as often as late fusion has it; None: there is none to count.
     """
 
     network: str
     fusion: str
     ours: float
-    paper: float
+    paper: float | None
     official: float | None
 
 
@@ -91,13 +97,24 @@ def parameters(
 def rows(
     modalities: int, classes: int = CLASSES, preset: str = "published", merge: str = "concat"
 ) -> Iterator[ParameterRow]:
-    """Table 2's 21 rows of baselines, in its order of fusions."""
+    """Table 2's 21 rows of baselines, in its order of fusions, and those of the networks that it does not have."""
     for network in NETWORKS:
         for fusion in FUSIONS:
             ours = parameters(network, fusion, modalities, classes, preset, merge) / MILLION
             copies = {"early": 1, "late": modalities}.get(fusion)
             official = OFFICIAL[network].parameters * copies / MILLION if copies and network in OFFICIAL else None
-            yield ParameterRow(network, fusion, ours, PAPER[network, fusion], official)
+            yield ParameterRow(network, fusion, ours, PAPER.get((network, fusion)), official)
+
+
+def operations(network: str, fusion: str, modalities: int, classes: int = CLASSES, preset: str = "published") -> float:
+    """Billions of floating point operations of one slice's forward pass: two for each multiplication with addition."""
+    if fusion == "late":  # as many networks of one channel
+        return modalities * operations(network, "early", 1, classes, preset)
+    with torch.device("meta"), torch.no_grad():
+        model = FusedNetwork(network, modalities, classes, fusion, preset=preset).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, modalities, SIDE, SIDE))
+    return counter.get_total_flops() / BILLION
 
 
 def suggested_modalities(network: str, fusion: str, preset: str = "table2") -> int:

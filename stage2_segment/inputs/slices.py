@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle
 from typing import NamedTuple
 
@@ -45,6 +45,7 @@ class SliceData:
         rows: row indices of the cache.
         labelled: whether batches carry masks.
         resident: where the rows are kept, a key of `choices.RESIDENT`.
+        augmented: whether `batches` will be; that is done in main memory, and auto keeps the rows there.
 
     Attributes:
         resident: 'device', 'ram' or 'disk'.
@@ -62,12 +63,14 @@ class SliceData:
         device: torch.device,
         labelled: bool = True,
         resident: str = "auto",
+        augmented: bool = False,
     ):
         self.cache = cache
         self.rows = np.asarray(rows)
         self.device = device
         self.labelled = labelled
         self.encoder = encoder
+        self.augmented = augmented
         self.modalities = [cache.modalities.index(name) for name in modalities]
         self.resident = self._choose_resident() if resident == "auto" else resident
         if self.resident == "device" and device.type == "cpu":
@@ -84,7 +87,8 @@ class SliceData:
             per_image = 2**20 * (2 if self.cache.store(self.encoder) == "fp16" else 1)
         per_slice = len(self.modalities) * per_image
         needed = len(self) * (per_slice + 256 * 256)
-        if self.device.type == "cuda" and needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
+        on_device = self.device.type == "cuda" and not self.augmented
+        if on_device and needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
             return "device"
         return "ram" if needed < SHARE_OF_MEMORY * psutil.virtual_memory().available else "disk"
 
@@ -139,7 +143,7 @@ class SliceData:
             staging.sent()
         values, scale, offset, masks = moved
         images = decode(values, scale, offset)
-        if self.encoder is None:
+        if self.encoder is None and stored.values.dtype == torch.uint8:  # augmented ones are 0 to 1 already
             images = images.div_(255)
         return Batch(images, masks)
 
@@ -147,13 +151,43 @@ class SliceData:
         """The slices at `positions` of `self.rows`."""
         return self._on_device(self._stored(positions))
 
-    def batches(self, many: Iterable[NDArray[np.intp]]) -> Iterator[Batch]:
-        """`batch` of each, the next one being read while the last one is used; for a GPU through `STAGES` pinned buffers."""
+    def _augmented(
+        self, positions: NDArray[np.intp], staging: Staging | None = None, *, seeds: Sequence[Sequence[int]]
+    ) -> Stored:
+        """As `_stored`, of pictures: float32 from 0 to 1, each slice changed as its seed says."""
+        from zeus_union.cache.augmentation import augment  # seconds, which a run without it need not wait
+
+        stored = self._stored(positions)
+        assert self.encoder is None and stored.masks is not None
+        pictures, masks = stored.values.cpu().float().div_(255), stored.masks.cpu()
+        for index, seed in enumerate(seeds):
+            pictures[index], moved = augment(pictures[index], masks[index], seed, self.modalities)
+            assert moved is not None
+            masks[index] = moved
+        augmented = Stored(pictures, None, None, masks)
+        if staging is None or not len(positions):
+            return augmented
+        staging.room(len(positions), augmented)
+        return staging.take(augmented)
+
+    def batches(
+        self, many: Iterable[NDArray[np.intp]], seeds: Iterable[Sequence[Sequence[int]]] | None = None
+    ) -> Iterator[Batch]:
+        """`batch` of each, the next one being read while the last one is used; for a GPU through `STAGES` pinned buffers.
+
+        Args:
+            seeds: per batch one for each slice, which its pictures and mask are augmented by; None: they stay as they are.
+        """
+        work: Iterator[tuple[Callable[..., Stored], NDArray[np.intp]]]
+        if seeds is None:
+            work = ((self._stored, positions) for positions in many)
+        else:
+            work = ((partial(self._augmented, seeds=those), positions) for positions, those in zip(many, seeds))
         stages = [Staging(self.device) for _ in range(STAGES)] if self.device.type == "cuda" else [None]
         with ThreadPoolExecutor(1) as reader:
             ahead = None
-            for positions, staging in zip(many, cycle(stages)):
-                following = reader.submit(self._stored, positions, staging), staging
+            for (read, positions), staging in zip(work, cycle(stages)):
+                following = reader.submit(read, positions, staging), staging
                 if ahead is not None:
                     yield self._on_device(ahead[0].result(), ahead[1])
                 ahead = following

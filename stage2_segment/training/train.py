@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def train(
 def shared_plan(config: RunConfig) -> tuple[Any, ...]:
     """Runs that agree in this see the same batches in the same order: one pass over the cache serves them all."""
     recipe = config.recipe
-    return (config.inputs.encoder, config.split, recipe.batch_size, recipe.foreground_share, config.seed)
+    batches = (recipe.batch_size, recipe.foreground_share, recipe.augment)
+    return (config.inputs.encoder, config.split, *batches, config.seed)
 
 
 def train_together(
@@ -106,7 +107,15 @@ def train_together(
     wanted = {name for learner in learners for name in learner.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     rows = cache.rows_of(plan.split.train)
-    data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
+    data = SliceData(
+        cache,
+        plan.inputs.encoder,
+        modalities,
+        rows,
+        accelerator.device,
+        resident=resident,
+        augmented=plan.recipe.augment,
+    )
     for learner in learners:
         learner.begin(RunInputs(learner.config, data))
     validation = None
@@ -145,6 +154,15 @@ def train_together(
         learner.close()
 
 
+def _augmentation_seeds(
+    learner: Learner, batches: Sequence[NDArray[np.intp]], first: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """From the batch `first` on, one for each slice of it, whichever process augments it."""
+    seed, epoch = learner.config.seed, learner.epoch
+    for index in range(first, len(batches)):
+        yield [(seed, epoch, index, position) for position in range(len(batches[index]))]
+
+
 def _train_epoch(
     learners: Sequence[Learner],
     data: SliceData,
@@ -157,7 +175,10 @@ def _train_epoch(
     first = min(learner.index for learner in learners)
     groups = group_learners(learners, stacked and world == 1)
     started, waited, seen = time.monotonic(), 0.0, 0
-    stream = data.batches(positions[rank::world] for positions in batches[first:])
+    stream = data.batches(
+        (positions[rank::world] for positions in batches[first:]),
+        (seeds[rank::world] for seeds in _augmentation_seeds(learners[0], batches, first)) if data.augmented else None,
+    )
     for index, positions in enumerate(batches[first:], first):
         requested = time.monotonic()
         batch = next(stream)
@@ -220,6 +241,7 @@ def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
         f"classes {', '.join(inputs.classes)}; {text}; "
         f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects to train on, "
         f"{len(cache.rows_of(split.test))} slices of {', '.join(split.test)} held out; {_validated(split)}; "
-        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}; "
+        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}"
+        f"{', slices augmented' if recipe.augment else ''}; "
         f"on {accelerator.device}{many}"
     )

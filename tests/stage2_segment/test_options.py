@@ -17,7 +17,16 @@ from zeus_union.stage2_segment import config
 from zeus_union.stage2_segment.choices import ZEUS
 from zeus_union.stage2_segment.cli import main, train_command
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.options import BY_NAME, NAMES, OF_BASELINES, OF_ZEUS, OPTIONS, Option, read_row
+from zeus_union.stage2_segment.options import (
+    BY_NAME,
+    NAMES,
+    OF_BASELINES,
+    OF_PRETRAINED,
+    OF_ZEUS,
+    OPTIONS,
+    Option,
+    read_row,
+)
 from zeus_union.stage2_segment.plan import plan_run
 
 # A value for each, another than what leaving it out means on the toy cache, as a grid gives it.
@@ -110,7 +119,7 @@ def test_a_model_refuses_what_it_does_not_have_by_the_flag_that_was_typed(
 
 
 def test_every_option_belongs_to_all_models_or_to_one_kind() -> None:
-    assert {option.of for option in OPTIONS} == {None, OF_ZEUS, OF_BASELINES}
+    assert {option.of for option in OPTIONS} == {None, OF_ZEUS, OF_BASELINES, OF_PRETRAINED, OF_PRETRAINED}
     assert len(BY_NAME) == len(OPTIONS)
 
 

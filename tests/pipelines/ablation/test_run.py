@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from tests.stage2_segment.baselines.test_pretrained_unet import published
 from tests.stage2_segment.conftest import make_cache
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.pipelines.ablation import memory
+from zeus_union.pipelines.ablation import memory, timing
 from zeus_union.pipelines.ablation import run as ablate
-from zeus_union.pipelines.ablation.grid import AblationGrid, GridRow, grid_names, paper_figures, read_grid
+from zeus_union.pipelines.ablation.grid import AblationGrid, GridRow, grid_names, paper_figures, read_grid, read_weights
 from zeus_union.pipelines.ablation.memory import runs_at_once
-from zeus_union.pipelines.ablation.plan import plan_ablation
+from zeus_union.pipelines.ablation.plan import plan_ablation, rows_not_run
 from zeus_union.pipelines.ablation.run import run_ablation
 from zeus_union.pipelines.ablation.timing import StepTimes
 from zeus_union.pipelines.cli import main
@@ -241,6 +243,73 @@ def test_seeds_and_folds_are_runs_of_their_own(toy: Path) -> None:
     assert len({run.name for run in runs}) == len(runs)
 
 
+def test_a_row_without_its_weights_is_marked_as_not_run_and_the_others_are(toy: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    path.write_text(
+        "options: {epochs: 1, batch-size: 3, fusion: early, train-subjects: ada, test-subjects: ben}\n"
+        "rows:\n"
+        "  - {name: none given, set: {model: pretrained_unet}}\n"
+        "  - {name: absent, set: {model: transunet, pretrained: absent.npz}, paper: {CHAOS: [82.0, 80.0]}}\n"
+        "  - {name: there, set: {model: unext, preset: quarter}}\n"
+    )
+    result = command("--cache", toy, "--grid", path, "--out", out, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "row absent is not run: no weights at absent.npz" in said
+    assert "row none given is not run: pretrained_unet begins from published weights" in said
+    lines = list(csv.DictReader((out / "table.csv").open()))
+    assert [line["row"] for line in lines] == ["none given", "absent", "there"]
+    assert [line["DSC mean"] == "not run" for line in lines] == [True, True, False]
+    assert lines[1]["paper's DSC %"] == "82.00"
+    notes = (out / "table.md").read_text()
+    assert "not run: absent: no weights at absent.npz" in notes
+    assert [line["row"] for line in csv.DictReader((out / "subjects.csv").open())] == ["there"]
+
+
+def test_weights_of_a_model_reach_its_rows(toy: Path, tmp_path: Path) -> None:
+    save_file(published("timm"), tmp_path / "b0.safetensors")
+    weights = read_weights([f"pretrained_unet={tmp_path / 'b0.safetensors'}"])
+    grid = read_grid("table2", {}, None, weights)
+    with Cache(toy) as cache:
+        assert list(rows_not_run(read_grid("table2", {}))) == [
+            f"Pretrained U-Net {f}" for f in ("early", "hybrid", "late")
+        ]
+        assert rows_not_run(grid) == {}
+        few = replace(grid, rows=tuple(row for row in grid.rows if "early" in row.name), reference="U-Net early")
+        with_weights = {run.row for run in plan_ablation(cache, few, tmp_path) if run.pretrained}
+    assert with_weights == {"Pretrained U-Net early"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--pretrained", "unet=x.pth"],
+            "'unet' is no model with published weights; expected MODEL=FILE with a MODEL of",
+        ),
+        (["--pretrained", "transunet=absent.npz"], "--pretrained transunet=absent.npz: no weights at absent.npz"),
+        (["--pretrained", "absent.npz"], "expected MODEL=FILE"),
+        (["--set", "pretrained=absent.npz"], "--set pretrained=absent.npz: there is no such file of weights"),
+    ],
+)
+def test_weights_that_were_typed_and_are_not_there_are_refused(
+    toy: Path, tmp_path: Path, given: list[str], message: str
+) -> None:
+    result = command("--cache", toy, "--grid", "table2", "--out", tmp_path / "out", *given)
+    assert result.exit_code == 2 and message in result.output and result.output.count("\n") == 1, result.output
+
+
+def test_a_batchs_augmentation_is_part_of_a_steps_time(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_seconds_a_slice", lambda modalities: 100.0 * modalities)
+    with Cache(toy) as cache:
+        plain, augmented = (
+            plan_run(cache, run=Path("run"), model="unext", preset="quarter", fusion="early", augment=augment)
+            for augment in (False, True)
+        )
+    times = StepTimes(torch.device("cpu"))
+    assert times.of(plain) < 100 and 800 < times.of(augmented) < 900  # four slices of two modalities
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -317,7 +386,7 @@ def test_our_grids_can_be_read_and_have_the_papers_figures(name: str, toy: Path)
     assert len({row.name for row in grid.rows}) == len(grid.rows)
     if name.startswith("table"):
         with Cache(toy) as cache:
-            assert all(row.paper for row in grid.rows)
+            assert all(row.paper for row in grid.rows if row.options.get("model") != "pretrained_unet")
             figures = paper_figures(grid.rows, cache)
         assert bool(figures) == (name in ("table4", "table5"))  # of one data set; the toy is none of the paper's
 

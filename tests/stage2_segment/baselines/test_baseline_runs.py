@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,14 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
         ({"fusion": "early"}, "zeus has no early fusion"),
         ({"model": "vnet"}, "unknown model vnet; there are: zeus, unet, attention_unet"),
         ({"model": "unet", "fusion": "middle"}, "unknown fusion middle; there are: early, hybrid, late"),
-        ({"pretrained": Path("resnet.pth")}, "zeus starts from the cache's decoder; leave out --pretrained"),
+        ({"pretrained": Path("resnet.pth")}, "zeus starts from the cache's decoder; .*leave out --pretrained"),
+        ({"augment": True}, "zeus trains on cached embeddings, its way are cached views; leave out --augment"),
+        (
+            {"model": "unet", "pretrained": Path("x.pth")},
+            "weights for .* transunet, pretrained_unet; leave out --pretr",
+        ),
+        ({"model": "transunet", "pretrained": Path("x.pth")}, "no weights at x.pth; expected torchvision's ResNet-50"),
+        ({"model": "pretrained_unet"}, "begins from published weights.*--pretrained FILE, expected an EfficientNet-b0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(toy_cache: Path, options: dict[str, Any], message: str) -> None:
@@ -82,9 +90,9 @@ def test_options_that_do_not_go_together_are_refused(toy_cache: Path, options: d
 @pytest.mark.parametrize("model", BASELINES)
 def test_parameters_are_counted_by_part(toy_cache: Path, model: str) -> None:
     with Cache(toy_cache) as cache:
-        config = plan_run(cache, run=Path("run"), model=model, fusion="hybrid")
+        config = plan_run(cache, run=Path("run"), model="unet", fusion="hybrid")
     with torch.device("meta"):
-        built = build_model(config.architecture)
+        built = build_model(replace(config.architecture, model=model))
     parts = parameter_table(built)
     assert list(parts) == ["encoder", "merging", "decoder"] and all(parts.values())
     assert sum(parts.values()) == sum(p.numel() for p in built.parameters())

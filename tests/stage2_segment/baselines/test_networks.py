@@ -1,4 +1,4 @@
-"""The seven networks by themselves: layer shapes, parameter counts, that every part is used, and that they learn."""
+"""The eight networks by themselves: layer shapes, parameter counts, that every part is used, and that they learn."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.networks.nets import BasicUNet
+from monai.networks.nets import BasicUNet, FlexibleUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zeus_union.stage2_segment.baselines import missformer, transunet, unet, unext
+from zeus_union.stage2_segment.baselines import missformer, pretrained_unet, transunet, unet, unext
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.baselines.layers import BATCH_RELU, scaled
 from zeus_union.stage2_segment.baselines.networks import NETWORKS
@@ -28,6 +28,7 @@ ENCODER_MAPS = {
     "unet_plus_plus": [(32, 256), (64, 128), (128, 64), (256, 32), (512, 16)],
     "unext": [(16, 128), (32, 64), (128, 32), (160, 16), (256, 8)],
     "transunet": [(64, 128), (256, 64), (512, 32), (768, 16)],
+    "pretrained_unet": [(16, 128), (24, 64), (40, 32), (112, 16), (320, 8)],
     "missformer": [(64, 64), (128, 32), (320, 16), (512, 8)],
 }
 # What the stages of the decoder give, coarsest first, and in front of them what the deepest layers of the encoder do.
@@ -169,6 +170,7 @@ def batch_norms(*modules: nn.Module) -> int:
         ("unet_plus_plus", 1, 9_040_000, "batch norms"),  # the authors' Keras network has none; rounded
         ("transunet", 9, 105_277_081, "positions"),  # of 256 tokens, there 196
         ("missformer", 9, 42_462_537, "unused"),
+        ("pretrained_unet", 4, 7_060_712, "head"),  # EfficientNet's classification head, which gives no map
     ],
 )
 def test_parameters_are_those_of_the_reference(name: str, classes: int, reference: int, difference: str) -> None:
@@ -182,6 +184,8 @@ def test_parameters_are_those_of_the_reference(name: str, classes: int, referenc
             ours = round(ours - batch_norms(encoder, decoder), -4)
         elif difference == "positions":
             ours -= (256 - 196) * 768
+        elif difference == "head":
+            ours += count(nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.Linear(1280, 1000))
         elif difference == "unused":
             # Two more norms in every mix-FFN, and a linear layer and two blocks that the coarsest step never calls.
             norms = [
@@ -203,6 +207,20 @@ def test_unet_encoder_is_monais() -> None:
     for mine, stage in zip(ours(maps), (theirs.conv_0, theirs.down_1, theirs.down_2, theirs.down_3, theirs.down_4)):
         maps = stage(maps)
         assert torch.equal(mine, maps)
+
+
+def test_pretrained_unet_is_monais_flexible_unet() -> None:
+    torch.manual_seed(0)
+    theirs = FlexibleUNet(2, 3, "efficientnet-b0", pretrained=False).eval()
+    encoder = pretrained_unet.Encoder(2).eval()
+    decoder = pretrained_unet.Decoder(encoder.channels, 3).eval()
+    state = theirs.encoder.state_dict()
+    encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
+    decoder.decoder.load_state_dict(theirs.decoder.state_dict())
+    decoder.head.load_state_dict(theirs.segmentation_head.state_dict())
+    images = torch.rand(1, 2, 256, 256)
+    with torch.no_grad():
+        assert torch.equal(decoder(encoder(images)), theirs(images))
 
 
 @settings(deadline=None, max_examples=50)
