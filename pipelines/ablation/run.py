@@ -20,6 +20,8 @@ from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
+from zeus_union.stage2_segment.choose_postprocessing import predict_validation, why_not_chosen
+from zeus_union.stage2_segment.chosen_postprocessing import load_postprocessing, write_choices
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
 from zeus_union.stage2_segment.inputs.slices import SliceData
@@ -89,6 +91,7 @@ def run_ablation(
                 stopped[run.name] = learner.stopped
                 write_json(out / STOPPED, stopped)
         good = [(run, learner) for run, learner in zip(group, learners) if not learner.stopped]
+        _choose_postprocessing(cache, [learner for _, learner in good], accelerator, resident)
         for lines in _score(cache, good, accelerator, resident):
             results += lines
             write_table(out / RESULTS, results)
@@ -166,6 +169,19 @@ def _parts(group: list[PlannedRun], at_once: int) -> list[list[PlannedRun]]:
     return [group[start : start + at_once] for start in range(0, len(group), at_once)]
 
 
+def _choose_postprocessing(cache: Cache, learners: Sequence[Learner], accelerator: Accelerator, resident: str) -> None:
+    """Of the last weights of each, which are the ones scored."""
+    models = {
+        learner.run: (learner.config, learner.predictor)
+        for learner in learners
+        if why_not_chosen(learner.run, learner.config) is None
+    }
+    if not models:
+        return
+    for run, candidates in predict_validation(cache, models, accelerator.device, resident).items():
+        write_choices(run, {"last": candidates})
+
+
 def _score(
     cache: Cache, trained: Sequence[tuple[PlannedRun, Learner]], accelerator: Accelerator, resident: str
 ) -> list[list[dict[str, Any]]]:
@@ -176,14 +192,15 @@ def _score(
     wanted = {name for run, _ in trained for name in run.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     lines: list[list[dict[str, Any]]] = [[] for _ in trained]
+    postprocessing = [load_postprocessing(learner.run, run.config, "last") for run, learner in trained]
     for subject in progress(first.split.test, "scoring"):
         rows = cache.rows_of([subject])
         data = SliceData(
             cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
         )
-        for (run, learner), run_lines in zip(trained, lines):
+        for (run, learner), steps, run_lines in zip(trained, postprocessing, lines):
             predicted = predict_slices(learner.predictor, run.config, data)
-            scores, miou = score_subject(cache, subject, predicted)
+            scores, miou = score_subject(cache, subject, predicted, steps)
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
             run_lines += [{**head, **score, "miou_256": miou} for score in scores]
     return lines

@@ -21,6 +21,7 @@ from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, load_postprocessing
 from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.metrics import (
@@ -47,13 +48,14 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        rows: one per subject and class: subject, class, dsc_256, iou_256, dsc, iou, hd95_mm, nsd, native
-            voxels both, predicted and true.
+        rows: one per subject and class: subject, class, dsc_256, iou_256, dsc, iou, hd95_mm, nsd, dsc_raw (native DSC
+            before post-processing), native voxels both, predicted and true.
         miou_256: subject -> mean IoU at 256 with the background (the paper's).
         weights: 'last' or 'best'.
         cache: path of the cache, relative to the run's folder.
         content: digest of what it holds of these subjects.
         modalities: that were predicted from.
+        postprocessing: of the masks in the native grid.
         trained_on: which of these subjects the run was trained on.
         seen: which of them a projection behind the instructions was trained on.
         leaks: the run's instructions that were made from the true labels.
@@ -65,6 +67,7 @@ class Evaluation:
     cache: str
     content: str
     modalities: tuple[str, ...]
+    postprocessing: PostProcessing
     trained_on: tuple[str, ...]
     seen: tuple[str, ...]
     leaks: tuple[str, ...] = ()
@@ -77,6 +80,7 @@ class Evaluation:
             "content": self.content,
             "weights": self.weights,
             "modalities": list(self.modalities),
+            "postprocessing": self.postprocessing.to_json(),
             "subjects": list(self.miou_256),
             "trained_on": list(self.trained_on),
             "seen_by_projection": list(self.seen),
@@ -99,10 +103,12 @@ def evaluate_run(
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    postprocess: bool = True,
 ) -> Evaluation:
     """`measure_run`, written to evaluation.parquet and evaluation.json (see `results_path`) in the run's folder."""
     with open_cache(run) if cache is None else nullcontext(cache) as opened:
-        evaluation = measure_run(run, opened, subjects=subjects, modalities=modalities, which=which, device=device)
+        chosen: dict[str, Any] = {"subjects": subjects, "modalities": modalities, "which": which}
+        evaluation = measure_run(run, opened, device=device, postprocess=postprocess, **chosen)
         path = results_path(run, checkpoint.load_config(run), opened, "evaluation.json")
     checkpoint.write_table(path.with_suffix(".parquet"), evaluation.rows)
     checkpoint.write_json(path, evaluation.summary())
@@ -138,6 +144,7 @@ def measure_run(
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    postprocess: bool = True,
 ) -> Evaluation:
     """A run's masks against the truth.
 
@@ -146,6 +153,7 @@ def measure_run(
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights. The best were chosen on the validation subjects, so their numbers there are
             too good.
+        postprocess: with what was chosen for these weights (`load_postprocessing`).
 
     Raises:
         UserError: subjects that are unknown or have no labels; other classes than the run's.
@@ -157,6 +165,7 @@ def measure_run(
         raise UserError(
             f"{cache.path} has the classes {', '.join(cache.classes)}, the run {', '.join(config.inputs.classes)}"
         )
+    postprocessing = load_postprocessing(run, config, which, postprocess)
     chosen = subjects_to_measure(config, cache, subjects)
     trained_on = trained_by_run(config).among(cache, chosen)
     seen = trained_by_projection(cache, layers_read(config, cache)).among(cache, chosen)
@@ -165,12 +174,12 @@ def measure_run(
         positions = cache.rows_of([subject])
         data = SliceData(cache, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
         predicted = predict_slices(trained.model, config, data, wanted)
-        scores, miou[subject] = score_subject(cache, subject, predicted)
+        scores, miou[subject] = score_subject(cache, subject, predicted, postprocessing)
         rows += scores
     content = cache.content_digest("slices", chosen)
     path = os.path.relpath(cache.path, run)
     leaks = leaking(cache, layers_read(config, cache))
-    return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen, leaks)
+    return Evaluation(rows, miou, which, path, content, wanted, postprocessing, trained_on, seen, leaks)
 
 
 def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -207,11 +216,14 @@ def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tupl
     return kept
 
 
-def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> tuple[list[dict[str, Any]], float]:
+def score_subject(
+    cache: Cache, subject: str, predicted: NDArray[np.uint8], postprocessing: PostProcessing | None = None
+) -> tuple[list[dict[str, Any]], float]:
     """Rows of an `Evaluation`, one per class, and the mIoU at 256.
 
     Args:
         predicted: label maps (n, 256, 256) of all the subject's cached slices, in order.
+        postprocessing: of the masks in the native grid; those at 256 are the decoder's, as in the paper.
     """
     classes = cache.classes
     positions, grid = cache.rows_of([subject]), cache.grid(subject)
@@ -220,8 +232,10 @@ def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> t
     if truth is None:
         raise UserError(f"{cache.path} has no masks of {subject} in its native grid; build the cache again")
     numbers, step = cache.rows["number"][positions], cache.card.slice_step
+    native = to_native_slices(predicted, grid)
+    raw = overlap_counts(native, truth, len(classes))
+    native = stack_slices(native if postprocessing is None else postprocessing(native), numbers, step)
     truth = stack_slices(truth, numbers, step)
-    native = stack_slices(to_native_slices(predicted, grid), numbers, step)
     native = np.where(truth == IGNORE, 0, native)
     counts = overlap_counts(native, truth, len(classes))
     spacing = _spacing(grid, step)
@@ -238,6 +252,7 @@ def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> t
                 "iou": float(iou(counts)[label]),
                 "hd95_mm": surface.hd95_mm,
                 "nsd": surface.nsd,
+                "dsc_raw": float(dsc(raw)[label]),
                 "both": int(counts[label, 0]),
                 "predicted": int(counts[label, 1]),
                 "true": int(counts[label, 2]),
@@ -256,7 +271,7 @@ def as_table(evaluation: Evaluation) -> Table:
     """One line per subject and class, then the means."""
     table = Table(
         title=f"{evaluation.weights} weights on {evaluation.cache}; NSD at {SURFACE_TOLERANCE_MM:g} mm",
-        caption=_reservations(evaluation) or None,
+        caption="; ".join(filter(None, (evaluation.postprocessing.summary, _reservations(evaluation)))),
     )
     for name in ("subject", "class"):
         table.add_column(name)
