@@ -135,6 +135,11 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
 @modalities_option
 @postprocess_option
 @click.option("--missing", is_flag=True, help="Also with every subset of the modalities, and what DSC that costs.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that measure distances beside the prediction.  [default: the cores]",
+)
 @partial_option
 @device_option
 def evaluate_command(
@@ -145,6 +150,7 @@ def evaluate_command(
     modalities: str | None,
     postprocess: bool,
     missing: bool,
+    workers: int | None,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -175,7 +181,7 @@ def evaluate_command(
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     chosen["postprocess"] = postprocess
     with open_cache(run, cache, allow_partial) as opened:
-        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
+        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), threads=workers, **chosen)
         print_tables(as_table(evaluation))
         if missing:
             print_tables(without.as_table(without.evaluate_missing(run, opened, **chosen)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
 from zeus_union.stage2_segment.choose_postprocessing import predict_validation, why_not_chosen
 from zeus_union.stage2_segment.chosen_postprocessing import load_postprocessing, write_choices
 from zeus_union.stage2_segment.device import make_accelerator
-from zeus_union.stage2_segment.evaluation.evaluate import score_subject
+from zeus_union.stage2_segment.evaluation.evaluate import begin_scoring
+from zeus_union.stage2_segment.evaluation.surfaces import workers
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import predict_slices
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
@@ -92,7 +94,9 @@ def run_ablation(
                 write_json(out / STOPPED, stopped)
         good = [(run, learner) for run, learner in zip(group, learners) if not learner.stopped]
         _choose_postprocessing(cache, [learner for _, learner in good], accelerator, resident)
-        for lines in _score(cache, good, accelerator, resident):
+        with workers() as pool:
+            scored = _score(cache, good, accelerator, resident, pool)
+        for lines in scored:
             results += lines
             write_table(out / RESULTS, results)
         say(f"pass {number} of {len(passes)} took {time.monotonic() - start:.0f} s")
@@ -183,9 +187,13 @@ def _choose_postprocessing(cache: Cache, learners: Sequence[Learner], accelerato
 
 
 def _score(
-    cache: Cache, trained: Sequence[tuple[PlannedRun, Learner]], accelerator: Accelerator, resident: str
+    cache: Cache,
+    trained: Sequence[tuple[PlannedRun, Learner]],
+    accelerator: Accelerator,
+    resident: str,
+    pool: Executor | None = None,
 ) -> list[list[dict[str, Any]]]:
-    """Per run its lines of results; every held-out subject is read once for all runs."""
+    """Per run its lines of results; every held-out subject is read, and its true surfaces found, once for all runs."""
     if not trained:
         return []
     first = trained[0][0].config
@@ -198,9 +206,12 @@ def _score(
         data = SliceData(
             cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
         )
-        for (run, learner), steps, run_lines in zip(trained, postprocessing, lines):
-            predicted = predict_slices(learner.predictor, run.config, data)
-            scores, miou = score_subject(cache, subject, predicted, steps)
+        waiting = [
+            begin_scoring(cache, subject, predict_slices(learner.predictor, run.config, data), steps, pool)
+            for (run, learner), steps in zip(trained, postprocessing)
+        ]
+        for (run, _), finish, run_lines in zip(trained, waiting, lines):
+            scores, miou = finish()
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
             run_lines += [{**head, **score, "miou_256": miou} for score in scores]
     return lines
