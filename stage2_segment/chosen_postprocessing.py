@@ -122,25 +122,40 @@ def read_record(run: Path, classes: Sequence[str]) -> dict[str, Any] | None:
     again = f"zeus-segment postprocess --run {run} chooses again"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA:
-            raise UserError(f"{path} has schema {record['schema']!r}, this version reads {SCHEMA}; {again}")
-        assert isinstance(record["off"], bool)
-        named = [
-            (name, step)
-            for which, choice in record["choices"].items()
-            if which in WEIGHTS and choice["weights"]["sha256"] and isinstance(choice["chosen_on"], list)
-            for name, steps in choice["steps"].items()
-            for step in (*steps, None)
-        ]
-        assert all(isinstance(one, dict) for one in record["choices"].values())
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        schema = record["schema"]
+        steps = _steps_in(record) if schema == SCHEMA else {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from error
-    lacking = list(dict.fromkeys(name for name, _ in named if name not in classes))
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; {again}")
+    lacking = [name for name in steps if name not in classes]
     if lacking:
         raise UserError(
             f"{path} names the class {', '.join(lacking)}, which the run lacks (it has {', '.join(classes)}); {again}"
         )
-    unknown = list(dict.fromkeys(str(step) for _, step in named if step is not None and step not in STEPS))
+    unknown = dict.fromkeys(step for names in steps.values() for step in names if step not in STEPS)
     if unknown:
         raise UserError(f"{path} has the step {', '.join(unknown)}; there are {', '.join(STEPS)}; {again}")
     return record
+
+
+def _steps_in(record: dict[str, Any]) -> dict[str, list[str]]:
+    """Class -> steps that any of the choices has.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: the record is not made as `write_choices` makes it.
+    """
+    steps: dict[str, list[str]] = {}
+    parts: list[tuple[Any, type]] = [(record["off"], bool)]
+    for which, choice in record["choices"].items():
+        parts += [(choice["weights"]["sha256"], str), (choice["chosen_on"], list), (choice["candidates"], list)]
+        parts += [(subject, str) for subject in choice["chosen_on"]]
+        if which not in WEIGHTS:
+            raise ValueError(f"there are no {which} weights")
+        for name, names in choice["steps"].items():
+            parts += [(names, list), *((step, str) for step in names)]
+            steps.setdefault(name, []).extend(names)
+    for value, kind in parts:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+    return steps
