@@ -15,12 +15,13 @@ from zeus_union.cache.terminal import choose, print_tables
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED
 from zeus_union.pipelines.report.forest import draw_forest
 from zeus_union.pipelines.report.statistics import subject_scores, summarise
+from zeus_union.pipelines.report.subjects import write_subjects
 from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, write_sheets
 from zeus_union.pipelines.report.verdict import verdict
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:
-    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes.{md,csv,tex} and table.png.
+    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes.{md,csv,tex}, subjects.csv and table.png.
 
     Where the grid has controls, verdict.md says whether the instruction matters.
 
@@ -53,6 +54,7 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
         print_tables(Markdown(answer))
         write_atomically(folder / "verdict.md", answer.encode())
     write_sheets(folder, "classes", class_sheet(results, leaks=leaks))
+    write_subjects(folder, results)
     summaries = summarise(results, reference=reference)
     draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
     return folder

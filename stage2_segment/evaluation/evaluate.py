@@ -88,6 +88,7 @@ class Evaluation:
             "seen_by_projection": list(self.seen),
             "made_from_true_labels": list(self.leaks),
             "miou_256": _known(mean_defined(self.miou_256.values())),
+            "miou_256_of_subjects": {subject: _known(score) for subject, score in self.miou_256.items()},
             "mean_over_classes": {key: self._mean(key, classes) for key in NAMES},
             "classes": {name: {key: self._mean(key, [name]) for key in NAMES} for name in classes},
             "definitions": DEFINITIONS,

@@ -1,8 +1,8 @@
 """HD95 and NSD as MONAI defines them, each surface found once and the truth's kept for the next prediction.
 
 MONAI 1.6's `compute_hausdorff_distance` and `compute_surface_dice` find the edges of both masks and the distances between
-them anew in every call. Here one pair of distances serves both metrics. What takes the time (erosion, trees, queries) runs
-outside Python's lock, so threads share the cores and nothing is copied to another process.
+them anew in every call. Here one pair of distances serves both metrics. SciPy lets go of Python's lock in what takes the
+time (erosion, trees, queries), so threads share the cores: no process has to start, and no volume is copied to one.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class Surface:
     """
 
     def __init__(self, mask: NDArray[np.bool_], spacing: Sequence[float]) -> None:
-        (box,) = ndimage.find_objects(mask.view(np.uint8)) or (None,)
-        if box is None:
+        occupied = np.unravel_index(np.flatnonzero(mask), mask.shape)
+        if not len(occupied[0]):
             self.points = np.empty((0, 3))
             self._tree = None
             return
-        inside = np.pad(mask[box], 1)
-        edges = np.argwhere(inside & ~ndimage.binary_erosion(inside)) - 1 + [side.start for side in box]
+        low = [int(axis.min()) for axis in occupied]
+        inside = np.pad(mask[tuple(slice(start, int(axis.max()) + 1) for start, axis in zip(low, occupied))], 1)
+        edges = np.argwhere(inside & ~ndimage.binary_erosion(inside)) - 1 + low
         self.points = edges * np.asarray(spacing, np.float64)
         self._tree = KDTree(self.points, leafsize=LEAF)
 
