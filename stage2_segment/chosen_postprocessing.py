@@ -65,6 +65,8 @@ def load_postprocessing(run: Path, config: RunConfig, which: str, wanted: bool =
         return none_because("as --no-postprocessing says")
     again = f"zeus-segment postprocess --run {run}"
     record = read_record(run, config.inputs.classes)
+    if record is None and not config.split.validation:
+        return none_because("as the run has no validation subjects to choose it on")
     if record is None:
         return none_because(f"as none was chosen; {again} does it on the validation subjects")
     if record["off"]:
@@ -100,8 +102,8 @@ def write_choices(run: Path, candidates: Mapping[str, Candidates]) -> None:
             "weights": {"name": which, "sha256": sha256_file(checkpoint.weights_path(run, which))},
             "chosen_on": list(maps.subjects),
             "steps": {name: list(steps) for name, steps in kept_steps(tried, maps.classes).items()},
-            "unseen": list(dict.fromkeys(one.label_name for one in tried if not one.before)),
-            "candidates": [one.to_json() for one in tried],
+            "unseen": list(dict.fromkeys(candidate.class_name for candidate in tried if not candidate.before)),
+            "candidates": [candidate.to_json() for candidate in tried],
         }
     checkpoint.write_json(run / FILE, {"schema": SCHEMA, "off": False, "choices": choices})
 

@@ -164,8 +164,8 @@ def evaluate_command(
     mIoU  mean IoU over the classes and the background, then over the subjects (the paper's), at 256 x 256
     256   on the 256 x 256 pictures the decoder sees (the paper's), without post-processing; without it: in the
           study's own grid, with the run's post-processing (dsc_raw in the file: without)
-    HD95  95th percentile of the symmetric surface distance, mm, over the cached slices
-    NSD   share of both surfaces within 2 mm of the other
+    HD95  95th percentile of the distances between the surfaces, the larger of both directions (MONAI's), mm
+    NSD   share of the surface voxels of both within 2 mm of the other's (MONAI's)
     A class that is in neither truth nor prediction is not counted; in one of them only, DSC, IoU and NSD are 0 and
     HD95 is not counted.
 

@@ -1,6 +1,6 @@
 """Post-processing of a subject's label map: per class the largest component, and holes filled.
 
-The steps and the rule they are chosen by are nnU-Net's (`choose_steps`); a hole is filled only where one class alone
+The steps and the rule they are chosen by are nnU-Net's (`Candidate.kept`); a hole is filled only where one class alone
 surrounds it, so that no class takes a voxel of another and the order of the classes changes nothing.
 """
 
@@ -70,10 +70,10 @@ def fill_holes(labels: NDArray[np.uint8], wanted: Sequence[int]) -> NDArray[np.u
     for axis, length in enumerate(labels.shape):
         if length == 1:
             continue
-        before, after = (tuple(part if a == axis else slice(None) for a in range(3)) for part in _NEIGHBOURS)
-        for here, there in ((before, after), (after, before)):
-            touching = (components[here] > 0) & (labels[there] > 0)
-            component, neighbour = components[here][touching], labels[there][touching]
+        lower, upper = (tuple(part if a == axis else slice(None) for a in range(3)) for part in _NEIGHBOURS)
+        for background, beside in ((lower, upper), (upper, lower)):
+            touching = (components[background] > 0) & (labels[beside] > 0)
+            component, neighbour = components[background][touching], labels[beside][touching]
             np.minimum.at(lowest, component, neighbour)
             np.maximum.at(highest, component, neighbour)
         open_to_edge[np.unique(np.take(components, (0, -1), axis))] = True
@@ -93,7 +93,7 @@ class Candidate:
             has the class.
     """
 
-    label_name: str
+    class_name: str
     step: str
     before: Mapping[str, float]
     after: Mapping[str, float]
@@ -109,7 +109,7 @@ class Candidate:
             for name, scores in (("dsc_before", self.before), ("dsc_after", self.after))
         }
         subjects = {name: {"dsc_before": self.before[name], "dsc_after": self.after[name]} for name in self.before}
-        return {"class": self.label_name, "step": self.step, **means, "kept": self.kept, "subjects": subjects}
+        return {"class": self.class_name, "step": self.step, **means, "kept": self.kept, "subjects": subjects}
 
 
 class Candidates:
@@ -160,7 +160,10 @@ class Candidates:
 
 def kept_steps(tried: Sequence[Candidate], classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Class -> the steps that are kept for it."""
-    return {name: tuple(one.step for one in tried if one.label_name == name and one.kept) for name in classes}
+    return {
+        name: tuple(candidate.step for candidate in tried if candidate.class_name == name and candidate.kept)
+        for name in classes
+    }
 
 
 def steps_by_label(steps: Mapping[str, Sequence[str]], classes: Sequence[str]) -> dict[int, tuple[str, ...]]:

@@ -175,11 +175,11 @@ def _parts(group: list[PlannedRun], at_once: int) -> list[list[PlannedRun]]:
 
 def _choose_postprocessing(cache: Cache, learners: Sequence[Learner], accelerator: Accelerator, resident: str) -> None:
     """Of the last weights of each, which are the ones scored."""
-    models = {
-        learner.run: (learner.config, learner.predictor)
-        for learner in learners
-        if why_not_chosen(learner.run, learner.config) is None
-    }
+    reasons = {learner.run: why_not_chosen(learner.run, learner.config) for learner in learners}
+    without = [reason for reason in reasons.values() if reason is not None]
+    if without:
+        say(f"{len(without)} of {len(learners)} runs: {without[0]}")
+    models = {learner.run: (learner.config, learner.predictor) for learner in learners if reasons[learner.run] is None}
     if not models:
         return
     for run, candidates in predict_validation(cache, models, accelerator.device, resident).items():

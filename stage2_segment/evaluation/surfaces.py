@@ -54,13 +54,13 @@ class Surface:
     def __init__(self, mask: NDArray[np.bool_], spacing: Sequence[float]) -> None:
         occupied = np.unravel_index(np.flatnonzero(mask), mask.shape)
         if not len(occupied[0]):
-            self.points = np.empty((0, 3))
+            self.points: NDArray[np.float64] = np.empty((0, 3))
             self._tree = None
             return
         low = [int(axis.min()) for axis in occupied]
         inside = np.pad(mask[tuple(slice(start, int(axis.max()) + 1) for start, axis in zip(low, occupied))], 1)
         edges = np.argwhere(inside & ~ndimage.binary_erosion(inside)) - 1 + low
-        self.points = edges * np.asarray(spacing, np.float64)
+        self.points = edges.astype(np.float64) * np.asarray(spacing, np.float64)
         self._tree = KDTree(self.points, leafsize=LEAF)
 
     def __len__(self) -> int:
@@ -130,7 +130,8 @@ TRUTHS = TruthSurfaces()
 
 
 def digest_of(volume: NDArray[np.uint8]) -> str:
-    return f"{volume.shape} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(volume))}"
+    """Of shape and content."""
+    return f"{volume.shape} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(volume).tobytes())}"
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def test_what_is_kept_is_strictly_better_and_never_worse_in_all(seed: int, subje
         assert set(json["subjects"]) == set(one.before) == set(one.after) <= set(volumes)
     steps = kept_steps(tried, ["a", "b", "c"])
     for label, name in enumerate("abc", 1):
-        last = [one for one in tried if one.label_name == name][-1]
+        last = [one for one in tried if one.class_name == name][-1]
         expected = last.after if last.kept else last.before
         for subject, score in expected.items():
             predicted, truth = volumes[subject]
