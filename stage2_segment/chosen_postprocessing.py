@@ -81,12 +81,35 @@ def load_postprocessing(run: Path, config: RunConfig, which: str, wanted: bool =
     return PostProcessing(_summary(steps, subjects), steps, config.inputs.classes, subjects)
 
 
+def common_postprocessing(members: Sequence[PostProcessing]) -> PostProcessing:
+    """Of the masks of several runs together: the steps that every one of them chose; of one run its own.
+
+    Nobody chose for the ensemble, whose members may have been validated on each other's training subjects.
+    """
+    first, *others = members
+    if not others:
+        return first
+    steps = {
+        name: tuple(step for step in chosen if all(step in other.steps.get(name, ()) for other in others))
+        for name, chosen in first.steps.items()
+    }
+    steps = {name: chosen for name, chosen in steps.items() if chosen}
+    if not steps:
+        return none_because("as no step was chosen by all members")
+    summary = f"post-processing: {_named(steps)} (chosen by all {len(members)} members)"
+    subjects = tuple(dict.fromkeys(subject for member in members for subject in member.chosen_on))
+    return PostProcessing(summary, steps, first.classes, subjects)
+
+
+def _named(steps: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{name} {' and '.join(STEPS[step] for step in names)}" for name, names in steps.items())
+
+
 def _summary(steps: Mapping[str, Sequence[str]], subjects: Sequence[str]) -> str:
     chosen_on = f"chosen on {', '.join(subjects)}" + (", one subject alone" if len(subjects) == 1 else "")
     if not steps:
         return f"post-processing: none, as nothing is better with it ({chosen_on})"
-    named = (f"{name} {' and '.join(STEPS[step] for step in names)}" for name, names in steps.items())
-    return f"post-processing: {', '.join(named)} ({chosen_on})"
+    return f"post-processing: {_named(steps)} ({chosen_on})"
 
 
 def write_choices(run: Path, candidates: Mapping[str, Candidates]) -> None:

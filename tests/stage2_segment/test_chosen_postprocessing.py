@@ -17,11 +17,16 @@ from tests.stage2_segment.conftest import make_cache
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint, choose_postprocessing, predict
-from zeus_union.stage2_segment.chosen_postprocessing import FILE, load_postprocessing
+from zeus_union.stage2_segment.chosen_postprocessing import (
+    FILE,
+    PostProcessing,
+    common_postprocessing,
+    load_postprocessing,
+)
 from zeus_union.stage2_segment.cli import main
 from zeus_union.stage2_segment.evaluation import evaluate
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
-from zeus_union.stage2_segment.postprocessing import LARGEST
+from zeus_union.stage2_segment.postprocessing import HOLES, LARGEST
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.training.train import train_run
 
@@ -232,3 +237,15 @@ def test_no_weights_is_said_before_anything_is_chosen(tmp_path: Path, trained: P
     (tmp_path / checkpoint.CONFIG).write_bytes((trained / checkpoint.CONFIG).read_bytes())
     with pytest.raises(UserError, match="has not come to its first save"), predict.open_cache(trained) as cache:
         choose_postprocessing.choose_postprocessing(tmp_path, cache, "cpu")
+
+
+def test_an_ensemble_has_the_steps_that_all_its_members_chose() -> None:
+    classes = ("liver", "spleen")
+    first = PostProcessing("a", {"liver": (LARGEST, HOLES), "spleen": (HOLES,)}, classes, ("ann",))
+    second = PostProcessing("b", {"liver": (HOLES,)}, classes, ("ann", "ben"))
+    assert common_postprocessing([first]) is first
+    both = common_postprocessing([first, second])
+    assert both.steps == {"liver": (HOLES,)} and both.chosen_on == ("ann", "ben") and both.classes == classes
+    assert both.summary == "post-processing: liver holes filled (chosen by all 2 members)"
+    none = common_postprocessing([first, PostProcessing("post-processing: none")])
+    assert none.steps == {} and "no step was chosen by all members" in none.summary
