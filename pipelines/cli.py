@@ -208,6 +208,13 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
 @click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+@click.option(
+    "--postprocessing/--no-postprocessing",
+    "postprocess",
+    default=True,
+    show_default=True,
+    help="Masks in the native grid with what was chosen for the run (zeus-segment postprocess), or as they come.",
+)
 def segment(
     study: Path,
     run: Path,
@@ -219,6 +226,7 @@ def segment(
     slice_step: int,
     send_images_to: str | None,
     device: str | None,
+    postprocess: bool,
 ) -> None:
     """A new study through both stages: mask out, in the study's own grid.
 
@@ -247,6 +255,7 @@ def segment(
         slice_step=slice_step,
         send_images_to=send_images_to,
         device=device,
+        postprocess=postprocess,
     )
     click.echo(f"mask in {mask}")
 

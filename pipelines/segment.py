@@ -43,6 +43,7 @@ def segment_study(
     slice_step: int = 1,
     send_images_to: str | None = None,
     device: str | None = None,
+    postprocess: bool = True,
 ) -> Path:
     """Writes the run's mask of a study that is in no cache, in the study's own grid; returns its path.
 
@@ -57,6 +58,7 @@ def segment_study(
         modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
         slice_step: every n-th slice; the others stay 0.
         send_images_to: as for `load_models`.
+        postprocess: as for `predict_run`.
 
     Raises:
         UserError: no file of any of the run's modalities; files on different grids; other models than the run's.
@@ -101,7 +103,8 @@ def segment_study(
             )
             build_cache(dataset, models, options)
             with Cache(temporary) as built:
-                (mask,) = predict_run(run, built, Path(folder), modalities=tuple(files), device=device)
+                how: dict[str, Any] = {"modalities": tuple(files), "device": device, "postprocess": postprocess}
+                (mask,) = predict_run(run, built, Path(folder), **how)
                 write_atomically(out, mask.read_bytes())
     missing = [name for name in config.inputs.modalities if name not in files]
     if missing:

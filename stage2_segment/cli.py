@@ -25,7 +25,13 @@ weights_option = click.option(
     help="After the last epoch, or after the epoch with the best DSC on the validation subjects.",
 )
 
-
+postprocess_option = click.option(
+    "--postprocessing/--no-postprocessing",
+    "postprocess",
+    default=True,
+    show_default=True,
+    help="Masks in the native grid with what was chosen for the run (zeus-segment postprocess), or as they come.",
+)
 modalities_option = click.option(
     "--modalities", help="Predict from these of the run's, where a study lacks some.  [default: all of the run's]"
 )
@@ -127,7 +133,13 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
     help="Names, separated by commas.  [default: the held-out ones; of another cache all labelled that nobody trained on]",
 )
 @modalities_option
+@postprocess_option
 @click.option("--missing", is_flag=True, help="Also with every subset of the modalities, and what DSC that costs.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that measure distances beside the prediction.  [default: the cores]",
+)
 @partial_option
 @device_option
 def evaluate_command(
@@ -136,7 +148,9 @@ def evaluate_command(
     weights: str,
     subjects: str | None,
     modalities: str | None,
+    postprocess: bool,
     missing: bool,
+    workers: int | None,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -148,9 +162,10 @@ def evaluate_command(
     DSC   2 |P and T| / (|P| + |T|) of a class in a subject's volume, all its cached slices together
     IoU   |P and T| / |P or T|, likewise
     mIoU  mean IoU over the classes and the background, then over the subjects (the paper's), at 256 x 256
-    256   on the 256 x 256 pictures the decoder sees (the paper's); without it: in the study's own grid
-    HD95  95th percentile of the symmetric surface distance, mm, over the cached slices
-    NSD   share of both surfaces within 2 mm of the other
+    256   on the 256 x 256 pictures the decoder sees (the paper's), without post-processing; without it: in the
+          study's own grid, with the run's post-processing (dsc_raw in the file: without)
+    HD95  95th percentile of the distances between the surfaces, the larger of both directions (MONAI's), mm
+    NSD   share of the surface voxels of both within 2 mm of the other's (MONAI's)
     A class that is in neither truth nor prediction is not counted; in one of them only, DSC, IoU and NSD are 0 and
     HD95 is not counted.
 
@@ -164,8 +179,9 @@ def evaluate_command(
     from zeus_union.stage2_segment.predict import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
+    chosen["postprocess"] = postprocess
     with open_cache(run, cache, allow_partial) as opened:
-        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), **chosen)
+        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), threads=workers, **chosen)
         print_tables(as_table(evaluation))
         if missing:
             print_tables(without.as_table(without.evaluate_missing(run, opened, **chosen)))
@@ -182,6 +198,7 @@ def evaluate_command(
 @weights_option
 @click.option("--subjects", help="Names, separated by commas.  [default: all of the cache]")
 @modalities_option
+@postprocess_option
 @partial_option
 @device_option
 def predict_command(
@@ -191,6 +208,7 @@ def predict_command(
     weights: str,
     subjects: str | None,
     modalities: str | None,
+    postprocess: bool,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -206,8 +224,41 @@ def predict_command(
             modalities=split_names(modalities),
             which=weights,
             device=device,
+            postprocess=postprocess,
         )
     click.echo(f"{len(written)} masks of {opened.path} in {out}")
+
+
+@main.command("postprocess")
+@run_option
+@click.option("--cache", type=FILE, help="The run's cache, where it has moved.  [default: where it was]")
+@click.option(
+    "--none", "off", is_flag=True, help="Turn the run's post-processing off, until this command chooses again."
+)
+@device_option
+def postprocess_command(run: Path, cache: Path | None, off: bool, device: str | None) -> None:
+    """Choose the post-processing of a run's masks again, or turn it off; training chooses it at its end.
+
+    Of each class: only its largest component (3D, in the native grid over the cached slices), then its holes filled. A
+    step is kept where the mean DSC over the run's validation subjects is higher with it (nnU-Net's rule); the subjects
+    that the run is tested on have no part in it. evaluate, predict and zeus segment then apply it.
+
+    Writes postprocessing.json into the run folder, for the last weights and for the best where there are any.
+    """
+    from zeus_union.stage2_segment import checkpoint
+    from zeus_union.stage2_segment.choose_postprocessing import as_table, choose_postprocessing, say_choices
+    from zeus_union.stage2_segment.chosen_postprocessing import turn_off
+    from zeus_union.stage2_segment.predict import open_cache
+
+    config = checkpoint.load_config(run)
+    if off:
+        turn_off(run)
+        click.echo(f"{run} has no post-processing any more; zeus-segment postprocess --run {run} chooses it again")
+        return
+    with open_cache(run, cache) as opened:
+        choose_postprocessing(run, opened, device)
+    print_tables(*as_table(run, config))
+    say_choices(run, config)
 
 
 @main.command("probe")

@@ -18,6 +18,7 @@ from zeus_union.cache.grid import Grid, from_square
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, load_postprocessing
 from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.device import pick_device
@@ -125,10 +126,13 @@ def to_native_slices(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]
     return from_square(labels, grid.slice_shape[1:], grid.slice_spacing[1:])
 
 
-def to_native_volume(labels: NDArray[np.uint8], numbers: NDArray[np.int32], grid: Grid) -> NDArray[np.uint8]:
+def to_native_volume(
+    labels: NDArray[np.uint8], numbers: NDArray[np.int32], grid: Grid, postprocessing: PostProcessing | None = None
+) -> NDArray[np.uint8]:
     """Label maps (n, 256, 256) of slices `numbers` -> a volume in the array order of the source; other slices are 0."""
+    native = to_native_slices(labels, grid)
     slices = np.zeros(grid.slice_shape, np.uint8)
-    slices[numbers] = to_native_slices(labels, grid)
+    slices[numbers] = native if postprocessing is None else postprocessing(native)
     return grid.from_slices(slices)
 
 
@@ -141,6 +145,7 @@ def predict_run(
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    postprocess: bool = True,
 ) -> list[Path]:
     """Writes SUBJECT.nii.gz with the study's own shape and geometry for every subject; the files written.
 
@@ -148,20 +153,23 @@ def predict_run(
         subjects: all of the cache if None.
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights.
+        postprocess: with what was chosen for these weights (`load_postprocessing`).
     """
     opened = load_run(run, which, device)
     wanted = check_cache(opened.config, cache, modalities)
+    postprocessing = load_postprocessing(run, opened.config, which, postprocess)
     chosen = choose(subjects, cache.subjects, "subject")
     written = []
     for subject in progress(chosen, "predicting"):
         rows, grid = cache.rows_of([subject]), cache.grid(subject)
         data = SliceData(cache, opened.config.inputs.encoder, wanted, rows, opened.device, labelled=False)
         labels = predict_slices(opened.model, opened.config, data, wanted)
-        volume = to_native_volume(labels, cache.rows["number"][rows], grid)
+        volume = to_native_volume(labels, cache.rows["number"][rows], grid, postprocessing)
         written.append(write_labels(out / f"{subject}.nii.gz", volume, grid))
         missing = grid.slice_shape[0] - len(rows)
         if missing:
             say(f"{subject}: {missing} of {grid.slice_shape[0]} slices are not in the cache and stay 0")
+    say(postprocessing.summary)
     return written
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun, rows_not_run
 from zeus_union.pipelines.report.published import published_for
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
+from zeus_union.stage2_segment.choose_postprocessing import predict_validation, why_not_chosen
+from zeus_union.stage2_segment.chosen_postprocessing import load_postprocessing, write_choices
 from zeus_union.stage2_segment.device import make_accelerator
-from zeus_union.stage2_segment.evaluation.evaluate import score_subject
+from zeus_union.stage2_segment.evaluation.evaluate import begin_scoring
+from zeus_union.stage2_segment.evaluation.surfaces import workers
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import predict_slices
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
@@ -90,7 +94,10 @@ def run_ablation(
                 stopped[run.name] = learner.stopped
                 write_json(out / STOPPED, stopped)
         good = [(run, learner) for run, learner in zip(group, learners) if not learner.stopped]
-        for lines in _score(cache, good, accelerator, resident):
+        _choose_postprocessing(cache, [learner for _, learner in good], accelerator, resident)
+        with workers() as pool:
+            scored = _score(cache, good, accelerator, resident, pool)
+        for lines in scored:
             results += lines
             write_table(out / RESULTS, results)
         say(f"pass {number} of {len(passes)} took {time.monotonic() - start:.0f} s")
@@ -174,24 +181,45 @@ def _parts(group: list[PlannedRun], at_once: int) -> list[list[PlannedRun]]:
     return [group[start : start + at_once] for start in range(0, len(group), at_once)]
 
 
+def _choose_postprocessing(cache: Cache, learners: Sequence[Learner], accelerator: Accelerator, resident: str) -> None:
+    """Of the last weights of each, which are the ones scored."""
+    reasons = {learner.run: why_not_chosen(learner.run, learner.config) for learner in learners}
+    without = [reason for reason in reasons.values() if reason is not None]
+    if without:
+        say(f"{len(without)} of {len(learners)} runs: {without[0]}")
+    models = {learner.run: (learner.config, learner.predictor) for learner in learners if reasons[learner.run] is None}
+    if not models:
+        return
+    for run, candidates in predict_validation(cache, models, accelerator.device, resident).items():
+        write_choices(run, {"last": candidates})
+
+
 def _score(
-    cache: Cache, trained: Sequence[tuple[PlannedRun, Learner]], accelerator: Accelerator, resident: str
+    cache: Cache,
+    trained: Sequence[tuple[PlannedRun, Learner]],
+    accelerator: Accelerator,
+    resident: str,
+    pool: Executor | None = None,
 ) -> list[list[dict[str, Any]]]:
-    """Per run its lines of results; every held-out subject is read once for all runs."""
+    """Per run its lines of results; every held-out subject is read, and its true surfaces found, once for all runs."""
     if not trained:
         return []
     first = trained[0][0].config
     wanted = {name for run, _ in trained for name in run.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     lines: list[list[dict[str, Any]]] = [[] for _ in trained]
+    postprocessing = [load_postprocessing(learner.run, run.config, "last") for run, learner in trained]
     for subject in progress(first.split.test, "scoring"):
         rows = cache.rows_of([subject])
         data = SliceData(
             cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
         )
-        for (run, learner), run_lines in zip(trained, lines):
-            predicted = predict_slices(learner.predictor, run.config, data)
-            scores, miou = score_subject(cache, subject, predicted)
+        waiting = [
+            begin_scoring(cache, subject, predict_slices(learner.predictor, run.config, data), steps, pool)
+            for (run, learner), steps in zip(trained, postprocessing)
+        ]
+        for (run, _), finish, run_lines in zip(trained, waiting, lines):
+            scores, miou = finish()
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
             run_lines += [{**head, **score, "miou_256": miou} for score in scores]
     return lines

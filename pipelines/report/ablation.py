@@ -14,6 +14,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, print_tables
 from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED
 from zeus_union.pipelines.report.forest import draw_forest
+from zeus_union.pipelines.report.measurements import write_measurements
 from zeus_union.pipelines.report.published import Published, with_published
 from zeus_union.pipelines.report.statistics import subject_scores, summarise
 from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, subject_sheet, write_sheets
@@ -21,7 +22,8 @@ from zeus_union.pipelines.report.verdict import verdict
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:
-    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes and subjects likewise, and table.png.
+    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes and subjects likewise, measurements.csv and
+    table.png.
 
     Where the grid has controls, verdict.md says whether the instruction matters.
 
@@ -69,6 +71,7 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
         write_atomically(folder / "verdict.md", answer.encode())
     write_sheets(folder, "classes", class_sheet(results, leaks=leaks))
     write_sheets(folder, "subjects", with_published(subject_sheet(results, leaks=leaks), published, subjects))
+    write_measurements(folder, results)
     summaries = summarise(results, reference=reference)
     draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
     return folder

@@ -1,7 +1,7 @@
 """What the results of an ablation say: means, intervals over subjects, paired tests between rows.
 
 `results` is everywhere one mapping per (row, seed, fold, subject, class) with the keys row, seed, fold, subject, class,
-the metrics dsc_256, iou_256, dsc, iou, hd95_mm, nsd and miou_256 (None or NaN where undefined) and the voxels both,
+the metrics dsc_256, iou_256, dsc, dsc_raw, iou, hd95_mm, nsd and miou_256 (None or NaN where undefined) and the voxels both,
 predicted and true.
 """
 
@@ -22,7 +22,7 @@ from zeus_union.stage2_segment.evaluation.metrics import mean_defined, subject_m
 
 CONFIDENCE = 0.95
 FEWEST = 5  # subjects for an interval: of fewer the spread itself is not known, and the points say more
-SHARES = ("dsc", "iou", "dsc_256", "iou_256", "miou_256", "nsd")  # metrics between 0 and 1
+SHARES = ("dsc", "dsc_raw", "iou", "dsc_256", "iou_256", "miou_256", "nsd")  # metrics between 0 and 1
 DECIMALS = 12  # differences are rounded to as many, so that rounding of the means makes no order among equal ones
 
 Result = Mapping[str, Any]

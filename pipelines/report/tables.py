@@ -216,6 +216,8 @@ def ablation_sheet(
         f"pooled DSC: of all subjects' voxels together, the mean over the classes{_each_seed(results)}",
         f"mIoU: {DEFINITIONS['mIoU']}, {DEFINITIONS['256'].partition(';')[0]}",
         f"HD95: {DEFINITIONS['HD95']}; the mean over the classes, then over the subjects",
+        f"surface: {DEFINITIONS['surface']}",
+        f"post-processing: {DEFINITIONS['post-processing']}{_gains(results)}",
         *_incomplete_distances(results),
         f"empty: {DEFINITIONS['empty']}",
         f"mean: {DEFINITIONS['mean']}",
@@ -317,6 +319,14 @@ def _column(names: Sequence[str], summaries: Mapping[str, Summary], show: Callab
 
 def _each_seed(results: Sequence[Result]) -> str:
     return ", of each seed and then averaged" if len({line["seed"] for line in results}) > 1 else ""
+
+
+def _gains(results: Sequence[Result]) -> str:
+    """What post-processing did to each row's mean DSC, of rows where it did anything."""
+    raw = _means([line for line in results if is_defined(line.get("dsc_raw"))], "dsc_raw")
+    gains = {row: mean - raw[row] for row, mean in _means(results, "dsc").items() if row in raw}
+    named = [f"{row} {gain:+.3f}" for row, gain in gains.items() if round(gain, 3)]
+    return f"; its gain in DSC: {', '.join(named)}" if named else ""
 
 
 def _incomplete_distances(results: Sequence[Result]) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,25 +23,26 @@ from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, load_postprocessing
 from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.metrics import (
     DEFINITIONS,
-    SURFACE_TOLERANCE_MM,
     dsc,
     iou,
     mean_defined,
     mean_over_subjects,
     overlap_counts,
     stack_slices,
-    surface_scores,
 )
+from zeus_union.stage2_segment.evaluation.surfaces import SURFACE_TOLERANCE_MM, scores_of_labels, workers
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import load_run, open_cache, predict_slices, to_native_slices
 from zeus_union.stage2_segment.training_subjects import trained_by_projection, trained_by_run
 
 NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
+AT_ONCE = 4  # subjects whose label maps wait to be measured while the next are predicted
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,14 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        rows: one per subject and class: subject, class, dsc_256, iou_256, dsc, iou, hd95_mm, nsd, native
-            voxels both, predicted and true.
+        rows: one per subject and class: subject, class, dsc_256, iou_256, dsc, iou, hd95_mm, nsd, dsc_raw (native DSC
+            before post-processing), native voxels both, predicted and true.
         miou_256: subject -> mean IoU at 256 with the background (the paper's).
         weights: 'last' or 'best'.
         cache: path of the cache, relative to the run's folder.
         content: digest of what it holds of these subjects.
         modalities: that were predicted from.
+        postprocessing: of the masks in the native grid.
         trained_on: which of these subjects the run was trained on.
         seen: which of them a projection behind the instructions was trained on.
         leaks: the run's instructions that were made from the true labels.
@@ -65,6 +69,7 @@ class Evaluation:
     cache: str
     content: str
     modalities: tuple[str, ...]
+    postprocessing: PostProcessing
     trained_on: tuple[str, ...]
     seen: tuple[str, ...]
     leaks: tuple[str, ...] = ()
@@ -77,11 +82,13 @@ class Evaluation:
             "content": self.content,
             "weights": self.weights,
             "modalities": list(self.modalities),
+            "postprocessing": self.postprocessing.to_json(),
             "subjects": list(self.miou_256),
             "trained_on": list(self.trained_on),
             "seen_by_projection": list(self.seen),
             "made_from_true_labels": list(self.leaks),
             "miou_256": _known(mean_defined(self.miou_256.values())),
+            "miou_256_of_subjects": {subject: _known(score) for subject, score in self.miou_256.items()},
             "mean_over_classes": {key: self._mean(key, classes) for key in NAMES},
             "classes": {name: {key: self._mean(key, [name]) for key in NAMES} for name in classes},
             "definitions": DEFINITIONS,
@@ -99,13 +106,17 @@ def evaluate_run(
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    postprocess: bool = True,
+    threads: int | None = None,
 ) -> Evaluation:
     """`measure_run`, written to evaluation.parquet and evaluation.json (see `results_path`) in the run's folder."""
     with open_cache(run) if cache is None else nullcontext(cache) as opened:
-        evaluation = measure_run(run, opened, subjects=subjects, modalities=modalities, which=which, device=device)
+        chosen: dict[str, Any] = {"subjects": subjects, "modalities": modalities, "which": which}
+        evaluation = measure_run(run, opened, device=device, postprocess=postprocess, threads=threads, **chosen)
         path = results_path(run, checkpoint.load_config(run), opened, "evaluation.json")
     checkpoint.write_table(path.with_suffix(".parquet"), evaluation.rows)
     checkpoint.write_json(path, evaluation.summary())
+    say(evaluation.postprocessing.summary)
     return evaluation
 
 
@@ -138,6 +149,8 @@ def measure_run(
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    postprocess: bool = True,
+    threads: int | None = None,
 ) -> Evaluation:
     """A run's masks against the truth.
 
@@ -146,6 +159,8 @@ def measure_run(
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights. The best were chosen on the validation subjects, so their numbers there are
             too good.
+        postprocess: with what was chosen for these weights (`load_postprocessing`).
+        threads: to measure distances in, beside the prediction; None: as many as cores.
 
     Raises:
         UserError: subjects that are unknown or have no labels; other classes than the run's.
@@ -157,20 +172,27 @@ def measure_run(
         raise UserError(
             f"{cache.path} has the classes {', '.join(cache.classes)}, the run {', '.join(config.inputs.classes)}"
         )
+    postprocessing = load_postprocessing(run, config, which, postprocess)
     chosen = subjects_to_measure(config, cache, subjects)
     trained_on = trained_by_run(config).among(cache, chosen)
     seen = trained_by_projection(cache, layers_read(config, cache)).among(cache, chosen)
-    rows, miou = [], {}
-    for subject in progress(chosen, "evaluating"):
-        positions = cache.rows_of([subject])
-        data = SliceData(cache, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
-        predicted = predict_slices(trained.model, config, data, wanted)
-        scores, miou[subject] = score_subject(cache, subject, predicted)
-        rows += scores
+    scores: list[tuple[list[dict[str, Any]], float]] = []
+    with workers(threads) as pool:
+        waiting: deque[Callable[[], tuple[list[dict[str, Any]], float]]] = deque()
+        for subject in progress(chosen, "evaluating"):
+            positions = cache.rows_of([subject])
+            data = SliceData(cache, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
+            predicted = predict_slices(trained.model, config, data, wanted)
+            waiting.append(begin_scoring(cache, subject, predicted, postprocessing, pool))
+            if len(waiting) > AT_ONCE:
+                scores.append(waiting.popleft()())
+        scores += [finish() for finish in waiting]
+    rows = [row for rows, _ in scores for row in rows]
+    miou = {subject: score for subject, (_, score) in zip(chosen, scores)}
     content = cache.content_digest("slices", chosen)
     path = os.path.relpath(cache.path, run)
     leaks = leaking(cache, layers_read(config, cache))
-    return Evaluation(rows, miou, which, path, content, wanted, trained_on, seen, leaks)
+    return Evaluation(rows, miou, which, path, content, wanted, postprocessing, trained_on, seen, leaks)
 
 
 def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -207,11 +229,26 @@ def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tupl
     return kept
 
 
-def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> tuple[list[dict[str, Any]], float]:
-    """Rows of an `Evaluation`, one per class, and the mIoU at 256.
+def score_subject(
+    cache: Cache, subject: str, predicted: NDArray[np.uint8], postprocessing: PostProcessing | None = None
+) -> tuple[list[dict[str, Any]], float]:
+    """Rows of an `Evaluation`, one per class, and the mIoU at 256; see `begin_scoring`."""
+    return begin_scoring(cache, subject, predicted, postprocessing)()
+
+
+def begin_scoring(
+    cache: Cache,
+    subject: str,
+    predicted: NDArray[np.uint8],
+    postprocessing: PostProcessing | None = None,
+    pool: Executor | None = None,
+) -> Callable[[], tuple[list[dict[str, Any]], float]]:
+    """Begins to measure a subject; what it returns waits for the distances and gives rows and mIoU.
 
     Args:
         predicted: label maps (n, 256, 256) of all the subject's cached slices, in order.
+        postprocessing: of the masks in the native grid; those at 256 are the decoder's, as in the paper.
+        pool: where distances are measured, class by class; None: here and now.
     """
     classes = cache.classes
     positions, grid = cache.rows_of([subject]), cache.grid(subject)
@@ -220,15 +257,17 @@ def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> t
     if truth is None:
         raise UserError(f"{cache.path} has no masks of {subject} in its native grid; build the cache again")
     numbers, step = cache.rows["number"][positions], cache.card.slice_step
+    native = to_native_slices(predicted, grid)
+    raw = overlap_counts(native, truth, len(classes))
+    native = stack_slices(native if postprocessing is None else postprocessing(native), numbers, step)
     truth = stack_slices(truth, numbers, step)
-    native = stack_slices(to_native_slices(predicted, grid), numbers, step)
     native = np.where(truth == IGNORE, 0, native)
     counts = overlap_counts(native, truth, len(classes))
-    spacing = _spacing(grid, step)
-    rows = []
-    for label, name in enumerate(classes, start=1):
-        surface = surface_scores(native == label, truth == label, spacing)
-        rows.append(
+    labels = range(1, len(classes) + 1)
+    surfaces = scores_of_labels(native, truth, labels, _spacing(grid, step), pool)
+
+    def finish() -> tuple[list[dict[str, Any]], float]:
+        rows = [
             {
                 "subject": subject,
                 "class": name,
@@ -236,14 +275,18 @@ def score_subject(cache: Cache, subject: str, predicted: NDArray[np.uint8]) -> t
                 "iou_256": float(iou(at_256)[label]),
                 "dsc": float(dsc(counts)[label]),
                 "iou": float(iou(counts)[label]),
-                "hd95_mm": surface.hd95_mm,
-                "nsd": surface.nsd,
+                "hd95_mm": surface.result().hd95_mm,
+                "nsd": surface.result().nsd,
+                "dsc_raw": float(dsc(raw)[label]),
                 "both": int(counts[label, 0]),
                 "predicted": int(counts[label, 1]),
                 "true": int(counts[label, 2]),
             }
-        )
-    return rows, mean_defined(iou(at_256))
+            for label, name, surface in zip(labels, classes, surfaces)
+        ]
+        return rows, mean_defined(iou(at_256))
+
+    return finish
 
 
 def _spacing(grid: Grid, step: int) -> tuple[float, float, float]:

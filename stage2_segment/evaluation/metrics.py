@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 
 from zeus_union.cache.layout import IGNORE
+from zeus_union.stage2_segment.evaluation.surfaces import SURFACE_TOLERANCE_MM
 
 K = TypeVar("K", bound=Hashable)
-SURFACE_TOLERANCE_MM = 2.0
 
 DEFINITIONS = {
     "DSC": "2 |P and T| / (|P| + |T|) of one class in one subject's volume (all its cached slices together)",
     "IoU": "|P and T| / |P or T|, likewise",
     "mIoU": "mean IoU over the classes and the background, then over the subjects (the paper's)",
     "256": "on the 256 x 256 pictures that the decoder sees (the paper's); without it: in the study's own grid",
-    "HD95": "95th percentile of the symmetric surface distance, in mm, in the study's own grid over the cached slices",
-    "NSD": f"share of both surfaces within {SURFACE_TOLERANCE_MM:g} mm of the other, in the study's own grid",
+    "post-processing": "what the run chose on its validation subjects: in the study's own grid; never in what is called "
+    "256 (the paper's) or raw",
+    "HD95": "95th percentile (linear between ranks) of the distances from the surface voxels of one mask to the nearest "
+    "of the other, the larger of both directions (MONAI's), in mm, in the study's own grid over the cached slices",
+    "NSD": f"share of the surface voxels of both masks within {SURFACE_TOLERANCE_MM:g} mm of the other's (MONAI's, without "
+    "subvoxels), in the study's own grid over the cached slices",
+    "surface": "voxels with one of their six neighbours outside the mask, or outside the cached slices",
     "empty": "class in neither truth nor prediction: not counted; in only one: DSC, IoU, NSD 0, HD95 not counted",
     "ignored": "voxels that nobody labelled (255): in no number; surfaces are drawn as if nothing were there",
     "mean": "over the classes that are defined in a subject, then over the subjects that have one; of one class: over "
@@ -90,39 +91,6 @@ def mean_over_subjects(scores: Iterable[tuple[Hashable, float | None]]) -> float
         scores: (subject, score of a class).
     """
     return mean_defined(subject_means(scores).values())
-
-
-@dataclass(frozen=True)
-class SurfaceScores:
-    """hd95_mm (NaN where truth or prediction is empty), nsd in [0, 1] (NaN where both are)."""
-
-    hd95_mm: float
-    nsd: float
-
-
-def surface_scores(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: tuple[float, float, float]
-) -> SurfaceScores:
-    """Distances between the surfaces of two binary volumes, by MONAI.
-
-    Args:
-        predicted, truth: (slices, rows, columns).
-        spacing: mm along each axis.
-    """
-    if not predicted.any() or not truth.any():
-        return SurfaceScores(float("nan"), 0.0 if predicted.any() or truth.any() else float("nan"))
-    mm = [float(step) for step in spacing]
-    # A margin of one voxel around both: what touches the edge of the volume has a surface there.
-    occupied = np.argwhere(predicted | truth)
-    box = tuple(slice(low, high + 1) for low, high in zip(occupied.min(0), occupied.max(0)))
-    p, t = (torch.from_numpy(np.pad(v[box], 1))[None, None] for v in (predicted, truth))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        hd95 = compute_hausdorff_distance(p, t, include_background=True, percentile=95, spacing=mm)
-        nsd = compute_surface_dice(
-            p, t, [SURFACE_TOLERANCE_MM], include_background=True, spacing=mm, use_subvoxels=False
-        )
-    return SurfaceScores(float(hd95), float(nsd))
 
 
 def stack_slices(slices: NDArray[np.uint8], numbers: NDArray[np.int32], step: int) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ def evaluate_missing(
     subjects: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    postprocess: bool = True,
 ) -> dict[tuple[str, ...], Evaluation]:
     """Evaluates a run on every subset of its modalities; writes missing.parquet (see `results_path`) into its folder.
 
@@ -40,7 +41,9 @@ def evaluate_missing(
     if len(modalities) == 1:
         raise UserError(f"{run} was trained with {modalities[0]} alone; none can be missing")
     evaluations = {
-        part: measure_run(run, cache, subjects=subjects, modalities=part, which=which, device=device)
+        part: measure_run(
+            run, cache, subjects=subjects, modalities=part, which=which, device=device, postprocess=postprocess
+        )
         for part in subsets(modalities)
     }
     lines = [

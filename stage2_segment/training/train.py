@@ -17,6 +17,8 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
+from zeus_union.stage2_segment.choose_postprocessing import choose_postprocessing, say_choices, why_not_chosen
+from zeus_union.stage2_segment.chosen_postprocessing import FILE as POSTPROCESSING
 from zeus_union.stage2_segment.config import RunConfig, Split
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
@@ -58,6 +60,8 @@ def train(
 ) -> None:
     """Trains one run, in as many processes as accelerate started; each takes its share of every batch.
 
+    Post-processing is chosen at the end, by the main process; a complete run that has none yet gets it.
+
     Raises:
         UserError: the folder holds another run; no such device; the loss is not finite.
     """
@@ -66,6 +70,8 @@ def train(
     if learner.finished:
         if accelerator.is_main_process:
             say(f"{run} is complete: it has had its {learner.epoch - 1} epochs; --resume --epochs N trains it further")
+            if not (run / POSTPROCESSING).exists():
+                _choose_postprocessing(cache, learner, accelerator, resident)
         return
     if accelerator.is_main_process:
         say(_what(cache, config, accelerator))
@@ -76,6 +82,18 @@ def train(
     if learner.epoch <= config.recipe.epochs:
         epoch = learner.epoch - 1
         say(f"stopped after epoch {epoch}: no lower training loss for {config.recipe.patience} epochs")
+    if accelerator.is_main_process:
+        _choose_postprocessing(cache, learner, accelerator, resident)
+
+
+def _choose_postprocessing(cache: Cache, learner: Learner, accelerator: Accelerator, resident: str) -> None:
+    run, config = learner.run, learner.config
+    why_not = why_not_chosen(run, config)
+    if why_not is not None:
+        say(why_not)
+        return
+    choose_postprocessing(run, cache, str(accelerator.device), resident)
+    say_choices(run, config)
 
 
 def shared_plan(config: RunConfig) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
+from zeus_union.pipelines import segment
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.inspect import describe
@@ -147,3 +148,24 @@ def test_a_run_takes_no_pictures_of_another_window_and_says_where_the_view_is_an
         predict_run(cohort / "run", cache, tmp_path / "masks", subjects=["pat1"], device="cpu")
     said = " ".join(capsys.readouterr().err.split())
     assert "pat0 and 1 more" in said and "cut into axial slices, the run was trained on sagittal ones" in said
+
+
+@pytest.mark.parametrize(("options", "wanted"), [([], True), (["--no-postprocessing"], False)])
+def test_the_runs_post_processing_is_applied_unless_it_is_not_wanted(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], wanted: bool
+) -> None:
+    seen: list[bool] = []
+
+    def predicted(_: Path, __: Cache, out: Path, **how: Any) -> list[Path]:
+        seen.append(how["postprocess"])
+        (out / "mask.nii.gz").write_bytes(b"mask")
+        return [out / "mask.nii.gz"]
+
+    monkeypatch.setattr(segment, "predict_run", predicted)
+    (tmp_path / "new").mkdir()
+    for channel in range(2):
+        name = f"pat1_{channel:04d}.nii.gz"
+        (tmp_path / "new" / name).write_bytes((cohort / "data" / "imagesTr" / name).read_bytes())
+    done = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--out", tmp_path / "m.nii.gz", *options)
+    assert done.exit_code == 0, done.output
+    assert seen == [wanted]

@@ -13,7 +13,9 @@ from zeus_union.cache.layout import IGNORE, DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
 from zeus_union.stage1_instruct.projection.label_captions import caption
+from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
+from zeus_union.stage2_segment.postprocessing import LARGEST
 from zeus_union.stage2_segment.training.learner import inverse_weights
 
 
@@ -59,3 +61,13 @@ def test_a_caption_calls_nothing_absent_where_pixels_are_ignored() -> None:
     of_known = caption(image, mask, ("liver", "spleen"), "CT")
     assert "liver" in of_known and "no " not in of_known
     assert caption(image, np.full_like(mask, IGNORE), ("liver",), "CT") == ""
+
+
+def test_post_processing_sees_the_prediction_alone(partly_labelled: Cache) -> None:
+    """A mask is the same whatever is known of its truth: the larger piece, where nobody labelled, is the one that stays."""
+    predicted = np.where(partly_labelled.masks(range(3)) == 1, 1, 0).astype(np.uint8)
+    predicted[:, 10:120, 140:250] = 1
+    chosen = PostProcessing("largest liver", {"liver": (LARGEST,)}, ("liver", "spleen"), ("eve",))
+    rows, _ = score_subject(partly_labelled, "ann", predicted, chosen)
+    liver = rows[0]
+    assert liver["dsc_raw"] == liver["dsc_256"] == 1 and liver["dsc"] == 0 and liver["predicted"] == 0

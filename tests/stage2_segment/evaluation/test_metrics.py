@@ -17,8 +17,8 @@ from zeus_union.stage2_segment.evaluation.metrics import (
     mean_defined,
     overlap_counts,
     stack_slices,
-    surface_scores,
 )
+from zeus_union.stage2_segment.evaluation.surfaces import surface_scores
 
 
 @settings(max_examples=40, deadline=None)
