@@ -2,7 +2,8 @@
 
 A volume keeps the array order it came in. Slices are seen as DICOM shows them, whatever the file's orientation: see `VIEWS`.
 A square picture covers a square field of view in millimetres, centred on the slice, so that anisotropic pixels and
-non-square slices keep their shape; both ways sample the nearest voxel (Zeus, section 4.1).
+non-square slices keep their shape; a pixel shows the nearest voxel (Zeus, section 4.1). What is computed for the pixels is
+read between them on the way back.
 """
 
 from __future__ import annotations
@@ -190,17 +191,51 @@ def to_square(slices: NDArray[Any], spacing: tuple[float, float], size: int) -> 
     return square
 
 
-def from_square(squares: NDArray[Any], shape: tuple[int, int], spacing: tuple[float, float]) -> NDArray[Any]:
-    """The inverse of `to_square` (nearest): (..., size, size) -> (..., rows, columns).
+def square_weights(count: int, spacing: float, side_mm: float, size: int) -> NDArray[np.float64]:
+    """The way back from a square, along one axis: what each voxel takes of what was computed for the square's pixels.
+
+    The square is read linearly between its pixels. A voxel that is wider than a pixel takes the mean over as much more as it
+    is wider, so that voxels of one pixel are that pixel's and those of n pixels theirs: nothing is skipped, and a linear
+    field stays one. Pixels beside the slice show nothing of it and are not read; its edge goes on unchanged.
+
+    A pixel stands for the centre of the voxel that `to_square` showed in it. That is the pixel's own centre on average,
+    except where pixel centres lie on the border of two voxels: in a square of 512 voxels all of 256 do, and what is computed
+    for them lies half a voxel further on.
 
     Args:
-        shape: (rows, columns) of the slice.
-        spacing: mm of (rows, columns).
+        count, spacing: voxels of the slice and their mm, along this axis.
+        side_mm, size: of the square, in mm and pixels.
+    Returns:
+        (count, size), every row of sum 1.
     """
-    size = squares.shape[-1]
-    side_mm = max(shape[0] * spacing[0], shape[1] * spacing[1])
-    index = []
-    for count, step in zip(shape, spacing):
-        position_mm = (np.arange(count) + 0.5) * step + (side_mm - count * step) / 2
-        index.append(np.clip(np.floor(position_mm * size / side_mm + 1e-9).astype(np.intp), 0, size - 1))
-    return squares[..., index[0][:, None], index[1][None, :]]
+    pixel_mm, margin_mm = side_mm / size, (side_mm - count * spacing) / 2
+    shown = _square_indices(count, spacing, side_mm, size)
+    inside = np.flatnonzero(shown >= 0)
+    if len(inside):
+        centres_mm = (shown[inside] + 0.5) * spacing + margin_mm
+        shift = float(np.mean(centres_mm / pixel_mm - (inside + 0.5)))
+        first, last = int(inside[0]), int(inside[-1])
+    else:  # a slice so narrow that it lies between two pixels
+        shift, first, last = 0.0, (size - 1) // 2, size // 2
+    # Rounded far below what matters, so that a slice that is its own square comes back to the bit.
+    position = np.round(((np.arange(count) + 0.5) * spacing + margin_mm) / pixel_mm - 0.5 - shift, 9)
+    wider = round(max(spacing / pixel_mm - 1, 0.0), 9)
+    reach = int(np.ceil(wider / 2 + 2))
+    pixels = np.arange(-reach, size + reach)
+    weights = _linear_weights(pixels[None, :] - position[:, None], wider)
+    folded = np.zeros((count, size))
+    np.add.at(folded.T, np.clip(pixels, first, last), weights.T)
+    return folded / folded.sum(axis=1, keepdims=True)
+
+
+def _linear_weights(distance: NDArray[np.float64], wider: float) -> NDArray[np.float64]:
+    """Weight of a pixel at that distance (in pixels): of linear interpolation, and its mean over `wider` pixels."""
+    if wider == 0:
+        return np.maximum(1 - np.abs(distance), 0)
+    return (_triangle_below(distance + wider / 2) - _triangle_below(distance - wider / 2)) / wider
+
+
+def _triangle_below(position: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integral up to `position` of max(1 - |x|, 0)."""
+    at = np.clip(position, -1, 1)
+    return 0.5 + at - np.sign(at) * at**2 / 2

@@ -253,9 +253,9 @@ def report(
     folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
 ) -> None:
     """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
-    from zeus_union.pipelines.ablation.files import PLAN
     from zeus_union.pipelines.report.ablation import report_ablation
     from zeus_union.pipelines.report.run import report_run
+    from zeus_union.stage2_segment.ablation_folder import PLAN
 
     if (existing(folder, "the run or ablation") / PLAN).is_file():
         click.echo(f"tables and picture in {report_ablation(folder, reference)}")

@@ -28,7 +28,8 @@ from zeus_union.stage2_segment.carried import PROJECTION
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.compatibility import check_instructions
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.predict import open_cache, predict_run
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.trained import open_cache
 
 
 def segment_study(

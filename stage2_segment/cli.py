@@ -161,7 +161,7 @@ def evaluate_command(
     """
     from zeus_union.stage2_segment.evaluation import missing as without
     from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
-    from zeus_union.stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment.trained import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
@@ -195,7 +195,8 @@ def predict_command(
     device: str | None,
 ) -> None:
     """Write masks as NIfTI with the study's own shape and affine: uint8, 0 background, k the k-th class."""
-    from zeus_union.stage2_segment.predict import open_cache, predict_run
+    from zeus_union.stage2_segment.predict import predict_run
+    from zeus_union.stage2_segment.trained import open_cache
 
     with open_cache(run, cache, allow_partial) as opened:
         written = predict_run(
@@ -245,7 +246,7 @@ def probe_command(
     Writes probe.parquet, and sentences.parquet with --sentences, into the run folder.
     """
     from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table, text_table
-    from zeus_union.stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment.trained import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:

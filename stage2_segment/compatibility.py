@@ -36,11 +36,11 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
         )
     pictures = cache.recipe("slices").get("preprocessing") or {}
     _check_same(
-        _what_differs(inputs.preprocessing, pictures), f"the pictures of {cache.path} were prepared otherwise than"
+        what_differs(inputs.preprocessing, pictures), f"the pictures of {cache.path} were prepared otherwise than"
     )
     check_pictures(inputs, cache, wanted)
     encoder = cache.recipe(inputs.embedding_layer) if inputs.encoder else {}
-    _check_same(_what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
+    _check_same(what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
     for name, layer in zip(inputs.texts_read, layers_read(config, cache)):
         check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{layer}"), str(cache.path))
         width = text_width(cache, [layer], config.architecture.form, config.architecture.aligner)
@@ -67,7 +67,7 @@ def check_instructions(of_run: Mapping[str, Any], now: Mapping[str, Any], where:
     _check_same(text_differences(of_run, now), complaint, remedy)
 
 
-def _what_differs(of_run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def what_differs(of_run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     before, after = ({key: recipe[key] for key in recipe if key not in UNBOUND} for recipe in (of_run, now))
     return differences(before, after)
 

@@ -15,15 +15,16 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, say
 from zeus_union.cache.text_statistics import warn_of_texts
-from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun
+from zeus_union.stage2_segment.ablation_folder import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import predict_slices
+from zeus_union.stage2_segment.native import predict_subject
+from zeus_union.stage2_segment.trained import TrainedRun
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
 from zeus_union.stage2_segment.training.train import shared_plan, train_together
 
@@ -182,7 +183,8 @@ def _score(
             cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
         )
         for (run, learner), run_lines in zip(trained, lines):
-            predicted = predict_slices(learner.predictor, run.config, data)
+            member = TrainedRun(learner.run, run.config, learner.predictor, accelerator.device)
+            predicted = predict_subject([member], {first.inputs.encoder: data}, cache.grid(subject))
             scores, miou = score_subject(cache, subject, predicted)
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
             run_lines += [{**head, **score, "miou_256": miou} for score in scores]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,12 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 from scipy import ndimage
 
+from tests.stage2_segment.conftest import answer_with
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.inspect import describe
-from zeus_union.stage2_segment import predict
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.training.train import train_run
@@ -89,11 +88,7 @@ def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a model that takes what is bright, as the tumour is in T1Gd: what is left to go wrong is what it is given."""
-
-    def bright(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
-        return (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8)
-
-    monkeypatch.setattr(predict, "predict_slices", bright)
+    answer_with(monkeypatch, lambda data: (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8))
     (tmp_path / "new").mkdir()
     for channel in range(2):
         name = f"pat1_{channel:04d}.nii.gz"

@@ -14,6 +14,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
 from zeus_union.stage1_instruct.projection.label_captions import caption
 from zeus_union.stage2_segment.evaluation.evaluate import score_subject
+from zeus_union.stage2_segment.native import SubjectPrediction
 from zeus_union.stage2_segment.training.learner import inverse_weights
 
 
@@ -35,7 +36,8 @@ def partly_labelled(tmp_path: Path) -> Cache:
 
 def test_a_mask_that_is_right_where_there_are_labels_is_perfect(partly_labelled: Cache) -> None:
     predicted = np.where(partly_labelled.masks(range(3)) == IGNORE, 1, partly_labelled.masks(range(3)))
-    rows, miou = score_subject(partly_labelled, "ann", predicted.astype(np.uint8))
+    predicted = predicted.astype(np.uint8)
+    rows, miou = score_subject(partly_labelled, "ann", SubjectPrediction(predicted, predicted, None, None, {}))
     assert miou == 1
     for row in rows:
         assert (row["dsc_256"], row["dsc"], row["hd95_mm"], row["nsd"]) == (1, 1, 0, 1)

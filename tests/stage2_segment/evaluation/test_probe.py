@@ -21,7 +21,8 @@ from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, subse
 from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import load_run, predict_inputs, predict_run
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.trained import load_run, predict_inputs
 from zeus_union.stage2_segment.training.train import train_run
 
 
