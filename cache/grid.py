@@ -194,13 +194,14 @@ def to_square(slices: NDArray[Any], spacing: tuple[float, float], size: int) -> 
 def square_weights(count: int, spacing: float, side_mm: float, size: int) -> NDArray[np.float64]:
     """The way back from a square, along one axis: what each voxel takes of what was computed for the square's pixels.
 
-    The square is read linearly between its pixels. A voxel that is wider than a pixel takes the mean over as much more as it
-    is wider, so that voxels of one pixel are that pixel's and those of n pixels theirs: nothing is skipped, and a linear
-    field stays one. Pixels beside the slice show nothing of it and are not read; its edge goes on unchanged.
+    A pixel speaks for the voxel that `to_square` showed in it, at that voxel's centre. A voxel shown by several pixels, in a
+    slice that is coarser than the square, takes their mean, so that none is skipped; one shown by none, in a finer slice,
+    is interpolated linearly between its neighbours that are; at the edge of the slice it takes the outermost one's. So any
+    field that is linear between the voxels shown comes back exactly, and pixels beside the slice are never read.
 
-    A pixel stands for the centre of the voxel that `to_square` showed in it. That is the pixel's own centre on average,
-    except where pixel centres lie on the border of two voxels: in a square of 512 voxels all of 256 do, and what is computed
-    for them lies half a voxel further on.
+    Pixel centres would be the wrong places: where they lie on the border of two voxels, as all do in a slice of 512 voxels
+    on 256 pixels, every pixel shows, and is trained on, the voxel half a voxel further on; and where 240 voxels are put on 256
+    pixels the two drift apart by up to half a voxel.
 
     Args:
         count, spacing: voxels of the slice and their mm, along this axis.
@@ -208,34 +209,17 @@ def square_weights(count: int, spacing: float, side_mm: float, size: int) -> NDA
     Returns:
         (count, size), every row of sum 1.
     """
-    pixel_mm, margin_mm = side_mm / size, (side_mm - count * spacing) / 2
     shown = _square_indices(count, spacing, side_mm, size)
-    inside = np.flatnonzero(shown >= 0)
-    if len(inside):
-        centres_mm = (shown[inside] + 0.5) * spacing + margin_mm
-        shift = float(np.mean(centres_mm / pixel_mm - (inside + 0.5)))
-        first, last = int(inside[0]), int(inside[-1])
-    else:  # a slice so narrow that it lies between two pixels
-        shift, first, last = 0.0, (size - 1) // 2, size // 2
-    # Rounded far below what matters, so that a slice that is its own square comes back to the bit.
-    position = np.round(((np.arange(count) + 0.5) * spacing + margin_mm) / pixel_mm - 0.5 - shift, 9)
-    wider = round(max(spacing / pixel_mm - 1, 0.0), 9)
-    reach = int(np.ceil(wider / 2 + 2))
-    pixels = np.arange(-reach, size + reach)
-    weights = _linear_weights(pixels[None, :] - position[:, None], wider)
-    folded = np.zeros((count, size))
-    np.add.at(folded.T, np.clip(pixels, first, last), weights.T)
-    return folded / folded.sum(axis=1, keepdims=True)
-
-
-def _linear_weights(distance: NDArray[np.float64], wider: float) -> NDArray[np.float64]:
-    """Weight of a pixel at that distance (in pixels): of linear interpolation, and its mean over `wider` pixels."""
-    if wider == 0:
-        return np.maximum(1 - np.abs(distance), 0)
-    return (_triangle_below(distance + wider / 2) - _triangle_below(distance - wider / 2)) / wider
-
-
-def _triangle_below(position: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integral up to `position` of max(1 - |x|, 0)."""
-    at = np.clip(position, -1, 1)
-    return 0.5 + at - np.sign(at) * at**2 / 2
+    pixels = np.flatnonzero(shown >= 0)
+    weights = np.zeros((count, size))
+    if not len(pixels):  # a slice so narrow that it lies between the square's two middle pixels
+        weights[:, [(size - 1) // 2, size // 2]] = 0.5
+        return weights
+    weights[shown[pixels], pixels] = 1
+    known = np.flatnonzero(weights.any(axis=1))
+    weights[known] /= weights[known].sum(axis=1, keepdims=True)
+    voxels = np.arange(count)
+    after = np.clip(np.searchsorted(known, voxels), 0, len(known) - 1)
+    first, last = known[np.maximum(after - 1, 0)], known[after]
+    share = np.clip((voxels - first) / np.maximum(last - first, 1), 0, 1)[:, None]
+    return weights[first] * (1 - share) + weights[last] * share

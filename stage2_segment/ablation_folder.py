@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
@@ -17,6 +18,12 @@ def run_folder(ablation: Path, run: str) -> Path:
     return ablation / "runs" / run
 
 
+def ensemble_of_row(ablation: Path, row: str, fold: int | None = None) -> Path:
+    """Where results of a row's runs together go."""
+    name = re.sub(r"[^\w.+=-]+", "-", row).strip("-") + ("" if fold is None else f"-fold{fold}")
+    return ablation / "ensembles" / name
+
+
 def runs_of_row(ablation: Path, row: str, fold: int | None = None) -> list[Path]:
     """The folders of a row's runs, over its folds and seeds, in the order of the plan; runs that were stopped are left out.
 
@@ -26,7 +33,7 @@ def runs_of_row(ablation: Path, row: str, fold: int | None = None) -> list[Path]
     Raises:
         UserError: no ablation there; no such row, or no run of it that came to its end.
     """
-    from zeus_union.stage2_segment.checkpoint import load_config
+    from zeus_union.stage2_segment.checkpoint import load_config  # torch: not for a command line's help
 
     plan = ablation / PLAN
     if not plan.is_file():

@@ -113,10 +113,10 @@ def read_agreement(path: Path) -> dict[str, dict[str, float | None]]:
 
 def agreement_table(agreement: dict[str, dict[str, float | None]], members: int) -> Table:
     """One line per subject and class."""
-    table = Table(title=f"mean DSC between the masks of {members} members")
+    table = Table(title=f"{members} members: DSC of their pairs")
     for name in ("subject", "class"):
         table.add_column(name)
-    table.add_column("agreement", justify="right")
+    table.add_column("mean DSC", justify="right")
     for subject, classes in agreement.items():
         for name, value in classes.items():
             table.add_row(subject, name, "-" if value is None else f"{value:.4f}")
