@@ -48,6 +48,7 @@ def runs(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "b": {"seed": 1},
         "silent": {"seed": 2, "text": "none"},
         "unext": {"seed": 3, "model": "unext", "preset": "quarter"},
+        "unext2": {"seed": 4, "model": "unext", "preset": "quarter"},
     }
     return {name: untrained_run(toy_cache, folder / name, **options) for name, options in kinds.items()}
 
@@ -164,12 +165,12 @@ def test_the_command_writes_masks_probabilities_disagreement_and_a_number(
 
 
 def test_an_ensemble_is_measured_in_a_folder_of_its_own(runs: dict[str, Path], toy_cache: Path, tmp_path: Path) -> None:
-    before = set(runs["a"].iterdir()) | set(runs["b"].iterdir())
-    done = zeus_segment("evaluate", "--run", runs["a"], "--run", runs["b"], "--device", "cpu", "--missing")
+    before = set(runs["unext"].iterdir()) | set(runs["unext2"].iterdir())
+    done = zeus_segment("evaluate", "--run", runs["unext"], "--run", runs["unext2"], "--device", "cpu", "--missing")
     assert done.exit_code == 0, done.output
     assert "2 runs together" in done.stdout and "2 members: DSC of their pairs" in done.stdout
-    assert before == set(runs["a"].iterdir()) | set(runs["b"].iterdir())
-    (folder,) = runs["a"].parent.glob("ensemble-*")
+    assert before == set(runs["unext"].iterdir()) | set(runs["unext2"].iterdir())
+    (folder,) = runs["unext"].parent.glob("ensemble-*")
     assert {path.name for path in folder.iterdir()} == {
         "evaluation.json",
         "evaluation.parquet",
@@ -177,14 +178,14 @@ def test_an_ensemble_is_measured_in_a_folder_of_its_own(runs: dict[str, Path], t
         "missing.parquet",
     }
     summary = json.loads((folder / "evaluation.json").read_text())
-    assert summary["members"] == [str(runs["a"]), str(runs["b"])] and summary["subjects"] == ["ben", "dan"]
+    assert summary["members"] == [str(runs["unext"]), str(runs["unext2"])] and summary["subjects"] == ["ben", "dan"]
     assert (folder / summary["cache"]).resolve() == toy_cache.resolve()
     with Cache(toy_cache) as cache:
-        rows = measure_run([runs["a"], runs["b"]], cache, device="cpu").rows
+        rows = measure_run([runs["unext"], runs["unext2"]], cache, device="cpu").rows
         assert pq.read_table(folder / "evaluation.parquet").to_pylist() == rows
-        predict_run([runs["a"], runs["b"]], cache, tmp_path, subjects=["ben"], device="cpu")
-        one = measure_run([runs["a"], runs["b"]], cache, modalities=["T2"], device="cpu")
-        missing = evaluate_missing([runs["a"], runs["b"]], cache, device="cpu", out=tmp_path)
+        predict_run([runs["unext"], runs["unext2"]], cache, tmp_path, subjects=["ben"], device="cpu")
+        one = measure_run([runs["unext"], runs["unext2"]], cache, modalities=["T2"], device="cpu")
+        missing = evaluate_missing([runs["unext"], runs["unext2"]], cache, device="cpu", out=tmp_path)
         assert missing["T2",].rows == one.rows
     mask = np.asarray(nibabel.load(tmp_path / "ben.nii.gz").dataobj)
     predicted = {row["class"]: row["predicted"] for row in rows if row["subject"] == "ben"}
