@@ -79,9 +79,13 @@ def check_members_cache(
     members: Sequence[TrainedRun], cache: Cache, modalities: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """`check_cache` of every member; the modalities to predict from."""
-    first, *others = [check_cache(member.config, cache, modalities) for member in members]
-    assert all(set(other) == set(first) for other in others)
-    return first
+    wanted: tuple[str, ...] = ()
+    said: set[tuple[str, ...]] = set()
+    for member in members:
+        views = member.config.inputs.views
+        wanted = check_cache(member.config, cache, modalities, say_views=views not in said)
+        said.add(views)
+    return wanted
 
 
 def _check_once(runs: Sequence[Path], marks: Sequence[str], what: str) -> None:
@@ -135,19 +139,17 @@ class Agreement:
     """How far the members of an ensemble disagree about a subject (`DEFINITIONS`).
 
     Attributes:
-        disagreement: float32 (n, rows, columns): of each voxel the fraction of the members whose label is another than the
-            ensemble's.
+        differing: whole numbers (n, rows, columns): of each voxel how many members' label is another than the ensemble's.
     """
 
-    def __init__(self, classes: Sequence[str], shape: tuple[int, ...]) -> None:
+    def __init__(self, classes: Sequence[str], members: int, shape: tuple[int, ...]) -> None:
         self._classes = tuple(classes)
         self._both: NDArray[np.float64] | int = 0  # (K, members, members): voxels that both give the class
-        self.disagreement = np.zeros(shape, np.float32)
+        self.differing = np.zeros(shape, np.min_scalar_type(members))
 
     def add(self, position: int, of_members: Tensor, of_ensemble: Tensor) -> None:
         """One slice: labels uint8 (members, rows, columns) of each member, and (rows, columns) of all together."""
-        other = (of_members != of_ensemble).float().mean(dim=0)
-        self.disagreement[position] = other.cpu().numpy()
+        self.differing[position] = (of_members != of_ensemble).sum(dim=0).cpu().numpy()
         flat = of_members.flatten(1)
         # Whole numbers below 2^24 are exact in float32; no slice has more voxels.
         masks = [(flat == label).float() for label in range(1, len(self._classes) + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -30,14 +31,14 @@ class SubjectPrediction:
         labels: uint8 (n, rows, columns), in the view of the native grid; the mask.
         probabilities: `stored_probabilities` (K, n, rows, columns), on the disk until they are no longer used; None where
             they were not asked for.
-        disagreement: float32 (n, rows, columns), see `ensemble.Agreement`; None of one run.
+        differing: whole numbers (n, rows, columns), see `ensemble.Agreement`; None of one run.
         agreement: class -> see `ensemble.Agreement`; empty of one run.
     """
 
     labels_256: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.uint16] | None
-    disagreement: NDArray[np.float32] | None
+    differing: NDArray[np.unsignedinteger] | None
     agreement: dict[str, float | None]
 
 
@@ -73,7 +74,7 @@ def predict_subject(
     grid: Grid,
     available: Sequence[str] | None = None,
     *,
-    probabilities: bool = False,
+    probabilities_in: Path | None = None,
     batch_size: int = BATCH,
 ) -> SubjectPrediction:
     """The mask of one subject from one run, or from the mean of the probabilities of several.
@@ -85,6 +86,7 @@ def predict_subject(
         data: what `read_subject` gives: all cached slices of the subject.
         grid: the subject's.
         available: modalities there are, of the runs'; None: all.
+        probabilities_in: a folder, on whose disk the probabilities are kept; None: they are not.
     """
     classes = members[0].config.inputs.classes
     inputs = [RunInputs(member.config, data[member.config.inputs.encoder], available) for member in members]
@@ -92,8 +94,8 @@ def predict_subject(
     to_native = NativeSlices(grid, first.device)
     count, shape = len(first), grid.slice_shape[1:]
     labels_256, labels = np.empty((count, 256, 256), np.uint8), np.empty((count, *shape), np.uint8)
-    stored = _on_disk((len(classes), count, *shape)) if probabilities else None
-    agreement = Agreement(classes, (count, *shape)) if len(members) > 1 else None
+    stored = None if probabilities_in is None else _on_disk((len(classes), count, *shape), probabilities_in)
+    agreement = Agreement(classes, len(members), (count, *shape)) if len(members) > 1 else None
     for batches in zip(*(slices.in_order(batch_size) for slices in data.values())):
         positions = batches[0][0]
         batch_of = dict(zip(data, (batch for _, batch in batches)))
@@ -118,12 +120,13 @@ def predict_subject(
         labels_256,
         labels,
         stored,
-        None if agreement is None else agreement.disagreement,
+        None if agreement is None else agreement.differing,
         {} if agreement is None else agreement.pairwise_dsc(),
     )
 
 
-def _on_disk(shape: tuple[int, ...]) -> NDArray[np.uint16]:
-    """An array in a temporary file that has no name and goes with it."""
-    with TemporaryFile() as file:
+def _on_disk(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint16]:
+    """An array in a temporary file of a folder, which has no name and goes with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as file:
         return np.memmap(file, np.uint16, "w+", shape=shape)

@@ -58,15 +58,15 @@ def predict_run(
     for subject in progress(chosen, "predicting"):
         grid, numbers = cache.grid(subject), cache.rows["number"][cache.rows_of([subject])]
         data = read_subject(cache, subject, members, wanted)
-        predicted = predict_subject(members, data, grid, wanted, probabilities=probabilities)
+        predicted = predict_subject(members, data, grid, wanted, probabilities_in=out if probabilities else None)
         written.append(write_labels(out / f"{subject}{ENDING}", to_volume(predicted.labels, numbers, grid), grid))
         if predicted.probabilities is not None:
             for name, stored in zip(names, predicted.probabilities):
                 path = out / f"{subject}.{name}.{PROBABILITY}"
                 write_probabilities(path, to_volume(np.asarray(stored), numbers, grid), grid)
-        if predicted.disagreement is not None:
-            volume = to_volume(predicted.disagreement, numbers, grid)
-            write_fractions(out / f"{subject}.{DISAGREEMENT}", volume, grid)
+        if predicted.differing is not None:
+            fractions = to_volume(predicted.differing, numbers, grid).astype(np.float32) / np.float32(len(members))
+            write_fractions(out / f"{subject}.{DISAGREEMENT}", fractions, grid)
             agreement[subject] = predicted.agreement
         missing = grid.slice_shape[0] - len(numbers)
         if missing:

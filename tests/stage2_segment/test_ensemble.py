@@ -89,7 +89,7 @@ def test_an_ensemble_of_one_is_that_run(runs: dict[str, Path], toy_cache: Path, 
 
 
 def test_the_mask_is_of_the_mean_probability_interpolated_onto_the_native_grid(
-    runs: dict[str, Path], toy_cache: Path
+    runs: dict[str, Path], toy_cache: Path, tmp_path: Path
 ) -> None:
     """Of Zeus with and without text and of a baseline that reads other layers of the cache, batch by batch."""
     members = load_members([runs["a"], runs["silent"], runs["unext"]], device="cpu")
@@ -97,7 +97,7 @@ def test_the_mask_is_of_the_mean_probability_interpolated_onto_the_native_grid(
         grid = cache.grid("ben")
         data = read_subject(cache, "ben", members, cache.modalities)
         assert set(data) == {"toy", None}
-        predicted = predict_subject(members, data, grid, probabilities=True, batch_size=2)
+        predicted = predict_subject(members, data, grid, probabilities_in=tmp_path, batch_size=2)
         at_256 = [logits_of(runs[name], cache, "ben") for name in ("a", "silent", "unext")]
     mean = torch.stack([logits.double().sigmoid() for logits in at_256]).mean(dim=0)
     np.testing.assert_array_equal(predicted.labels_256, class_map(mean - 0.5).numpy())
@@ -108,8 +108,9 @@ def test_the_mask_is_of_the_mean_probability_interpolated_onto_the_native_grid(
     expected = native.sigmoid().transpose(0, 1).numpy()
     np.testing.assert_allclose(predicted.probabilities / 2.0**15, expected, atol=1e-4)
     of_members = [class_map(to_native(logits)).numpy() for logits in at_256]
-    fractions = np.mean([labels != predicted.labels for labels in of_members], axis=0)
-    np.testing.assert_allclose(predicted.disagreement, fractions, atol=1e-6)
+    assert list(tmp_path.iterdir()) == []  # the file behind them has no name
+    differing = np.sum([labels != predicted.labels for labels in of_members], axis=0)
+    np.testing.assert_array_equal(predicted.differing, differing)
     for label, name in enumerate(CLASSES, 1):
         pairs = [(of_members[i] == label, of_members[j] == label) for i, j in ((0, 1), (0, 2), (1, 2))]
         scores = [2 * (p & q).sum() / (p.sum() + q.sum()) for p, q in pairs if p.any() or q.any()]
@@ -118,9 +119,9 @@ def test_the_mask_is_of_the_mean_probability_interpolated_onto_the_native_grid(
 
 def test_agreement_counts_pairs_that_show_the_class() -> None:
     labels = torch.tensor([[[1, 1, 0]], [[1, 0, 0]], [[0, 0, 0]]], dtype=torch.uint8)
-    agreement = Agreement(("liver", "spleen"), (1, 1, 3))
+    agreement = Agreement(("liver", "spleen"), 3, (1, 1, 3))
     agreement.add(0, labels, torch.tensor([[1, 0, 0]], dtype=torch.uint8))
-    np.testing.assert_allclose(agreement.disagreement, [[[1 / 3, 1 / 3, 0]]])
+    np.testing.assert_array_equal(agreement.differing, [[[1, 1, 0]]])
     assert agreement.pairwise_dsc() == {"liver": pytest.approx((2 / 3 + 0 + 0) / 3), "spleen": None}
 
 
