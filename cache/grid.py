@@ -2,7 +2,8 @@
 
 A volume keeps the array order it came in. Slices are seen as DICOM shows them, whatever the file's orientation: see `VIEWS`.
 A square picture covers a square field of view in millimetres, centred on the slice, so that anisotropic pixels and
-non-square slices keep their shape; both ways sample the nearest voxel (Zeus, section 4.1).
+non-square slices keep their shape; a pixel shows the nearest voxel (Zeus, section 4.1). What is computed for the pixels is
+read between them on the way back.
 """
 
 from __future__ import annotations
@@ -190,17 +191,35 @@ def to_square(slices: NDArray[Any], spacing: tuple[float, float], size: int) -> 
     return square
 
 
-def from_square(squares: NDArray[Any], shape: tuple[int, int], spacing: tuple[float, float]) -> NDArray[Any]:
-    """The inverse of `to_square` (nearest): (..., size, size) -> (..., rows, columns).
+def square_weights(count: int, spacing: float, side_mm: float, size: int) -> NDArray[np.float64]:
+    """The way back from a square, along one axis: what each voxel takes of what was computed for the square's pixels.
+
+    A pixel speaks for the voxel that `to_square` showed in it, at that voxel's centre. A voxel shown by several pixels, in a
+    slice that is coarser than the square, takes their mean, so that none is skipped; one shown by none, in a finer slice,
+    is interpolated linearly between its neighbours that are; at the edge of the slice it takes the outermost one's. So any
+    field that is linear between the voxels shown comes back exactly, and pixels beside the slice are never read.
+
+    Pixel centres would be the wrong places: where they lie on the border of two voxels, as all do in a slice of 512 voxels
+    on 256 pixels, every pixel shows, and is trained on, the voxel half a voxel further on; and where 240 voxels are put on 256
+    pixels the two drift apart by up to half a voxel.
 
     Args:
-        shape: (rows, columns) of the slice.
-        spacing: mm of (rows, columns).
+        count, spacing: voxels of the slice and their mm, along this axis.
+        side_mm, size: of the square, in mm and pixels.
+    Returns:
+        (count, size), every row of sum 1.
     """
-    size = squares.shape[-1]
-    side_mm = max(shape[0] * spacing[0], shape[1] * spacing[1])
-    index = []
-    for count, step in zip(shape, spacing):
-        position_mm = (np.arange(count) + 0.5) * step + (side_mm - count * step) / 2
-        index.append(np.clip(np.floor(position_mm * size / side_mm + 1e-9).astype(np.intp), 0, size - 1))
-    return squares[..., index[0][:, None], index[1][None, :]]
+    shown = _square_indices(count, spacing, side_mm, size)
+    pixels = np.flatnonzero(shown >= 0)
+    weights = np.zeros((count, size))
+    if not len(pixels):  # a slice so narrow that it lies between the square's two middle pixels
+        weights[:, [(size - 1) // 2, size // 2]] = 0.5
+        return weights
+    weights[shown[pixels], pixels] = 1
+    known = np.flatnonzero(weights.any(axis=1))
+    weights[known] /= weights[known].sum(axis=1, keepdims=True)
+    voxels = np.arange(count)
+    after = np.clip(np.searchsorted(known, voxels), 0, len(known) - 1)
+    first, last = known[np.maximum(after - 1, 0)], known[after]
+    share = np.clip((voxels - first) / np.maximum(last - first, 1), 0, 1)[:, None]
+    return weights[first] * (1 - share) + weights[last] * share

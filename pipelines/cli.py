@@ -11,6 +11,7 @@ import click
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
 from zeus_union.stage2_segment.choices import RESIDENT
+from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
 
 
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -193,11 +194,11 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 
 @main.command()
 @click.argument("study", type=FOLDER)
-@click.option("--run", type=FOLDER, required=True, help="Folder that zeus-segment train wrote.")
+@runs_options
 @click.option("--out", type=FILE, help="The mask to write.  [default: STUDY-mask.nii.gz beside it]")
 @click.option("--models", "profile", default="lite", show_default=True, help="As build-cache was given for the run.")
 @click.option("--set", "overrides", multiple=True, metavar="PART=VALUE", help="As build-cache was given for the run.")
-@click.option("--cache", type=FILE, help="The run's cache, where it has moved.  [default: where it was]")
+@click.option("--cache", type=FILE, help="The first run's cache, where it has moved.  [default: where it was]")
 @click.option(
     "--modality",
     "choices",
@@ -207,6 +208,7 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 )
 @click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
 @click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
+@probabilities_option
 @click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 @click.option(
     "--postprocessing/--no-postprocessing",
@@ -217,7 +219,10 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 )
 def segment(
     study: Path,
-    run: Path,
+    runs: tuple[Path, ...],
+    ablation: Path | None,
+    row: str | None,
+    of_fold: int | None,
     out: Path | None,
     profile: str,
     overrides: tuple[str, ...],
@@ -225,6 +230,7 @@ def segment(
     choices: tuple[str, ...],
     slice_step: int,
     send_images_to: str | None,
+    probabilities: bool,
     device: str | None,
     postprocess: bool,
 ) -> None:
@@ -235,18 +241,24 @@ def segment(
     modality is printed; a name that can be read in two ways is refused, --modality decides. A run takes what there is of
     its modalities and says what was missing.
 
+    Several runs predict together, as in zeus-segment predict; their instructions are by the same --models, each through the
+    projection that its run carries.
+
     \b
     zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
     """
     from zeus_union.pipelines.segment import segment_study
     from zeus_union.pipelines.study_files import parse_choices
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
+    from zeus_union.stage1_instruct.studies.file_formats import stem_of
+    from zeus_union.stage2_segment.predict import ENSEMBLE, agreement_table, read_agreement
 
+    members = chosen_runs(runs, ablation, row, of_fold)
     out = out or study.with_name(f"{study.resolve().name}-mask.nii.gz")
     parts = parse_overrides(overrides)
     mask = segment_study(
         study,
-        run,
+        members,
         out,
         profile=profile,
         overrides=parts,
@@ -256,7 +268,11 @@ def segment(
         send_images_to=send_images_to,
         device=device,
         postprocess=postprocess,
+        probabilities=probabilities,
     )
+    agreement = mask.with_name(f"{stem_of(mask)}.{ENSEMBLE}")
+    if len(members) > 1 and agreement.is_file():
+        print_tables(agreement_table(read_agreement(agreement), len(members)))
     click.echo(f"mask in {mask}")
 
 
@@ -271,9 +287,9 @@ def report(
     folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
 ) -> None:
     """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
-    from zeus_union.pipelines.ablation.files import PLAN
     from zeus_union.pipelines.report.ablation import report_ablation
     from zeus_union.pipelines.report.run import report_run
+    from zeus_union.stage2_segment.ablation_folder import PLAN
 
     if (existing(folder, "the run or ablation") / PLAN).is_file():
         click.echo(f"tables and picture in {report_ablation(folder, reference)}")

@@ -20,7 +20,8 @@ from zeus_union.stage1_instruct.projection.train import read_pairs, train_projec
 from zeus_union.stage1_instruct.weights.fetch import fetch
 from zeus_union.stage1_instruct.weights.store import is_present, zeus_home
 from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
-from zeus_union.stage2_segment.predict import load_run, predict_run
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.trained import load_run
 from zeus_union.stage2_segment.training.train import train_run
 
 DOWNLOAD_MEGABYTES = 213

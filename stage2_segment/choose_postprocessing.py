@@ -6,9 +6,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from rich.table import Table
-from torch import nn
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
@@ -23,8 +21,9 @@ from zeus_union.stage2_segment.chosen_postprocessing import (
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import is_runs_cache
 from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.postprocessing import STEPS, Candidates
-from zeus_union.stage2_segment.predict import load_run, predict_slices, to_native_slices
+from zeus_union.stage2_segment.trained import TrainedRun, load_run
 
 K = TypeVar("K", bound=Hashable)
 
@@ -53,27 +52,23 @@ def choose_postprocessing(run: Path, cache: Cache, device: str | None = None, re
             f"{cache.path} does not hold what {run} was trained on; post-processing is chosen on its validation subjects as they "
             "were, give the run's cache"
         )
-    on = next(iter(opened.values())).device
-    models = {which: (config, trained.model) for which, trained in opened.items()}
-    write_choices(run, predict_validation(cache, models, on, resident))
+    write_choices(run, predict_validation(cache, opened, resident))
 
 
-def predict_validation(
-    cache: Cache, models: Mapping[K, tuple[RunConfig, nn.Module]], device: torch.device, resident: str = "auto"
-) -> dict[K, Candidates]:
-    """What models of one split make of its validation subjects; each subject is read once for all of them."""
-    first = next(config for config, _ in models.values())
-    wanted = {name for config, _ in models.values() for name in config.inputs.modalities}
+def predict_validation(cache: Cache, runs: Mapping[K, TrainedRun], resident: str = "auto") -> dict[K, Candidates]:
+    """What runs of one split make of its validation subjects; each subject is read once for all of them."""
+    first = next(iter(runs.values()))
+    encoder = first.config.inputs.encoder
+    wanted = {name for run in runs.values() for name in run.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
-    candidates = {key: Candidates(config.inputs.classes) for key, (config, _) in models.items()}
-    for subject in progress(first.split.validation, "choosing post-processing"):
+    candidates = {key: Candidates(run.config.inputs.classes) for key, run in runs.items()}
+    for subject in progress(first.config.split.validation, "choosing post-processing"):
         rows, grid, truth = cache.rows_of([subject]), cache.grid(subject), cache.native_masks(subject)
         if truth is None:
             raise UserError(f"{cache.path} has no masks of {subject} in its native grid; build the cache again")
-        data = SliceData(cache, first.inputs.encoder, modalities, rows, device, labelled=False, resident=resident)
-        for key, (config, model) in models.items():
-            labels = to_native_slices(predict_slices(model, config, data), grid)
-            candidates[key].add(subject, labels, truth)
+        data = SliceData(cache, encoder, modalities, rows, first.device, labelled=False, resident=resident)
+        for key, run in runs.items():
+            candidates[key].add(subject, predict_subject([run], {encoder: data}, grid).labels, truth)
     return candidates
 
 

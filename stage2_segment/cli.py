@@ -11,8 +11,10 @@ import click
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, FOLDER, PanelCommand, ZeusGroup, is_full, print_tables, say, split_names
+from zeus_union.stage2_segment.ablation_folder import ensemble_of_row
 from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
 from zeus_union.stage2_segment.options import read_command_line, with_options
+from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
 
 device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
 partial_option = click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
@@ -125,8 +127,8 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
 
 
 @main.command("evaluate")
-@run_option
-@click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the run's]")
+@runs_options
+@click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the first run's]")
 @weights_option
 @click.option(
     "--subjects",
@@ -140,10 +142,19 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
     type=click.IntRange(1),
     help="Threads that measure distances beside the prediction.  [default: the cores]",
 )
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Folder for the results.  [default: the run's; of several ensemble-DIGEST beside the first; of a row "
+    "ABLATION/ensembles/ROW]",
+)
 @partial_option
 @device_option
 def evaluate_command(
-    run: Path,
+    runs: tuple[Path, ...],
+    ablation: Path | None,
+    row: str | None,
+    of_fold: int | None,
     cache: Path | None,
     weights: str,
     subjects: str | None,
@@ -151,6 +162,7 @@ def evaluate_command(
     postprocess: bool,
     missing: bool,
     workers: int | None,
+    out: Path | None,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -170,21 +182,29 @@ def evaluate_command(
     HD95 is not counted.
 
     Training subjects are measured only where --subjects names them; they are known by name and by their source files.
+    Of an ensemble those of any member are.
 
     Writes evaluation.parquet and evaluation.json into the run folder, and missing.parquet with --missing; measured on
     another cache, or on the run's own after it was built again with other labels, evaluation-CACHE-DIGEST.json and so on.
+    Of an ensemble also ensemble.json: the members, and the mean DSC between their masks.
     """
     from zeus_union.stage2_segment.evaluation import missing as without
     from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
-    from zeus_union.stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment.predict import agreement_table
+    from zeus_union.stage2_segment.trained import open_cache
 
-    chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
+    members = chosen_runs(runs, ablation, row, of_fold)
+    if out is None and ablation is not None and row is not None:
+        out = ensemble_of_row(ablation, row, of_fold)
+    chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device, "out": out}
     chosen["postprocess"] = postprocess
-    with open_cache(run, cache, allow_partial) as opened:
-        evaluation = evaluate_run(run, opened, modalities=split_names(modalities), threads=workers, **chosen)
+    with open_cache(members[0], cache, allow_partial) as opened:
+        evaluation = evaluate_run(members, opened, modalities=split_names(modalities), threads=workers, **chosen)
         print_tables(as_table(evaluation))
+        if evaluation.agreement:
+            print_tables(agreement_table(evaluation.agreement, len(members)))
         if missing:
-            print_tables(without.as_table(without.evaluate_missing(run, opened, **chosen)))
+            print_tables(without.as_table(without.evaluate_missing(members, opened, **chosen)))
     summary = evaluation.summary()
     mean = summary["mean_over_classes"]["dsc"]
     figures = f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}"
@@ -192,32 +212,47 @@ def evaluate_command(
 
 
 @main.command("predict")
-@run_option
-@click.option("--cache", type=FILE, help="The cache with the studies to segment.  [default: the run's]")
+@runs_options
+@click.option("--cache", type=FILE, help="The cache with the studies to segment.  [default: the first run's]")
 @click.option("--out", type=FOLDER, required=True, help="Folder for SUBJECT.nii.gz.")
 @weights_option
 @click.option("--subjects", help="Names, separated by commas.  [default: all of the cache]")
 @modalities_option
 @postprocess_option
+@probabilities_option
 @partial_option
 @device_option
 def predict_command(
-    run: Path,
+    runs: tuple[Path, ...],
+    ablation: Path | None,
+    row: str | None,
+    of_fold: int | None,
     cache: Path | None,
     out: Path,
     weights: str,
     subjects: str | None,
     modalities: str | None,
     postprocess: bool,
+    probabilities: bool,
     allow_partial: bool,
     device: str | None,
 ) -> None:
-    """Write masks as NIfTI with the study's own shape and affine: uint8, 0 background, k the k-th class."""
-    from zeus_union.stage2_segment.predict import open_cache, predict_run
+    """Write masks as NIfTI with the study's own shape and affine: uint8, 0 background, k the k-th class.
 
-    with open_cache(run, cache, allow_partial) as opened:
+    Several runs predict together: the mean of their probabilities, where they disagree (SUBJECT.disagreement.nii.gz, the
+    fraction of the runs whose label is another), and ensemble.json with the mean DSC between their masks.
+
+    
+    zeus-segment predict --run runs/a --run runs/b --cache cache/new.h5 --out masks
+    zeus-segment predict --ablation ablations/chaos-table2 --row Zeus --cache cache/new.h5 --out masks --probabilities
+    """
+    from zeus_union.stage2_segment.predict import ENSEMBLE, agreement_table, predict_run, read_agreement
+    from zeus_union.stage2_segment.trained import open_cache
+
+    members = chosen_runs(runs, ablation, row, of_fold)
+    with open_cache(members[0], cache, allow_partial) as opened:
         written = predict_run(
-            run,
+            members,
             opened,
             out,
             subjects=split_names(subjects),
@@ -225,7 +260,10 @@ def predict_command(
             which=weights,
             device=device,
             postprocess=postprocess,
+            probabilities=probabilities,
         )
+    if len(members) > 1:
+        print_tables(agreement_table(read_agreement(out / ENSEMBLE), len(members)))
     click.echo(f"{len(written)} masks of {opened.path} in {out}")
 
 
@@ -248,7 +286,7 @@ def postprocess_command(run: Path, cache: Path | None, off: bool, device: str | 
     from zeus_union.stage2_segment import checkpoint
     from zeus_union.stage2_segment.choose_postprocessing import as_table, choose_postprocessing, say_choices
     from zeus_union.stage2_segment.chosen_postprocessing import turn_off
-    from zeus_union.stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment.trained import open_cache
 
     config = checkpoint.load_config(run)
     if off:
@@ -296,7 +334,7 @@ def probe_command(
     Writes probe.parquet, and sentences.parquet with --sentences, into the run folder.
     """
     from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table, text_table
-    from zeus_union.stage2_segment.predict import open_cache
+    from zeus_union.stage2_segment.trained import open_cache
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:

@@ -11,14 +11,19 @@ from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import choose
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.layers import UNBOUND, layers_read, text_differences
-from zeus_union.stage2_segment.inputs.pictures import check_pictures
+from zeus_union.stage2_segment.inputs.pictures import check_pictures, say_other_views
 from zeus_union.stage2_segment.plan import text_width
 
 REMEDY = "build it with the --models and --set of the run's cache"
 
 
-def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
+def check_cache(
+    config: RunConfig, cache: Cache, modalities: Sequence[str] | None = None, *, say_views: bool = True
+) -> tuple[str, ...]:
     """The modalities to predict from: `modalities`, or all the run was trained with.
+
+    Args:
+        say_views: say where slices are cut as none of the run's is.
 
     Raises:
         UserError: the cache lacks a layer or modality of the run; its pictures were prepared otherwise, its embeddings come
@@ -36,11 +41,13 @@ def check_cache(config: RunConfig, cache: Cache, modalities: Sequence[str] | Non
         )
     pictures = cache.recipe("slices").get("preprocessing") or {}
     _check_same(
-        _what_differs(inputs.preprocessing, pictures), f"the pictures of {cache.path} were prepared otherwise than"
+        what_differs(inputs.preprocessing, pictures), f"the pictures of {cache.path} were prepared otherwise than"
     )
     check_pictures(inputs, cache, wanted)
+    if say_views:
+        say_other_views(inputs, cache)
     encoder = cache.recipe(inputs.embedding_layer) if inputs.encoder else {}
-    _check_same(_what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
+    _check_same(what_differs(inputs.embedding_recipe, encoder), f"{cache.path} was made by another image encoder than")
     for name, layer in zip(inputs.texts_read, layers_read(config, cache)):
         check_instructions(inputs.instruction_recipes[name], cache.recipe(f"instructions/{layer}"), str(cache.path))
         width = text_width(cache, [layer], config.architecture.form, config.architecture.aligner)
@@ -67,7 +74,7 @@ def check_instructions(of_run: Mapping[str, Any], now: Mapping[str, Any], where:
     _check_same(text_differences(of_run, now), complaint, remedy)
 
 
-def _what_differs(of_run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def what_differs(of_run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     before, after = ({key: recipe[key] for key in recipe if key not in UNBOUND} for recipe in (of_run, now))
     return differences(before, after)
 

@@ -14,9 +14,9 @@ import torch
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import say
-from zeus_union.pipelines.ablation.files import PLAN, run_folder
 from zeus_union.pipelines.ablation.grid import PROMPT, AblationGrid, GridRow
 from zeus_union.pipelines.ablation.timing import StepTimes, batches_an_epoch
+from zeus_union.stage2_segment.ablation_folder import PLAN, run_folder
 from zeus_union.stage2_segment.baselines.pretrained import NoWeights
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.device import pick_device

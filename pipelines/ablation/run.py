@@ -16,19 +16,20 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, say
 from zeus_union.cache.text_statistics import warn_of_texts
-from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun, rows_not_run
 from zeus_union.pipelines.report.published import published_for
+from zeus_union.stage2_segment.ablation_folder import PLAN, RESULTS, STOPPED, run_folder
 from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
 from zeus_union.stage2_segment.choose_postprocessing import predict_validation, why_not_chosen
 from zeus_union.stage2_segment.chosen_postprocessing import load_postprocessing, write_choices
 from zeus_union.stage2_segment.device import make_accelerator
-from zeus_union.stage2_segment.evaluation.evaluate import begin_scoring
+from zeus_union.stage2_segment.evaluation.scoring import begin_scoring
 from zeus_union.stage2_segment.evaluation.surfaces import workers
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import predict_slices
+from zeus_union.stage2_segment.native import predict_subject
+from zeus_union.stage2_segment.trained import TrainedRun
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
 from zeus_union.stage2_segment.training.train import shared_plan, train_together
 
@@ -187,10 +188,14 @@ def _choose_postprocessing(cache: Cache, learners: Sequence[Learner], accelerato
     without = [reason for reason in reasons.values() if reason is not None]
     if without:
         say(f"{len(without)} of {len(learners)} runs: {without[0]}")
-    models = {learner.run: (learner.config, learner.predictor) for learner in learners if reasons[learner.run] is None}
-    if not models:
+    trained = {
+        learner.run: TrainedRun(learner.run, learner.config, learner.predictor, accelerator.device)
+        for learner in learners
+        if reasons[learner.run] is None
+    }
+    if not trained:
         return
-    for run, candidates in predict_validation(cache, models, accelerator.device, resident).items():
+    for run, candidates in predict_validation(cache, trained, resident).items():
         write_choices(run, {"last": candidates})
 
 
@@ -214,10 +219,11 @@ def _score(
         data = SliceData(
             cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
         )
-        waiting = [
-            begin_scoring(cache, subject, predict_slices(learner.predictor, run.config, data), steps, pool)
-            for (run, learner), steps in zip(trained, postprocessing)
-        ]
+        waiting = []
+        for (run, learner), steps in zip(trained, postprocessing):
+            member = TrainedRun(learner.run, run.config, learner.predictor, accelerator.device)
+            predicted = predict_subject([member], {first.inputs.encoder: data}, cache.grid(subject))
+            waiting.append(begin_scoring(cache, subject, predicted, steps, pool))
         for (run, _), finish, run_lines in zip(trained, waiting, lines):
             scores, miou = finish()
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}

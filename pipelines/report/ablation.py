@@ -12,13 +12,13 @@ from rich.text import Text
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, print_tables
-from zeus_union.pipelines.ablation.files import PLAN, RESULTS, STOPPED
 from zeus_union.pipelines.report.forest import draw_forest
 from zeus_union.pipelines.report.measurements import write_measurements
 from zeus_union.pipelines.report.published import Published, with_published
 from zeus_union.pipelines.report.statistics import subject_scores, summarise
 from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, subject_sheet, write_sheets
 from zeus_union.pipelines.report.verdict import verdict
+from zeus_union.stage2_segment.ablation_folder import PLAN, RESULTS, STOPPED
 
 
 def report_ablation(folder: Path, reference: str | None = None) -> Path:

@@ -11,7 +11,7 @@ from zeus_union.pipelines.report.curves import draw_curves
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
 from zeus_union.stage2_segment.inputs.layers import layers_read
-from zeus_union.stage2_segment.predict import load_run, open_cache
+from zeus_union.stage2_segment.trained import load_run, open_cache
 
 LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
 

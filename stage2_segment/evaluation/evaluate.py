@@ -6,39 +6,32 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import Grid
-from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment import checkpoint
-from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, load_postprocessing
-from zeus_union.stage2_segment.compatibility import check_cache
-from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.evaluation.metrics import (
-    DEFINITIONS,
-    dsc,
-    iou,
-    mean_defined,
-    mean_over_subjects,
-    overlap_counts,
-    stack_slices,
+from zeus_union.stage2_segment.chosen_postprocessing import (
+    PostProcessing,
+    common_postprocessing,
+    load_postprocessing,
 )
-from zeus_union.stage2_segment.evaluation.surfaces import SURFACE_TOLERANCE_MM, scores_of_labels, workers
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, ensemble_folder, load_members
+from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, mean_defined, mean_over_subjects
+from zeus_union.stage2_segment.evaluation.scoring import SubjectScores, begin_scoring
+from zeus_union.stage2_segment.evaluation.surfaces import SURFACE_TOLERANCE_MM, workers
 from zeus_union.stage2_segment.inputs.layers import layers_read
-from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import load_run, open_cache, predict_slices, to_native_slices
+from zeus_union.stage2_segment.native import predict_subject, read_subject
+from zeus_union.stage2_segment.predict import write_agreement
+from zeus_union.stage2_segment.trained import open_cache
 from zeus_union.stage2_segment.training_subjects import trained_by_projection, trained_by_run
 
 NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
@@ -54,13 +47,15 @@ class Evaluation:
             before post-processing), native voxels both, predicted and true.
         miou_256: subject -> mean IoU at 256 with the background (the paper's).
         weights: 'last' or 'best'.
-        cache: path of the cache, relative to the run's folder.
+        cache: path of the cache, relative to the folder of the results.
         content: digest of what it holds of these subjects.
         modalities: that were predicted from.
         postprocessing: of the masks in the native grid.
-        trained_on: which of these subjects the run was trained on.
+        trained_on: which of these subjects the run, or a member of the ensemble, was trained on.
         seen: which of them a projection behind the instructions was trained on.
         leaks: the run's instructions that were made from the true labels.
+        members: the folders of the ensemble; empty of one run.
+        agreement: subject -> class -> mean DSC between the members' masks; empty of one run.
     """
 
     rows: list[dict[str, Any]]
@@ -73,6 +68,8 @@ class Evaluation:
     trained_on: tuple[str, ...]
     seen: tuple[str, ...]
     leaks: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    agreement: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Means over the subjects, of each class and of all (`mean_over_subjects`); None where nothing is defined."""
@@ -81,6 +78,7 @@ class Evaluation:
             "cache": self.cache,
             "content": self.content,
             "weights": self.weights,
+            "members": list(self.members),
             "modalities": list(self.modalities),
             "postprocessing": self.postprocessing.to_json(),
             "subjects": list(self.miou_256),
@@ -99,25 +97,45 @@ class Evaluation:
 
 
 def evaluate_run(
-    run: Path,
+    run: Path | Sequence[Path],
     cache: Cache | None = None,
     *,
     subjects: Sequence[str] | None = None,
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    out: Path | None = None,
     postprocess: bool = True,
     threads: int | None = None,
 ) -> Evaluation:
-    """`measure_run`, written to evaluation.parquet and evaluation.json (see `results_path`) in the run's folder."""
-    with open_cache(run) if cache is None else nullcontext(cache) as opened:
-        chosen: dict[str, Any] = {"subjects": subjects, "modalities": modalities, "which": which}
-        evaluation = measure_run(run, opened, device=device, postprocess=postprocess, threads=threads, **chosen)
-        path = results_path(run, checkpoint.load_config(run), opened, "evaluation.json")
+    """`measure_run`, written to evaluation.parquet and evaluation.json (see `results_path`).
+
+    Of several runs also ensemble.json with how far they agree.
+
+    Args:
+        out: folder for these; None: the run's, of several `ensemble.ensemble_folder`.
+    """
+    runs = as_runs(run)
+    folder = results_folder(runs, out)
+    chosen: dict[str, Any] = {"subjects": subjects, "modalities": modalities, "which": which}
+    with open_cache(runs[0]) if cache is None else nullcontext(cache) as opened:
+        evaluation = measure_run(
+            runs, opened, device=device, out=folder, postprocess=postprocess, threads=threads, **chosen
+        )
+        path = results_path(folder, [checkpoint.load_config(name) for name in runs], opened, "evaluation.json")
     checkpoint.write_table(path.with_suffix(".parquet"), evaluation.rows)
     checkpoint.write_json(path, evaluation.summary())
+    if len(runs) > 1:
+        write_agreement(folder, runs, which, evaluation.agreement)
     say(evaluation.postprocessing.summary)
     return evaluation
+
+
+def results_folder(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Where results of runs go: `out`, else the run's own folder, of several that of the ensemble."""
+    if out is not None:
+        return out
+    return runs[0] if len(runs) == 1 else ensemble_folder(runs)
 
 
 def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
@@ -129,82 +147,104 @@ def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
     )
 
 
-def results_path(run: Path, config: RunConfig, cache: Cache, name: str) -> Path:
-    """Where results on a cache go: RUN/NAME on the run's own; on another one its name and content are in it.
+def results_path(folder: Path, configs: Sequence[RunConfig], cache: Cache, name: str) -> Path:
+    """Where results on a cache go: FOLDER/NAME on the runs' own; on another one its name and content are in it.
 
     So no measurement overwrites one on other data: evaluation.json becomes evaluation-OTHER-1a2b3c4d.json.
     """
-    if is_runs_cache(config, cache):
-        return run / name
+    if all(is_runs_cache(config, cache) for config in configs):
+        return folder / name
     stem, _, ending = name.partition(".")
     content = cache.content_digest("slices", cache.subjects)[:8]
-    return run / f"{stem}-{cache.path.stem}-{content}.{ending}"
+    return folder / f"{stem}-{cache.path.stem}-{content}.{ending}"
 
 
 def measure_run(
-    run: Path,
+    run: Path | Sequence[Path],
     cache: Cache,
     *,
     subjects: Sequence[str] | None = None,
     modalities: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    out: Path | None = None,
     postprocess: bool = True,
     threads: int | None = None,
 ) -> Evaluation:
-    """A run's masks against the truth.
+    """The masks of a run, or of several together, against the truth.
 
     Args:
         subjects: see `subjects_to_measure`.
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights. The best were chosen on the validation subjects, so their numbers there are
             too good.
+        out: the folder of the results, to name the cache from; None: as `results_folder`.
         postprocess: with what was chosen for these weights (`load_postprocessing`).
         threads: to measure distances in, beside the prediction; None: as many as cores.
 
     Raises:
-        UserError: subjects that are unknown or have no labels; other classes than the run's.
+        UserError: subjects that are unknown or have no labels; other classes than the run's; as `load_members`.
     """
-    trained = load_run(run, which, device)
-    config = trained.config
-    wanted = check_cache(config, cache, modalities)
-    if tuple(cache.classes) != config.inputs.classes:
-        raise UserError(
-            f"{cache.path} has the classes {', '.join(cache.classes)}, the run {', '.join(config.inputs.classes)}"
-        )
-    postprocessing = load_postprocessing(run, config, which, postprocess)
-    chosen = subjects_to_measure(config, cache, subjects)
-    trained_on = trained_by_run(config).among(cache, chosen)
-    seen = trained_by_projection(cache, layers_read(config, cache)).among(cache, chosen)
-    scores: list[tuple[list[dict[str, Any]], float]] = []
+    members = load_members(run, which, device)
+    configs = [member.config for member in members]
+    wanted = check_members_cache(members, cache, modalities)
+    classes = configs[0].inputs.classes
+    if tuple(cache.classes) != classes:
+        raise UserError(f"{cache.path} has the classes {', '.join(cache.classes)}, the run {', '.join(classes)}")
+    postprocessing = common_postprocessing(
+        [load_postprocessing(member.folder, member.config, which, postprocess) for member in members]
+    )
+    chosen = subjects_to_measure(configs, cache, subjects)
+    variants = tuple(dict.fromkeys(layer for config in configs for layer in layers_read(config, cache)))
+    trained_on = {name for config in configs for name in trained_by_run(config).among(cache, chosen)}
+    scores, agreement = [], {}
     with workers(threads) as pool:
-        waiting: deque[Callable[[], tuple[list[dict[str, Any]], float]]] = deque()
+        waiting: deque[Callable[[], SubjectScores]] = deque()
         for subject in progress(chosen, "evaluating"):
-            positions = cache.rows_of([subject])
-            data = SliceData(cache, config.inputs.encoder, wanted, positions, trained.device, labelled=False)
-            predicted = predict_slices(trained.model, config, data, wanted)
+            data = read_subject(cache, subject, members, wanted)
+            predicted = predict_subject(members, data, cache.grid(subject), wanted)
             waiting.append(begin_scoring(cache, subject, predicted, postprocessing, pool))
+            if predicted.agreement:
+                agreement[subject] = predicted.agreement
             if len(waiting) > AT_ONCE:
                 scores.append(waiting.popleft()())
         scores += [finish() for finish in waiting]
-    rows = [row for rows, _ in scores for row in rows]
-    miou = {subject: score for subject, (_, score) in zip(chosen, scores)}
-    content = cache.content_digest("slices", chosen)
-    path = os.path.relpath(cache.path, run)
-    leaks = leaking(cache, layers_read(config, cache))
-    return Evaluation(rows, miou, which, path, content, wanted, postprocessing, trained_on, seen, leaks)
+    return Evaluation(
+        rows=[row for rows, _ in scores for row in rows],
+        miou_256={subject: score for subject, (_, score) in zip(chosen, scores)},
+        weights=which,
+        cache=os.path.relpath(cache.path, results_folder(as_runs(run), out)),
+        content=cache.content_digest("slices", chosen),
+        modalities=wanted,
+        postprocessing=postprocessing,
+        trained_on=tuple(name for name in chosen if name in trained_on),
+        seen=trained_by_projection(cache, variants).among(cache, chosen),
+        leaks=leaking(cache, variants),
+        members=tuple(str(member.folder) for member in members) if len(members) > 1 else (),
+        agreement=agreement,
+    )
 
 
-def subjects_to_measure(config: RunConfig, cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """`wanted`; else the run's held-out subjects of its own cache, or of another all with labels that nobody trained on.
+def subjects_to_measure(configs: Sequence[RunConfig], cache: Cache, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """`wanted`; else those that every run would be measured on alone.
+
+    That is a run's held-out subjects of its own cache, of another all with labels that nobody trained on.
 
     Raises:
-        UserError: one that is unknown, or without labels; none is left that the run was not trained on.
+        UserError: one that is unknown, or without labels; none is left that no run was trained on.
     """
     labelled = tuple(name for name in cache.subjects if cache.rows["labelled"][cache.rows_of([name])].all())
     if wanted is None:
-        held_out = is_runs_cache(config, cache)
-        wanted = config.split.test if held_out else _untrained(config, cache, labelled)
+        of_each = [
+            config.split.test if is_runs_cache(config, cache) else _untrained(config, cache, labelled)
+            for config in configs
+        ]
+        wanted = [name for name in of_each[0] if all(name in names for names in of_each)]
+        if labelled and not wanted:
+            raise UserError(
+                f"no subject of {cache.path} is held out by all {len(configs)} runs: each was trained on what others were "
+                "tested on, as folds are; take runs of one fold, a cache that none was trained on, or name --subjects"
+            )
     chosen = choose(wanted, cache.subjects, "subject")
     without = [name for name in chosen if name not in labelled]
     if without or not chosen:
@@ -229,76 +269,10 @@ def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tupl
     return kept
 
 
-def score_subject(
-    cache: Cache, subject: str, predicted: NDArray[np.uint8], postprocessing: PostProcessing | None = None
-) -> tuple[list[dict[str, Any]], float]:
-    """Rows of an `Evaluation`, one per class, and the mIoU at 256; see `begin_scoring`."""
-    return begin_scoring(cache, subject, predicted, postprocessing)()
-
-
-def begin_scoring(
-    cache: Cache,
-    subject: str,
-    predicted: NDArray[np.uint8],
-    postprocessing: PostProcessing | None = None,
-    pool: Executor | None = None,
-) -> Callable[[], tuple[list[dict[str, Any]], float]]:
-    """Begins to measure a subject; what it returns waits for the distances and gives rows and mIoU.
-
-    Args:
-        predicted: label maps (n, 256, 256) of all the subject's cached slices, in order.
-        postprocessing: of the masks in the native grid; those at 256 are the decoder's, as in the paper.
-        pool: where distances are measured, class by class; None: here and now.
-    """
-    classes = cache.classes
-    positions, grid = cache.rows_of([subject]), cache.grid(subject)
-    at_256 = overlap_counts(predicted, cache.masks(positions), len(classes))
-    truth = cache.native_masks(subject)
-    if truth is None:
-        raise UserError(f"{cache.path} has no masks of {subject} in its native grid; build the cache again")
-    numbers, step = cache.rows["number"][positions], cache.card.slice_step
-    native = to_native_slices(predicted, grid)
-    raw = overlap_counts(native, truth, len(classes))
-    native = stack_slices(native if postprocessing is None else postprocessing(native), numbers, step)
-    truth = stack_slices(truth, numbers, step)
-    native = np.where(truth == IGNORE, 0, native)
-    counts = overlap_counts(native, truth, len(classes))
-    labels = range(1, len(classes) + 1)
-    surfaces = scores_of_labels(native, truth, labels, _spacing(grid, step), pool)
-
-    def finish() -> tuple[list[dict[str, Any]], float]:
-        rows = [
-            {
-                "subject": subject,
-                "class": name,
-                "dsc_256": float(dsc(at_256)[label]),
-                "iou_256": float(iou(at_256)[label]),
-                "dsc": float(dsc(counts)[label]),
-                "iou": float(iou(counts)[label]),
-                "hd95_mm": surface.result().hd95_mm,
-                "nsd": surface.result().nsd,
-                "dsc_raw": float(dsc(raw)[label]),
-                "both": int(counts[label, 0]),
-                "predicted": int(counts[label, 1]),
-                "true": int(counts[label, 2]),
-            }
-            for label, name, surface in zip(labels, classes, surfaces)
-        ]
-        return rows, mean_defined(iou(at_256))
-
-    return finish
-
-
-def _spacing(grid: Grid, step: int) -> tuple[float, float, float]:
-    """mm between (cached slices, rows, columns)."""
-    slices, rows, columns = grid.slice_spacing
-    return slices * step, rows, columns
-
-
 def as_table(evaluation: Evaluation) -> Table:
     """One line per subject and class, then the means."""
     table = Table(
-        title=f"{evaluation.weights} weights on {evaluation.cache}; NSD at {SURFACE_TOLERANCE_MM:g} mm",
+        title=f"{_whose(evaluation)} weights on {evaluation.cache}; NSD at {SURFACE_TOLERANCE_MM:g} mm",
         caption=_reservations(evaluation) or None,
     )
     for name in ("subject", "class"):
@@ -316,13 +290,19 @@ def as_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def _whose(evaluation: Evaluation) -> str:
+    return (
+        f"{len(evaluation.members)} runs together, {evaluation.weights}" if evaluation.members else evaluation.weights
+    )
+
+
 def _reservations(evaluation: Evaluation) -> str:
     """Why these numbers are too good, if they are."""
     named = [
         f"{what}: {', '.join(subjects)}"
         for what, subjects in (
             ("an upper bound, no result: made from the true labels are the instructions", evaluation.leaks),
-            ("the run was trained on", evaluation.trained_on),
+            (f"{'a member' if evaluation.members else 'the run'} was trained on", evaluation.trained_on),
             ("the instructions' projection was trained on", evaluation.seen),
         )
         if subjects

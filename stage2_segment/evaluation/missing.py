@@ -11,7 +11,8 @@ from rich.table import Table
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
-from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run, results_path
+from zeus_union.stage2_segment.ensemble import as_runs
+from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run, results_folder, results_path
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -20,15 +21,16 @@ def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def evaluate_missing(
-    run: Path,
+    run: Path | Sequence[Path],
     cache: Cache,
     *,
     subjects: Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
+    out: Path | None = None,
     postprocess: bool = True,
 ) -> dict[tuple[str, ...], Evaluation]:
-    """Evaluates a run on every subset of its modalities; writes missing.parquet (see `results_path`) into its folder.
+    """Evaluates a run, or several together, on every subset of the modalities; writes missing.parquet (see `results_path`).
 
     The table has a line for each subset, subject and class: `modalities` (joined by '+') and the columns of an
     `Evaluation`.
@@ -36,20 +38,21 @@ def evaluate_missing(
     Raises:
         UserError: a run of one modality; else as `measure_run`.
     """
-    config = checkpoint.load_config(run)
-    modalities = config.inputs.modalities
+    runs = as_runs(run)
+    configs = [checkpoint.load_config(folder) for folder in runs]
+    modalities = configs[0].inputs.modalities
     if len(modalities) == 1:
-        raise UserError(f"{run} was trained with {modalities[0]} alone; none can be missing")
+        raise UserError(f"{runs[0]} was trained with {modalities[0]} alone; none can be missing")
     evaluations = {
         part: measure_run(
-            run, cache, subjects=subjects, modalities=part, which=which, device=device, postprocess=postprocess
+            runs, cache, subjects=subjects, modalities=part, which=which, device=device, postprocess=postprocess
         )
         for part in subsets(modalities)
     }
     lines = [
         {"modalities": "+".join(part), **row} for part, evaluation in evaluations.items() for row in evaluation.rows
     ]
-    checkpoint.write_table(results_path(run, config, cache, "missing.parquet"), lines)
+    checkpoint.write_table(results_path(results_folder(runs, out), configs, cache, "missing.parquet"), lines)
     return evaluations
 
 

@@ -30,7 +30,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model.zeus import class_map
-from zeus_union.stage2_segment.predict import BATCH, TrainedRun, load_run, predict_inputs
+from zeus_union.stage2_segment.trained import BATCH, TrainedRun, load_run, predict_inputs
 
 PROBES = [name for name in TEXTS if name not in ("none", "oracle")]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")
@@ -82,7 +82,7 @@ def probe_texts(
                 }
                 for k, label in enumerate(config.inputs.classes, 1)
             ]
-    checkpoint.write_table(results_path(run, config, cache, "probe.parquet"), lines)
+    checkpoint.write_table(results_path(run, [config], cache, "probe.parquet"), lines)
     return lines
 
 
@@ -149,7 +149,7 @@ def probe_sentences(
     lines.sort(key=lambda line: -np.nan_to_num(line["changed"], nan=-1.0))
     if not lines:
         raise UserError(f"{sentences} has no sentence of {', '.join(chosen)}; write it with these --subjects")
-    checkpoint.write_table(results_path(run, config, cache, "sentences.parquet"), lines)
+    checkpoint.write_table(results_path(run, [config], cache, "sentences.parquet"), lines)
     return lines
 
 
@@ -163,7 +163,7 @@ def _open(
         raise UserError(f"{run} was trained with --text {text}: it reads no instruction of its own to be probed")
     check_cache(trained.config, cache)
     warn_of_texts(cache, layers_read(trained.config, cache))
-    return trained, subjects_to_measure(trained.config, cache, subjects)
+    return trained, subjects_to_measure([trained.config], cache, subjects)
 
 
 def _other_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp], name: str) -> NDArray[np.floating]:

@@ -17,11 +17,7 @@ def windows_of(cache: Cache) -> dict[str, Any]:
 
 
 def check_pictures(inputs: Inputs, cache: Cache, modalities: Sequence[str]) -> None:
-    """Refuses grey values made otherwise than the run's, and says where slices are cut as none of the run's is.
-
-    Raises:
-        UserError: naming the modality and both windows.
-    """
+    """Raises UserError: grey values made otherwise than the run's, naming the modality and both windows."""
     windows = windows_of(cache)
     for name in modalities:
         if windows.get(name) != inputs.windows.get(name):
@@ -30,6 +26,10 @@ def check_pictures(inputs: Inputs, cache: Cache, modalities: Sequence[str]) -> N
                 f"{cache.path} shows {name} with --window {name}={_as_option(windows.get(name))}, the run was trained with "
                 f"{name}={needed}; build the cache with --window {name}={needed}"
             )
+
+
+def say_other_views(inputs: Inputs, cache: Cache) -> None:
+    """Says where slices are cut as none of the run's is."""
     other = {subject: view for subject in cache.subjects if (view := cache.grid(subject).view) not in inputs.views}
     if other:
         subject, view = next(iter(other.items()))

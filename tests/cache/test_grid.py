@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from tests.nearest import from_square
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import VIEWS, Grid, from_square, to_square
+from zeus_union.cache.grid import VIEWS, Grid, to_square
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)

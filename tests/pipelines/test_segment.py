@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -12,13 +14,16 @@ import pytest
 from click.testing import CliRunner, Result
 from scipy import ndimage
 
+from tests.stage2_segment.conftest import answer_with
+from tests.stage2_segment.untrained import untrained_run
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines import segment
 from zeus_union.pipelines.cli import main as zeus
+from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.inspect import describe
-from zeus_union.stage2_segment import predict
+from zeus_union.stage1_instruct.profiles.profile import load_profile
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.training.train import train_run
@@ -90,11 +95,7 @@ def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a model that takes what is bright, as the tumour is in T1Gd: what is left to go wrong is what it is given."""
-
-    def bright(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
-        return (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8)
-
-    monkeypatch.setattr(predict, "predict_slices", bright)
+    answer_with(monkeypatch, lambda data: (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8))
     (tmp_path / "new").mkdir()
     for channel in range(2):
         name = f"pat1_{channel:04d}.nii.gz"
@@ -169,3 +170,76 @@ def test_the_runs_post_processing_is_applied_unless_it_is_not_wanted(
     done = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--out", tmp_path / "m.nii.gz", *options)
     assert done.exit_code == 0, done.output
     assert seen == [wanted]
+
+
+def test_several_runs_segment_a_study_as_they_do_from_a_cache(cohort: Path, tmp_path: Path) -> None:
+    """Mask, probabilities, disagreement and agreement lie beside one another under the name that the user gave."""
+    split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
+    other = untrained_run(cohort / "cache.h5", tmp_path / "other", 1, model="unext", preset="quarter", **split)
+    (tmp_path / "new").mkdir()
+    source = cohort / "data/imagesTr/pat1_0001.nii.gz"
+    (tmp_path / "new" / "pat1_0001.nii.gz").write_bytes(source.read_bytes())
+    out = tmp_path / "masks" / "p1.nii"
+    both = ["--run", cohort / "run", "--run", other]
+    done = run(zeus, "segment", tmp_path / "new", *both, "--out", out, "--probabilities", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "2 members: DSC of their pairs" in done.output
+    assert {path.name for path in out.parent.iterdir()} == {
+        "p1.nii",
+        "p1.tumour.prob.nii.gz",
+        "p1.disagreement.nii.gz",
+        "p1.ensemble.json",
+    }
+    with Cache(cohort / "cache.h5") as cache:
+        runs = [cohort / "run", other]
+        predict_run(runs, cache, tmp_path / "cached", subjects=["pat1"], device="cpu", probabilities=True)
+    for name, cached in (
+        ("p1.nii", "pat1.nii.gz"),
+        ("p1.tumour.prob.nii.gz", "pat1.tumour.prob.nii.gz"),
+        ("p1.disagreement.nii.gz", "pat1.disagreement.nii.gz"),
+    ):
+        image, expected = nibabel.load(out.parent / name), nibabel.load(tmp_path / "cached" / cached)
+        np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(expected.dataobj))
+        for form in ("get_qform", "get_sform"):
+            np.testing.assert_array_equal(*(getattr(h, form)() for h in (image.header, nibabel.load(source).header)))
+    agreement = json.loads((out.parent / "p1.ensemble.json").read_text())["agreement"]
+    of_cache = json.loads((tmp_path / "cached" / "ensemble.json").read_text())["agreement"]
+    assert list(agreement.values()) == list(of_cache.values())
+
+    twice = run(zeus, "segment", tmp_path / "new", "--run", other, "--run", other, "--out", tmp_path / "m.nii.gz")
+    assert twice.exit_code == 2 and "are the same folder" in " ".join(twice.output.split())
+    assert not (tmp_path / "m.nii.gz").exists()
+
+
+def test_each_run_of_an_ensemble_gets_the_texts_of_its_own_projection(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds of one variant, two with the same projection: two layers, each made once, under names that differ."""
+    config = load_config(cohort / "run")
+    runs, configs = [], []
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"), ("silent", b"3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "projection.safetensors").write_bytes(content)
+        recipes = {f"lite@fold{name}": {"projection": content.decode()}}
+        texts = {"text": "instruction", "variants": tuple(recipes), "instruction_recipes": recipes}
+        read = {"text": "none", "variants": ()} if name == "silent" else texts
+        configs.append(replace(config, inputs=replace(config.inputs, **read)))
+        runs.append(tmp_path / name)
+
+    def models(profile: Any, *_: Any, **__: Any) -> Any:
+        digest = Path(profile.projection).read_text()
+        return SimpleNamespace(name=digest, instruction_recipe=lambda: {"projection": digest})
+
+    monkeypatch.setattr(segment, "load_models", models)
+    pictures = BuildOptions(tmp_path / "study.h5", LAYERS[:2])
+    builds = segment._builds(runs, configs, pictures, load_profile("lite", {}), "cpu", None)
+    assert [(made.name, options.variant, options.layers) for made, options in builds] == [
+        ("1", "lite", LAYERS),
+        ("2", "lite-2", LAYERS),
+    ]
+    _, options = segment._builds(runs[3:], configs[3:], pictures, load_profile("lite", {}), "cpu", None)[0]
+    assert options is pictures  # nobody reads a text
+    recipes = {"lite@foldb": {"projection": "9"}}
+    other = [configs[0], replace(configs[1], inputs=replace(configs[1].inputs, instruction_recipes=recipes))]
+    with pytest.raises(UserError, match=rf"by other models.*that build-cache was given for {runs[1]}"):
+        segment._builds(runs[:2], other, pictures, load_profile("lite", {}), "cpu", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from zeus_union.cache.grid import Grid, to_square
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
 
 SUBJECTS = ("eve", "ada", "ben", "cleo", "dan")
@@ -115,3 +117,20 @@ def make_cache(
 def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five subjects of three slices and two modalities; 'eve' has no labels."""
     return make_cache(tmp_path_factory.mktemp("cache") / "toy.h5")
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, labels_of: Callable[[SliceData], np.ndarray]) -> None:
+    """Every model says these label maps uint8 (n, 256, 256) of its slices, with logits of 10 and -10."""
+    begin = RunInputs.__init__
+
+    def remember(self: Any, config: Any, data: SliceData, *more: Any, **named: Any) -> None:
+        begin(self, config, data, *more, **named)
+        self.answers = torch.from_numpy(np.ascontiguousarray(labels_of(data)))
+        self.classes = len(config.inputs.classes)
+
+    def logits(self: Any, _: Any, positions: np.ndarray, *__: Any, **___: Any) -> torch.Tensor:
+        labels = torch.arange(1, self.classes + 1)[:, None, None]
+        return torch.where(self.answers[positions][:, None] == labels, 10.0, -10.0)
+
+    monkeypatch.setattr(RunInputs, "__init__", remember)
+    monkeypatch.setattr(RunInputs, "logits", logits)

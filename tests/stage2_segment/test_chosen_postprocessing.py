@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from tests.stage2_segment import conftest
 from tests.stage2_segment.conftest import make_cache
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment import checkpoint, choose_postprocessing, predict
+from zeus_union.stage2_segment import checkpoint, choose_postprocessing, native
 from zeus_union.stage2_segment.chosen_postprocessing import (
     FILE,
     PostProcessing,
@@ -24,28 +25,36 @@ from zeus_union.stage2_segment.chosen_postprocessing import (
     load_postprocessing,
 )
 from zeus_union.stage2_segment.cli import main
-from zeus_union.stage2_segment.evaluation import evaluate
+from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
+from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
+from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.postprocessing import HOLES, LARGEST
 from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.trained import open_cache
 from zeus_union.stage2_segment.training.train import train_run
 
 SPLIT: dict[str, Any] = {"train_subjects": ["ada"], "test_subjects": ["ben"], "validation_subjects": ["cleo", "dan"]}
 QUICK: dict[str, Any] = {"fusion": "hybrid", "epochs": 1, "batch_size": 3, "device": "cpu", "validate_every": 0}
 
 
-def speckled(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
-    """The truth, and far from the liver a spot that is called liver."""
-    labels = data.cache.images(data.rows)[:, 0] // 80
-    labels[1:, 100:110, 0:8] = 1
-    return labels
+class Speckled(RunInputs):
+    """In place of what a model says: the truth, and far from the liver a spot that is called liver."""
+
+    def __init__(self, config: RunConfig, data: SliceData, available: Sequence[str] | None = None) -> None:
+        super().__init__(config, data, available)
+        self._labels = data.cache.images(data.rows)[:, 0] // 80
+        self._labels[1:, 100:110, 0:8] = 1
+
+    def logits(self, model: Any, positions: Any, *_: Any, **__: Any) -> torch.Tensor:
+        labels = torch.from_numpy(self._labels[positions])
+        return torch.stack([20.0 * (labels == label) - 10 for label in (1, 2)], dim=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def speckles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (predict, evaluate, choose_postprocessing):
-            patch.setattr(module, "predict_slices", speckled)
+        patch.setattr(native, "RunInputs", Speckled)
         yield
 
 
@@ -120,7 +129,7 @@ def test_evaluation_and_written_masks_have_it_and_the_numbers_at_256_do_not(
     assert raw["dsc"] == raw["dsc_raw"] == liver["dsc_raw"] and raw["nsd"] < liver["nsd"] == 1
     assert [row["dsc_256"] for row in plain.rows] == [row["dsc_256"] for row in evaluation.rows]
     assert "none, as --no-postprocessing says" in capsys.readouterr().err
-    with predict.open_cache(run) as cache:
+    with open_cache(run) as cache:
         grid, numbers, truth = (
             cache.grid("ben"),
             cache.rows["number"][cache.rows_of(["ben"])],
@@ -235,7 +244,7 @@ def test_chosen_on_one_subject_alone_is_said(toy_cache: Path, tmp_path: Path) ->
 
 def test_no_weights_is_said_before_anything_is_chosen(tmp_path: Path, trained: Path) -> None:
     (tmp_path / checkpoint.CONFIG).write_bytes((trained / checkpoint.CONFIG).read_bytes())
-    with pytest.raises(UserError, match="has not come to its first save"), predict.open_cache(trained) as cache:
+    with pytest.raises(UserError, match="has not come to its first save"), open_cache(trained) as cache:
         choose_postprocessing.choose_postprocessing(tmp_path, cache, "cpu")
 
 

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from zeus_union.cache.grid import Grid
 from zeus_union.stage1_instruct.studies.nifti import read_channels, read_volume
-from zeus_union.stage2_segment.predict import write_labels
+from zeus_union.stage2_segment.nifti import write_labels
 
 SHAPE = (4, 5, 6)
 MM = {"unknown": 1, "meter": 1000, "mm": 1, "micron": 0.001}

@@ -2,20 +2,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.stage2_segment.conftest import SLICES, native_labels, oblique_grid
+from tests.stage2_segment.conftest import SLICES, answer_with, native_labels, oblique_grid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment import predict
-from zeus_union.stage2_segment.evaluation import evaluate
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
-from zeus_union.stage2_segment.predict import load_run, predict_run
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.trained import load_run
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -30,12 +28,7 @@ def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def perfect(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says the truth: what is left to go wrong is geometry."""
-
-    def truth(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
-        return data.cache.images(data.rows)[:, 0] // 80
-
-    monkeypatch.setattr(predict, "predict_slices", truth)
-    monkeypatch.setattr(evaluate, "predict_slices", truth)
+    answer_with(monkeypatch, lambda data: data.cache.images(data.rows)[:, 0] // 80)
 
 
 def test_nifti_lines_up_with_the_source_to_the_voxel(
@@ -77,12 +70,7 @@ def test_held_out_subjects_are_measured_by_default_as_their_written_masks_compar
     run: Path, toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a model that is off by 16 of 256 rows, so that some of it is right and some is not."""
-
-    def moved(_: Any, __: Any, data: Any, *___: Any) -> np.ndarray:
-        return np.roll(data.cache.images(data.rows)[:, 0] // 80, 16, axis=1)
-
-    monkeypatch.setattr(predict, "predict_slices", moved)
-    monkeypatch.setattr(evaluate, "predict_slices", moved)
+    answer_with(monkeypatch, lambda data: np.roll(data.cache.images(data.rows)[:, 0] // 80, 16, axis=1))
     evaluation = evaluate_run(run, device="cpu")
     assert [(row["subject"], row["class"]) for row in evaluation.rows] == [("ben", "liver"), ("ben", "spleen")]
     with Cache(toy_cache) as cache:

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.stage2_segment.conftest import make_cache
-from tests.stage2_segment.test_chosen_postprocessing import speckled
+from tests.stage2_segment.test_chosen_postprocessing import Speckled
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.ablation import run as ablate
 from zeus_union.pipelines.ablation.grid import read_grid
 from zeus_union.pipelines.ablation.plan import plan_ablation
 from zeus_union.pipelines.report.ablation import report_ablation
-from zeus_union.stage2_segment import choose_postprocessing
+from zeus_union.stage2_segment import choose_postprocessing, native
 from zeus_union.stage2_segment.evaluation import evaluate
 from zeus_union.stage2_segment.inputs.slices import SliceData
 
@@ -34,8 +34,7 @@ rows:
 def test_every_run_has_its_own_and_each_validation_subject_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ablate, evaluate, choose_postprocessing):
-        monkeypatch.setattr(module, "predict_slices", speckled)
+    monkeypatch.setattr(native, "RunInputs", Speckled)
     read: list[int] = []
 
     class Counted(SliceData):

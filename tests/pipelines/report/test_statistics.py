@@ -27,6 +27,7 @@ from zeus_union.pipelines.report.statistics import (
     t_interval,
     wilcoxon_p,
 )
+from zeus_union.stage2_segment.chosen_postprocessing import none_because
 from zeus_union.stage2_segment.evaluation.evaluate import NAMES, Evaluation
 from zeus_union.stage2_segment.evaluation.metrics import mean_over_subjects
 
@@ -236,7 +237,7 @@ def test_the_mean_of_a_run_is_that_of_its_evaluation_where_a_class_is_undefined(
     scores = {("ada", "liver"): 0.4, ("ada", "spleen"): 0.6, ("ben", "liver"): 0.5, ("ben", "spleen"): NAN}
     assert np.mean([np.mean([0.4, 0.5]), 0.6]) != pytest.approx(0.5)
     rows = [{"subject": s, "class": c, **dict.fromkeys(NAMES, dsc)} for (s, c), dsc in scores.items()]
-    evaluation = Evaluation(rows, {}, "last", "c.h5", "", (), (), ())
+    evaluation = Evaluation(rows, {}, "last", "c.h5", "", (), none_because("as it is a test"), (), ())
     assert evaluation.summary()["mean_over_classes"]["dsc"] == pytest.approx(0.5)
     assert evaluation.summary()["classes"]["spleen"]["dsc"] == 0.6
     lines = [line("a", subject, dsc, **{"class": name}) for (subject, name), dsc in scores.items()]

@@ -306,7 +306,7 @@ def test_a_new_study_gets_the_texts_of_the_runs_projection(
     from zeus_union.pipelines import segment
 
     monkeypatch.setattr(segment, "predict_run", predicted)
-    monkeypatch.setattr(predict, "load_run", lambda *_: pytest.fail("no weights"))
+    monkeypatch.setattr(predict, "load_members", lambda *_: pytest.fail("no weights"))
     command = ["segment", str(tmp_path / "new"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.nii.gz")]
     words = [word for word in finished.parts if word not in ("--device", "cpu")]
     done = CliRunner().invoke(zeus, [*command, *words, "--device", "cpu", "--slice-step", "6"])

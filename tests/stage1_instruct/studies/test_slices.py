@@ -8,8 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.nearest import from_square
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import Grid, from_square
+from zeus_union.cache.grid import Grid
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.studies.intensity import Window
 from zeus_union.stage1_instruct.studies.slices import study_to_slices

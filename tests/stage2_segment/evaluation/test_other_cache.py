@@ -28,7 +28,7 @@ from zeus_union.stage2_segment.evaluation.evaluate import (
     subjects_to_measure,
 )
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.predict import open_cache
+from zeus_union.stage2_segment.trained import open_cache
 from zeus_union.stage2_segment.training.train import train_run
 
 LLM = {
@@ -68,15 +68,15 @@ def test_training_subjects_are_known_by_name_and_by_their_files_and_never_measur
     config = load_config(run)
     with Cache(own) as cache:
         assert is_runs_cache(config, cache)
-        assert subjects_to_measure(config, cache, None) == ("ben",)
+        assert subjects_to_measure([config], cache, None) == ("ben",)
     with Cache(relabelled) as cache:
         assert not is_runs_cache(config, cache)
-        assert subjects_to_measure(config, cache, None) == ("ben", "dan")
+        assert subjects_to_measure([config], cache, None) == ("ben", "dan")
         assert "not measured (--subjects measures them all the same): pat-7, cleo" in capsys.readouterr().err
-        assert subjects_to_measure(config, cache, ["pat-7"]) == ("pat-7",)
+        assert subjects_to_measure([config], cache, ["pat-7"]) == ("pat-7",)
         everyone = replace(config, split=replace(config.split, train=("ada", "ben", "cleo", "dan")))
         with pytest.raises(UserError, match=r"was trained on every labelled subject of .*relabelled.h5: pat-7, ben"):
-            subjects_to_measure(everyone, cache, None)
+            subjects_to_measure([everyone], cache, None)
 
 
 def test_numbers_of_another_cache_stand_in_files_of_their_own_that_name_it(
@@ -100,8 +100,8 @@ def test_numbers_of_another_cache_stand_in_files_of_their_own_that_name_it(
         config = load_config(run)
         assert summary["content"] == cache.content_digest("slices", ["pat-7", "ben"])
         for name in ("missing.parquet", "probe.parquet", "sentences.parquet"):
-            assert results_path(run, config, mine, name) == run / name
-            assert results_path(run, config, cache, name).name.startswith(f"{name.split('.')[0]}-relabelled-")
+            assert results_path(run, [config], mine, name) == run / name
+            assert results_path(run, [config], cache, name).name.startswith(f"{name.split('.')[0]}-relabelled-")
 
 
 def test_a_cache_that_is_not_where_it_was_is_asked_for(run: Path, own: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, subse
 from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.predict import load_run, predict_inputs, predict_run
+from zeus_union.stage2_segment.predict import predict_run
+from zeus_union.stage2_segment.trained import load_run, predict_inputs
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -29,7 +30,7 @@ from zeus_union.stage2_segment.training.train import train_run
 def run(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     split = {"train_subjects": ["ada", "cleo", "dan"], "test_subjects": ["ben"]}
-    train_run(toy_cache, folder, fusion="late", combine="learned", aligner="mlp", epochs=6, lr=1e-3, lr_new=5e-3,
+    train_run(toy_cache, folder, fusion="late", combine="learned", aligner="mlp", epochs=12, lr=1e-3, lr_new=5e-3,
               batch_size=3, device="cpu", validate_every=0, **split)  # fmt: skip
     return folder
 

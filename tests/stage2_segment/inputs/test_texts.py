@@ -15,7 +15,7 @@ from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.predict import load_run
+from zeus_union.stage2_segment.trained import load_run
 from zeus_union.stage2_segment.training.train import train_run
 
 

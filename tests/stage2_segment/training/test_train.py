@@ -19,8 +19,8 @@ from zeus_union.stage2_segment.checkpoint import load_config, load_state
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.predict import load_run
 from zeus_union.stage2_segment.recipe import RECIPES, Recipe
+from zeus_union.stage2_segment.trained import load_run
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
 from zeus_union.stage2_segment.training.schedule import lr_factor
