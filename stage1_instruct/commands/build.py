@@ -78,6 +78,19 @@ READING = (
     "CT, the 0.5 and 99.5 percentiles of the foreground for others]",
 )
 @click.option(
+    "--views",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Augmented copies of every labelled slice, through the image encoder too, to train on: turned, scaled, bent, "
+    "shifted, other grey values. Each costs as much disk and time as the embeddings; more can be added later.",
+)
+@click.option(
+    "--mirror-views",
+    is_flag=True,
+    help="Mirror half of the views, left for right; runs that read instructions, which name sides, refuse them.",
+)
+@click.option(
     "--store",
     type=click.Choice(["uint8", "fp16"]),
     default="uint8",
