@@ -172,9 +172,9 @@ class Cache:
         rows = [self._first[subject] + np.arange(count) for subject, count in counts]
         return np.concatenate(rows).astype(np.intp) if rows else np.empty(0, np.intp)
 
-    def images(self, rows: Rows) -> NDArray[np.uint8]:
-        """uint8 (B, M, 256, 256)."""
-        return self._gather("slices", "images", rows)
+    def images(self, rows: Rows, views: Rows | None = None) -> NDArray[np.uint8]:
+        """uint8 (B, M, 256, 256); `views` as in `masks`."""
+        return self._gather("slices", "images", rows, views)
 
     def masks(self, rows: Rows, views: Rows | None = None) -> NDArray[np.uint8]:
         """uint8 (B, 256, 256), k = classes[k - 1].

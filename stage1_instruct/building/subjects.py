@@ -101,7 +101,7 @@ class Layers:
 
     embeddings: str
     instructions: Mapping[str, str]
-    views: Views = Views()
+    views: Views = field(default_factory=Views)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class Build:
 def begin_pictures(
     writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions
 ) -> tuple[Layers, Recipes]:
-    """Opens slices and embeddings, and their views, under their recipes; loads no model, but for an encoder whose constants are missing."""
+    """Opens slices and embeddings, and their views, under their recipes; loads no model but an encoder without constants."""
     card = dataset.card
     embeddings, embeddings_recipe = "", {}
     slices_recipe = {
