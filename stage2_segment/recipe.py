@@ -31,6 +31,7 @@ class Recipe:
         class_weights: 'equal', or 'inverse': classes weigh as 1 / sqrt(pixels in the training slices), mean 1.
         modality_drop: chance of each modality to be left out of a step (one always stays).
         text_drop: chance of each slice to be answered without its text in a step; with the residual aligner only.
+        views: augmented copies of each slice that a step draws from, beside the slice itself.
         precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     modality_drop: float = 0.0
     text_drop: float = 0.0
     precision: str = "fp32"
+    views: int = 0
 
 
 BASELINE_LR = 1e-3

@@ -20,6 +20,7 @@ from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
+from zeus_union.cache.view_layers import view_of
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
@@ -110,11 +111,12 @@ def evaluate_run(
 
 
 def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
-    """Whether a cache holds of the run's subjects what the run read, wherever it lies."""
+    """Whether a cache holds of the run's subjects what the run read, wherever it lies; views were for training alone."""
     subjects = {*config.split.train, *config.split.test, *config.split.validation}
     return subjects <= set(cache.subjects) and all(
         layer in cache.layers and cache.content_digest(layer, subjects) == digest
         for layer, digest in config.inputs.content.items()
+        if not view_of(layer)
     )
 
 

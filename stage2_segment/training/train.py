@@ -20,7 +20,7 @@ from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.config import RunConfig, Split
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
-from zeus_union.stage2_segment.inputs.slices import SliceData, epoch_batches
+from zeus_union.stage2_segment.inputs.slices import SliceData, draw_views, epoch_batches
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner, take_batch
 from zeus_union.stage2_segment.training.step import group_learners
@@ -81,7 +81,7 @@ def train(
 def shared_plan(config: RunConfig) -> tuple[Any, ...]:
     """Runs that agree in this see the same batches in the same order: one pass over the cache serves them all."""
     recipe = config.recipe
-    return (config.inputs.encoder, config.split, recipe.batch_size, recipe.foreground_share, config.seed)
+    return (config.inputs.encoder, config.split, recipe.batch_size, recipe.foreground_share, recipe.views, config.seed)
 
 
 def train_together(
@@ -106,7 +106,15 @@ def train_together(
     wanted = {name for learner in learners for name in learner.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     rows = cache.rows_of(plan.split.train)
-    data = SliceData(cache, plan.inputs.encoder, modalities, rows, accelerator.device, resident=resident)
+    data = SliceData(
+        cache,
+        plan.inputs.encoder,
+        modalities,
+        rows,
+        accelerator.device,
+        resident=resident,
+        views=plan.recipe.views,
+    )
     for learner in learners:
         learner.begin(RunInputs(learner.config, data))
     validation = None
@@ -157,7 +165,12 @@ def _train_epoch(
     first = min(learner.index for learner in learners)
     groups = group_learners(learners, stacked and world == 1)
     started, waited, seen = time.monotonic(), 0.0, 0
-    stream = data.batches(positions[rank::world] for positions in batches[first:])
+    seed, epoch = learners[0].config.seed, learners[0].epoch
+    places = (
+        draw_views(positions, len(data), data.views, seed, epoch, index)
+        for index, positions in enumerate(batches[first:], first)
+    )
+    stream = data.batches(drawn[rank::world] for drawn in places)
     for index, positions in enumerate(batches[first:], first):
         requested = time.monotonic()
         batch = next(stream)
@@ -214,11 +227,12 @@ def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
     text = TEXTS[inputs.text] + (f" ({', '.join(inputs.variants)})" if inputs.variants else "")
     text = text if config.is_zeus else "pictures, no text"
     rates = f"lr {recipe.lr_pretrained:g}" + (f", {recipe.lr_new:g} for the aligner" if config.is_zeus else "")
+    views = f" and {recipe.views} views of each slice" if recipe.views else ""
     many = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return (
         f"{model}{config.architecture.fusion} fusion of {', '.join(inputs.modalities)}, "
         f"classes {', '.join(inputs.classes)}; {text}; "
-        f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects to train on, "
+        f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects{views} to train on, "
         f"{len(cache.rows_of(split.test))} slices of {', '.join(split.test)} held out; {_validated(split)}; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}; "
         f"on {accelerator.device}{many}"
