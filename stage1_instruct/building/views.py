@@ -27,7 +27,8 @@ from zeus_union.stage1_instruct.studies import view_draws
 from zeus_union.stage1_instruct.studies.slices import Slices
 from zeus_union.stage1_instruct.studies.study import Dataset
 
-_SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+# As classes name their side: 'left kidney', 'kidney_right', 'lung_L'.
+_LEFT, _RIGHT = (re.compile(rf"(?<![a-z0-9])({side})(?![a-z0-9])", re.IGNORECASE) for side in ("left|l", "right|r"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check_views(dataset: Dataset, count: int, mirror: bool) -> None:
         raise UserError(
             f"{card.name} has no labels: --views makes copies of labelled slices, to train on; leave --views out"
         )
-    if mirror and (sided := [name for name in card.classes if _SIDES.search(name)]):
+    if mirror and (sided := [name for name in card.classes if bool(_LEFT.search(name)) != bool(_RIGHT.search(name))]):
         raise UserError(
             f"--mirror-views would show {some_of(sided)} on the other side of the body; leave it out, or merge the sides "
             "with --labels binary"
