@@ -18,15 +18,15 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["late", "hybrid"])
 def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
-    toy_cache: Path, tmp_path: Path, fusion: str
+    viewed_cache: Path, tmp_path: Path, fusion: str
 ) -> None:
-    """Six slices in batches of five: of the second batch one process has none. With `late`, modalities are dropped."""
+    """Six slices in batches of five: of the second batch one process has none. With `late`, modalities are dropped. Two views."""
     command = [
         "-m",
         "zeus_union.stage2_segment.cli",
         "train",
         "--cache",
-        str(toy_cache),
+        str(viewed_cache),
         "--fusion",
         fusion,
         "--epochs",
