@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,9 +245,10 @@ def test_views_of_another_recipe_are_never_mixed(
     with pytest.raises(UserError, match=r"slices@view1.*geometry.rotation"):
         build_cache(dataset, models, options(tmp_path / "a.h5", views=2))
     monkeypatch.undo()
-    build_cache(dataset, models, options(tmp_path / "b.h5", views=3, mirror_views=True))
+    only = replace(dataset, card=replace(dataset.card, subjects=("phantom_001",)))
+    build_cache(only, models, options(tmp_path / "b.h5", views=1, mirror_views=True))
     with Cache(tmp_path / "b.h5") as cache:
-        assert cache.recipe("slices@view3")["mirrored"]
+        assert cache.recipe("slices@view1")["mirrored"]
 
 
 def test_one_slice_has_views(dataset: Dataset, models: Models, tmp_path: Path) -> None:
@@ -297,3 +299,21 @@ def test_the_command_says_what_it_takes(root: Path, tiny_parts: dict[str, str], 
     looked = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.h5")])
     assert "layer      slices@view1" in looked.output and "embeddings/litemedsam@view1" in looked.output
     assert CliRunner().invoke(main, [*command, "--views", "-1"]).exit_code == 2
+    more = CliRunner().invoke(main, [*command, "--views", "3", "--dry-run"])
+    assert "slices: 0 subjects to build" in more.output
+    assert "embeddings/litemedsam@view3: 1 subjects to build, at most 1 slice-modalities, 1 MiB" in more.output
+    assert re.search(r"about 0\.0 min for the slices and \d+\.\d min for the views", " ".join(more.output.split()))
+
+
+def test_a_dry_run_counts_every_view_and_writes_nothing(root: Path, tiny_parts: dict[str, str], tmp_path: Path) -> None:
+    """Two subjects of 12 slices, every 6th taken, in two modalities: 8 slice-modalities a layer, 1 MiB each."""
+    command = ["build-cache", "--dataset", "nnunet", "--data-root", str(root), "--slice-step", "6", "--dry-run"]
+    command += ["--modalities", ",".join(MODALITIES), "--out", str(tmp_path / "a.h5")]
+    for part, value in tiny_parts.items():
+        command += ["--set", f"{part}={value}"] if part != "encoder_weights" else []
+    done = CliRunner().invoke(main, [*command, "--views", "2"])
+    assert done.exit_code == 0, done.output
+    for layer in ("embeddings/litemedsam", "embeddings/litemedsam@view1", "embeddings/litemedsam@view2"):
+        assert f"{layer}: 2 subjects to build, at most 8 slice-modalities, 8 MiB" in done.output
+    assert "in all 26 MiB, 18 of them views" in done.output and "its time is not measured" in done.output
+    assert not list(tmp_path.glob("a.h5*"))
