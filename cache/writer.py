@@ -289,9 +289,11 @@ class CacheWriter:
             if not shard.endswith(f".{fingerprint(recipe)[:12]}.h5"):
                 begun = read_shard(self._files.folder, shard).recipes[layer]
         if begun is not None and fingerprint(begun) != fingerprint(recipe):
-            remedy = (
-                "give another --out" if layer == "slices" else "give --variant NAME for a new one, or another --out"
-            )
+            remedy = "give another --out"
+            if view_of(layer):
+                remedy = "repeat the options that its views were made with, or give another --out"
+            elif kind_of(layer) == "instructions":
+                remedy = "give --variant NAME for a new one, or another --out"
             changed = describe(differences(begun, recipe))
             raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
 
