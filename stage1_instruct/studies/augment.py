@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def _grid(geometry: Geometry, size: int) -> Tensor:
     pixels = [share * size for share in geometry.shift]
     scales = [geometry.scale, geometry.scale * (-1 if geometry.mirrored else 1)]
     affine = AffineGrid(np.deg2rad(geometry.rotation), translate_params=pixels, scale_params=scales)
-    grid = torch.as_tensor(affine(spatial_size=(size, size))[0])
+    grid = torch.as_tensor(np.asarray(affine(spatial_size=(size, size))[0]))
     if geometry.elastic:
         field = SmoothField(ELASTIC_POINTS, pad=1, channels=2, spatial_size=(size, size), mode="bicubic")
         field.set_random_state(geometry.seed)
@@ -71,21 +72,26 @@ def change(intensity: Intensity, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size = image.shape[-1]
     picture = torch.from_numpy(image.astype(np.float32) / 255)[None]
     if intensity.bias:
-        picture = _bias_field(intensity.bias)(picture)
+        picture = _apply(_bias_field(intensity.bias), picture)
     if intensity.noise:
         picture = picture + _noise(intensity.noise * float(picture.std()), intensity.seed, size)
     if intensity.blur:
-        picture = GaussianSmooth(intensity.blur * size / PICTURE_SIZE)(picture)
+        picture = _apply(GaussianSmooth(intensity.blur * size / PICTURE_SIZE), picture)
     if intensity.brightness != 1:
-        picture = ScaleIntensity(minv=None, maxv=None, factor=intensity.brightness - 1)(picture)
+        picture = _apply(ScaleIntensity(minv=None, maxv=None, factor=intensity.brightness - 1), picture)
     if intensity.contrast != 1:
-        picture = ScaleIntensityFixedMean(intensity.contrast - 1, preserve_range=True)(picture)
+        picture = _apply(ScaleIntensityFixedMean(intensity.contrast - 1, preserve_range=True), picture)
     if intensity.resolution != 1:
         left = round(PICTURE_SIZE * intensity.resolution) / size
-        picture = RandSimulateLowResolution(1.0, "nearest", "bicubic", (left, left))(picture)
+        picture = _apply(RandSimulateLowResolution(1.0, "nearest", "bicubic", (left, left)), picture)
     if intensity.gamma != 1:
-        picture = AdjustContrast(intensity.gamma, retain_stats=True)(picture)
+        picture = _apply(AdjustContrast(intensity.gamma, retain_stats=True), picture)
     return _as_grey(picture)[0]
+
+
+def _apply(transform: Callable[[Tensor], Any], picture: Tensor) -> Tensor:
+    """MONAI's transforms give tensors that carry a file's metadata; there is none here."""
+    return torch.as_tensor(np.asarray(transform(picture)))
 
 
 def _bias_field(coefficients: Sequence[float]) -> RandBiasField:
@@ -102,7 +108,7 @@ def _noise(deviation: float, seed: int, size: int) -> Tensor:
     """(1, size, size): the noise of a 256 x 256 picture, enlarged where the picture is larger."""
     transform = RandGaussianNoise(prob=1.0, std=deviation, sample_std=False)
     transform.set_random_state(seed)
-    noise = torch.as_tensor(np.asarray(transform(torch.zeros(1, PICTURE_SIZE, PICTURE_SIZE))))
+    noise = _apply(transform, torch.zeros(1, PICTURE_SIZE, PICTURE_SIZE))
     return torch.nn.functional.interpolate(noise[None], size=(size, size), mode="nearest")[0]
 
 

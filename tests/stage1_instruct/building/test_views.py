@@ -19,7 +19,7 @@ from zeus_union.cache.pack import pack
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.verify import verify
 from zeus_union.cache.writer import CacheWriter
-from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
+from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.building.parts import Share
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.datasets import open_dataset
@@ -249,6 +249,19 @@ def test_views_of_another_recipe_are_never_mixed(
     build_cache(only, models, options(tmp_path / "b.h5", views=1, mirror_views=True))
     with Cache(tmp_path / "b.h5") as cache:
         assert cache.recipe("slices@view1")["mirrored"]
+
+
+def test_views_come_beside_texts_and_a_second_variant_leaves_them_as_they_are(
+    dataset: Dataset, tiny_parts: dict[str, str], models: Models, tmp_path: Path
+) -> None:
+    prompt = load_models(load_profile("lite", {**tiny_parts, "instructor": "prompt"}))
+    for variant, views in (("prompt", 1), ("again", 0)):
+        how = replace(options(tmp_path / "a.h5", views), layers=LAYERS, variant=variant)
+        assert build_cache(dataset, prompt, how).complete
+    with Cache(tmp_path / "a.h5") as cache:
+        assert cache.variants == ("again", "prompt") and cache.views("litemedsam") == 1
+        assert cache.text_embeddings("prompt", [0, 1]).shape[:2] == (2, 2)
+    assert verify(tmp_path / "a.h5") == []
 
 
 def test_one_slice_has_views(dataset: Dataset, models: Models, tmp_path: Path) -> None:

@@ -134,6 +134,14 @@ def test_grey_values_are_never_inverted(intensity: Intensity) -> None:
     assert (np.diff(levels) >= 0).all() and levels[-1] > levels[0]
 
 
+@settings(max_examples=15, deadline=None)
+@given(intensities, st.sampled_from([0, 255]))
+def test_a_picture_of_one_value_stays_one_without_noise(intensity: Intensity, value: int) -> None:
+    """Nothing is divided by its spread, which is 0; brightness alone may change it."""
+    changed = change(replace(intensity, bias=(), brightness=1.0, blur=0.0), np.full((256, 256), value, np.uint8))
+    assert abs(changed.astype(int) - value).max() <= 1
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=5, unique=True), st.integers(1, 9), st.data())
 def test_a_copy_depends_on_subject_slice_and_view_and_not_on_what_is_made_with_it(

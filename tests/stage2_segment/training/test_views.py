@@ -209,9 +209,9 @@ def test_interrupted_and_resumed_it_draws_the_same_views(
 def test_beside_others_a_run_draws_the_views_it_draws_alone(
     viewed_run: Path, viewed_cache: Path, tmp_path: Path, stacked: bool
 ) -> None:
-    """One of the others sees two modalities, of which one is dropped now and then."""
-    others: list[dict[str, Any]] = [{"text": "none"}, {"modalities": ["T1", "T2"], "modality_drop": 0.5}]
-    others += [{"lr": 1e-3}] if stacked else []
+    """One of the others sees two modalities, of which one is dropped now and then; with it none can be stacked."""
+    others: list[dict[str, Any]] = [{"modalities": ["T1", "T2"], "modality_drop": 0.5}, {"text": "none"}]
+    others = [{"lr": 1e-3}] if stacked else others
     with Cache(viewed_cache) as cache:
         accelerator = make_accelerator("cpu")
         plans = [plan_run(cache, run=tmp_path, **{**QUICK, **other}) for other in ({}, *others)]
@@ -284,8 +284,8 @@ def test_more_views_than_there_are_is_one_line_with_the_command_that_adds_them(
 
 @pytest.fixture
 def another(tmp_path: Path) -> Callable[..., Path]:
-    """Makes toy caches with views."""
-    return lambda count, **how: add_views(make_cache(tmp_path / "toy.h5"), count, **how)
+    """Makes toy caches of two subjects with views."""
+    return lambda count, **how: add_views(make_cache(tmp_path / "toy.h5", ("ada", "ben"), ()), count, **how)
 
 
 def test_texts_that_name_sides_refuse_mirrored_views(another: Callable[..., Path]) -> None:
