@@ -92,11 +92,8 @@ def test_the_own_data_block_runs_as_written(
 
 def test_commands_of_the_page_on_views_are_ones_that_there_are() -> None:
     text = (ROOT / "docs" / "views.md").read_text(encoding="utf-8")
-    lines = [
-        shlex.split(line, comments=True)
-        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-        for line in block.splitlines()
-    ]
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     assert len(lines) > 2
     for program, name, *arguments in lines:
         COMMANDS[program].commands[name].make_context(name, arguments, help_option_names=["-h", "--help"])
