@@ -4,6 +4,7 @@ Beside `chaos.h5`, the one path the user passes, there may be
 
     chaos.h5.d/<layer>/<subject>.<12 digits of the fingerprint>.h5     shards: one subject of one layer
     chaos.h5.d/<layer>/_constants.<12 digits>.h5                       what a layer needs besides its rows
+    chaos.h5.d/<layer>@view<k>/...                                     the k-th augmented copy of the layer's labelled slices
     chaos.instructions.parquet                                         the instruction texts
     chaos.h5.d/locks/<subject>.lock                                    while it is built: which process is at work on it
     .chaos.h5.lock                                                     shared while it is built, held alone to finish it
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import OF_SPLIT
+from zeus_union.cache.view_layers import OF_VIEW, view_of
 
 SCHEMA_VERSION = 2
 CONSTANTS = "_constants"
@@ -33,7 +35,7 @@ ROW_HASH = "row_xxh3"
 IGNORE = 255  # in masks: nobody labelled the pixel, it takes no part in loss and metrics
 
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
-_LAYER = re.compile(rf"slices|embeddings/{_NAME}|instructions/{_NAME}{OF_SPLIT}")
+_LAYER = re.compile(rf"slices{OF_VIEW}|embeddings/{_NAME}{OF_VIEW}|instructions/{_NAME}{OF_SPLIT}")
 _SUBJECT = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -157,17 +159,17 @@ def kind_of(layer: str) -> str:
             f"{layer!r} is no layer; layers are slices, embeddings/ENCODER and instructions/VARIANT "
             "with names of letters, digits, '.', '_', '-'"
         )
-    return layer.partition("/")[0]
+    return layer.partition("/")[0].partition("@")[0]
 
 
 def row_axes(layer: str) -> int:
-    """How many leading axes number the rows: 1 (slice) for `slices`, 2 (slice, modality) for the others."""
+    """How many leading axes number the rows: 1 (slice) for `slices` and its views, 2 (slice, modality) for the others."""
     return 1 if kind_of(layer) == "slices" else 2
 
 
 def short_names(layers: Iterable[str], kind: str) -> tuple[str, ...]:
-    """The part after the slash of the layers of one kind."""
-    return tuple(layer.partition("/")[2] for layer in layers if layer.startswith(f"{kind}/"))
+    """The part after the slash of the layers of one kind; the views of a layer are no layers of their own here."""
+    return tuple(layer.partition("/")[2] for layer in layers if layer.startswith(f"{kind}/") and not view_of(layer))
 
 
 def shard_folder(path: Path) -> Path:

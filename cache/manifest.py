@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zeus_union.cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, sha
 from zeus_union.cache.recipe import canonical_json
 from zeus_union.cache.seal import check_seal
 from zeus_union.cache.terminal import some_of
+from zeus_union.cache.view_layers import view_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Part:
         file_bytes: size of that shard, 0 for ''.
         arrays: name -> where.
         facts: what else is known; `slices`: the native grid and the digests of the source files, other layers: the
-            digest of the slices they were made from.
+            digest of the slices they were made from (`view_layers.made_from`).
     """
 
     file: str
@@ -154,9 +155,16 @@ def read_shard(folder: Path, name: str) -> Manifest:
 
 def find_shards(folder: Path, layer: str = "*", subject: str = "*") -> list[str]:
     """Names relative to the shard folder of the finished shards, sorted."""
-    layers = ("slices", "embeddings/*", "instructions/*") if layer == "*" else (layer,)
+    layers = ("slices", "slices@view*", "embeddings/*", "instructions/*") if layer == "*" else (layer,)
     paths = (path for name in layers for path in folder.glob(f"{name}/{subject}.{'?' * 12}.h5"))
     return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def subjects_due(layer: str, subjects: Sequence[str], slices: Mapping[str, Part]) -> list[str]:
+    """Whom a finished layer holds: all, but for a view's those that `slices` knows to have no labels."""
+    if not view_of(layer):
+        return list(subjects)
+    return [name for name in subjects if name not in slices or "masks" in slices[name].arrays]
 
 
 def check_uniform(parts: Mapping[str, Mapping[str, Part]]) -> None:
@@ -195,8 +203,12 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
         for layer, by_subject in shard.parts.items():
             parts.setdefault(layer, {}).update(by_subject)
     subjects = index.card.subjects
-    lacking = {layer: [name for name in subjects if name not in by_subject] for layer, by_subject in parts.items()}
-    done = [name for name in subjects if parts and all(name in by_subject for by_subject in parts.values())]
+    slices = parts.get("slices", {})
+    lacking = {
+        layer: [name for name in subjects_due(layer, subjects, slices) if name not in by_subject]
+        for layer, by_subject in parts.items()
+    }
+    done = [name for name in subjects if parts and not any(name in names for names in lacking.values())]
     if not allow_partial or not done or "slices" not in parts:
         missing = "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in lacking.items() if names)
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished
 from zeus_union.cache.pack import read_texts
 from zeus_union.cache.recipe import canonical_json, fingerprint
 from zeus_union.cache.shard import Files, rows_digest
+from zeus_union.cache.view_layers import count_views, view_layer
 
 Rows = Sequence[int] | NDArray[np.integer]
 ROW = np.dtype([("subject", "i4"), ("number", "i4"), ("fold", "i4"), ("labelled", "?"), ("foreground", "i4")])
@@ -106,6 +108,10 @@ class Cache:
         """X of the layers embeddings/X."""
         return short_names(self.layers, "embeddings")
 
+    def views(self, encoder: str) -> int:
+        """How many augmented copies of the labelled slices there are, with their embeddings."""
+        return count_views(self.layers, encoder)
+
     @property
     def variants(self) -> tuple[str, ...]:
         """X of the layers instructions/X."""
@@ -166,12 +172,15 @@ class Cache:
         rows = [self._first[subject] + np.arange(count) for subject, count in counts]
         return np.concatenate(rows).astype(np.intp) if rows else np.empty(0, np.intp)
 
-    def images(self, rows: Rows) -> NDArray[np.uint8]:
-        """uint8 (B, M, 256, 256)."""
-        return self._gather("slices", "images", rows)
+    def images(self, rows: Rows, views: Rows | None = None) -> NDArray[np.uint8]:
+        """uint8 (B, M, 256, 256); `views` as in `masks`."""
+        return self._gather("slices", "images", rows, views)
 
-    def masks(self, rows: Rows) -> NDArray[np.uint8]:
+    def masks(self, rows: Rows, views: Rows | None = None) -> NDArray[np.uint8]:
         """uint8 (B, 256, 256), k = classes[k - 1].
+
+        Args:
+            views: (B,), which view of each row; 0, as without them: the slice itself.
 
         Raises:
             UserError: a row without labels.
@@ -180,7 +189,7 @@ class Cache:
         unlabelled = [subject for subject in subjects if "masks" not in self._part("slices", subject).arrays]
         if unlabelled:
             raise UserError(f"{self.path} has no labels of {', '.join(unlabelled)}; choose labelled subjects")
-        return self._gather("slices", "masks", rows)
+        return self._gather("slices", "masks", rows, views)
 
     def modality_masks(self, rows: Rows) -> NDArray[np.uint8] | None:
         """uint8 (B, M, 256, 256), or None where one of the subjects has no labels of each modality."""
@@ -221,12 +230,14 @@ class Cache:
         rows: Rows,
         modality_indices: Sequence[int],
         out: StoredEmbeddings | None = None,
+        views: Rows | None = None,
     ) -> StoredEmbeddings:
         """Embeddings of `rows` and of the modalities at `modality_indices`, as stored.
 
         Args:
             out: buffers for at least len(rows) rows, e.g. of an earlier call (or pinned memory); they are filled and
-                views of them come back. Fresh memory costs more than the reading.
+                numpy views of them come back. Fresh memory costs more than the reading.
+            views: (B,), which augmented view of each row; 0, as without them: the slice itself.
         """
         layer = f"embeddings/{encoder}"
         shapes = {
@@ -240,7 +251,7 @@ class Cache:
             array = np.empty(shape, self._like(layer, name).dtype) if buffer is None else buffer[: len(rows)]
             if array.shape != shape:
                 raise ValueError(f"a buffer of {array.shape} for {name} of {shape}")
-            self._fill(layer, name, rows, modality_indices, array)
+            self._fill(layer, name, rows, modality_indices, array, views)
             filled[name] = array
         return StoredEmbeddings(**filled)  # type: ignore[arg-type]
 
@@ -286,20 +297,34 @@ class Cache:
             raise IndexError(f"row {indices.min()} or {indices.max()} of {len(self.rows)} rows")
         return [self.subjects[index] for index in self.rows["subject"][indices]]
 
-    def _gather(self, layer: str, name: str, rows: Rows) -> NDArray[Any]:
+    def _gather(self, layer: str, name: str, rows: Rows, views: Rows | None = None) -> NDArray[Any]:
         like = self._like(layer, name)
         out = np.empty((len(rows), *like.shape[1:]), like.dtype)
         every = range(len(self.modalities)) if row_axes(layer) == 2 else None
-        self._fill(layer, name, rows, every, out)
+        self._fill(layer, name, rows, every, out, views)
         return out
 
-    def _fill(self, layer: str, name: str, rows: Rows, modalities: Sequence[int] | None, out: NDArray[Any]) -> None:
-        """Reads rows of an array into `out`; `modalities` selects along the second axis, None takes all there is."""
+    def _fill(
+        self,
+        layer: str,
+        name: str,
+        rows: Rows,
+        modalities: Sequence[int] | None,
+        out: NDArray[Any],
+        views: Rows | None = None,
+    ) -> None:
+        """Reads rows of an array into `out`.
+
+        Args:
+            modalities: selects along the second axis, None takes all there is.
+            views: of the layer, for each row.
+        """
         axes = 1 if modalities is None else 2
         per_slice = 1 if modalities is None else len(self.modalities)
         runs = [(0, 0, 1)] if modalities is None else _runs(modalities, per_slice)
-        for target, row, subject in zip(out, rows, self._subjects_of(rows)):
-            part = self._part(layer, subject)
+        layers = repeat(layer) if views is None else (view_layer(layer, int(view)) for view in views)
+        for target, row, subject, read in zip(out, rows, self._subjects_of(rows), layers):
+            part = self._part(read, subject)
             array = part.arrays[name]
             number = (int(row) - self._first[subject]) * per_slice
             for position, modality, count in runs:

@@ -16,6 +16,7 @@ from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest
 from zeus_union.cache.pack import read_texts, texts_path
 from zeus_union.cache.seal import seal_holds
 from zeus_union.cache.shard import Files, damaged_rows, rows_digest
+from zeus_union.cache.view_layers import made_from
 
 
 def verify(path: Path | str) -> list[str]:
@@ -65,7 +66,7 @@ def _findings(files: Files) -> Iterator[str]:
     unreadable: dict[Path, str] = {}
     for (layer, subject), part in sorted(parts.items()):
         if subject != CONSTANTS:
-            slices = parts.get(("slices", subject))
+            slices = parts.get((made_from(layer), subject))
             for finding in _check_part(files, index, layer, subject, part, slices, unreadable):
                 hit.add(part.file)
                 yield finding

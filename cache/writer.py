@@ -46,12 +46,21 @@ from zeus_union.cache.layout import (
     shard_name,
     split_shard_name,
 )
-from zeus_union.cache.manifest import Manifest, Part, StoredArray, check_uniform, find_shards, read_shard
+from zeus_union.cache.manifest import (
+    Manifest,
+    Part,
+    StoredArray,
+    check_uniform,
+    find_shards,
+    read_shard,
+    subjects_due,
+)
 from zeus_union.cache.pack import part_bytes, remove_packed, write_index, write_packed
 from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
 from zeus_union.cache.recipe import describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
 from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.view_layers import made_from, view_layer, view_of
 
 PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
 
@@ -280,9 +289,11 @@ class CacheWriter:
             if not shard.endswith(f".{fingerprint(recipe)[:12]}.h5"):
                 begun = read_shard(self._files.folder, shard).recipes[layer]
         if begun is not None and fingerprint(begun) != fingerprint(recipe):
-            remedy = (
-                "give another --out" if layer == "slices" else "give --variant NAME for a new one, or another --out"
-            )
+            remedy = "give another --out"
+            if view_of(layer):
+                remedy = "repeat the options that its views were made with, or give another --out"
+            elif kind_of(layer) == "instructions":
+                remedy = "give --variant NAME for a new one, or another --out"
             changed = describe(differences(begun, recipe))
             raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
 
@@ -306,18 +317,21 @@ class CacheWriter:
             yield ours
 
     def finished(self, layer: str, subject: str) -> bool:
-        """Whether the subject is in the layer for good.
+        """Whether the subject is in the layer for good, or, without labels, never will be: views are of labelled slices.
 
         Raises:
             UserError: it is damaged, or was made from other slices than those that are there now.
         """
         part = self._part(layer, subject)
-        if part is not None and layer != "slices" and part.facts["slices"] != self._slices_digest(subject):
+        if part is None:
+            slices = self._part("slices", subject) if view_of(layer) else None
+            return slices is not None and "masks" not in slices.arrays
+        if layer != "slices" and part.facts["slices"] != self._digest_of_source(layer, subject):
             raise UserError(
                 f"{self._files.locate(part.file)} was made from other slices of {subject} than those in the cache; "
                 "delete it and run the same command again"
             )
-        return part is not None
+        return True
 
     def check_sources(self, subject: str, sources: Mapping[str, str]) -> None:
         """Refuses a finished subject whose source files have changed since.
@@ -333,14 +347,9 @@ class CacheWriter:
     @_in_work
     def write_slices(self, subject: str, slices: SubjectSlices) -> None:
         """Finishes a subject of the layer `slices`."""
-        count = len(slices.numbers)
-        foreground = np.full(count, -1, np.int32)
-        if slices.masks is not None:
-            labelled = (slices.masks != 0) & (slices.masks != IGNORE)
-            foreground = np.count_nonzero(labelled, axis=(1, 2)).astype(np.int32)
         arrays: dict[str, NDArray[Any]] = {
             "numbers": np.asarray(slices.numbers, np.int32),
-            "foreground": foreground,
+            "foreground": _foreground(slices.masks, len(slices.numbers)),
             "images": slices.images,
         }
         arrays |= {name: array for name in _OPTIONAL if (array := getattr(slices, name)) is not None}
@@ -353,6 +362,28 @@ class CacheWriter:
         optional = {name: arrays.get(name) for name in _OPTIONAL}
         grid = Grid.from_json(part.facts["grid"])
         return SubjectSlices(grid, arrays["numbers"], arrays["images"], sources=part.facts["sources"], **optional)
+
+    @_in_work
+    def write_view(self, subject: str, view: int, images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> None:
+        """Finishes a subject of the layer `slices@viewK`.
+
+        Args:
+            view: from 1.
+            images: uint8 (n, M, 256, 256), of the subject's slices in their order.
+            masks: uint8 (n, 256, 256).
+        """
+        layer = view_layer("slices", view)
+        arrays: dict[str, NDArray[Any]] = {
+            "numbers": self._files.array(self._require("slices", subject), "numbers"),
+            "foreground": _foreground(masks, len(masks)),
+            "images": images,
+            "masks": masks,
+        }
+        self._write_rows(layer, subject, [arrays], {"slices": self._digest_of_source(layer, subject)})
+
+    def view_images(self, subject: str, view: int) -> NDArray[np.uint8]:
+        """uint8 (n, M, 256, 256) of a finished subject of `slices@viewK`."""
+        return self._files.array(self._require(view_layer("slices", view), subject), "images")
 
     @_in_work
     def write_embeddings(
@@ -375,7 +406,7 @@ class CacheWriter:
             raise UserError(f"unknown way to store embeddings {store!r}; there are uint8 and fp16")
         pieces = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
         stored = (_encode(piece, store) for piece in pieces)
-        self._write_rows(layer, subject, stored, {"slices": self._slices_digest(subject)})
+        self._write_rows(layer, subject, stored, {"slices": self._digest_of_source(layer, subject)})
 
     def embeddings(self, layer: str, subject: str, slices: slice = slice(None)) -> NDArray[np.float32]:
         """float32 (n, M, 256, 64, 64) of a finished subject, exactly as stage 2 will see it.
@@ -414,7 +445,7 @@ class CacheWriter:
         arrays: dict[str, NDArray[Any]] = {"text_embedding": embeddings, "text_xxh3": hashes}
         if states is not None:
             arrays["states"] = states
-        self._write_rows(layer, subject, [arrays], {"slices": self._slices_digest(subject)})
+        self._write_rows(layer, subject, [arrays], {"slices": self._digest_of_source(layer, subject)})
 
     def finalize(self, pack: bool | None = None) -> None:
         """Makes the cache one that can be read, from all layers in which every subject is finished.
@@ -434,8 +465,14 @@ class CacheWriter:
 
     def _finish(self, pack: bool | None) -> None:
         parts = self._all_parts()
-        missing = {layer: [s for s in self.card.subjects if s not in by_subject] for layer, by_subject in parts.items()}
-        begun = {layer: missing.get(layer, self.card.subjects) for layer in ("slices", *self._recipes)}
+        slices = parts.get("slices", {})
+        missing = {
+            layer: [
+                name for name in subjects_due(layer, self.card.subjects, slices) if name not in parts.get(layer, {})
+            ]
+            for layer in ("slices", *self._recipes, *parts)
+        }
+        begun = {layer: missing[layer] for layer in ("slices", *self._recipes)}
         if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
             raise UserError(f"{self.path} is not finished: {lacking}; run the same build-cache command again")
         for layer in [layer for layer in parts if missing[layer]]:
@@ -443,7 +480,7 @@ class CacheWriter:
             del parts[layer]
         for layer in parts:
             for subject in self.card.subjects:
-                self.finished(layer, subject)
+                self.finished(layer, subject)  # refuses what was made from other slices
         check_uniform(parts)
         recipes = {layer: self._recipe(layer, by_subject) for layer, by_subject in parts.items()}
         labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
@@ -496,9 +533,9 @@ class CacheWriter:
             raise UserError(f"{self.path} has no {layer} of {subject} yet; build that layer first")
         return part
 
-    def _slices_digest(self, subject: str) -> str:
-        """Digest of the rows of `slices` that the other layers of a subject are made from."""
-        return rows_digest(self._files.array(self._require("slices", subject), ROW_HASH))
+    def _digest_of_source(self, layer: str, subject: str) -> str:
+        """Digest of the rows of pictures that a layer of a subject is made from."""
+        return rows_digest(self._files.array(self._require(made_from(layer), subject), ROW_HASH))
 
     def _shard(self, layer: str, subject: str, suffix: str = ".h5") -> Path:
         if layer not in self._recipes:
@@ -586,6 +623,13 @@ def _store_pieces(
     if at != rows:
         raise ValueError(f"{inside}: {at} rows, expected {rows}")
     return stored
+
+
+def _foreground(masks: NDArray[np.uint8] | None, count: int) -> NDArray[np.int32]:
+    """Labelled pixels of each of `count` slices, -1 without labels."""
+    if masks is None:
+        return np.full(count, -1, np.int32)
+    return np.count_nonzero((masks != 0) & (masks != IGNORE), axis=(1, 2)).astype(np.int32)
 
 
 def _encode(embeddings: NDArray[np.float32], store: str) -> dict[str, NDArray[Any]]:

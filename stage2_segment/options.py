@@ -263,6 +263,16 @@ OPTIONS: tuple[Option, ...] = (
         without="none",
     ),
     Option(
+        "views",
+        "recipe.views",
+        READS,
+        click.IntRange(0),
+        "Augmented copies of every training slice, of those that zeus-instruct build-cache --views made: each step draws the "
+        "slice or one of them. 0: none.  [default: all the cache has; 0 with --recipe paper]",
+        of=OF_ZEUS,
+        without=0,
+    ),
+    Option(
         "fold",
         "split.fold",
         SPLIT,

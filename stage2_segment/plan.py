@@ -25,6 +25,7 @@ from zeus_union.stage2_segment.choices import MLP, NEEDS_PRETRAINED, RESIDUAL, Z
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
 from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
+from zeus_union.stage2_segment.inputs.views import layers_of_views, views_read
 from zeus_union.stage2_segment.leaks import check_leaks, oracle_variants, without_leaks
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.options import check_model_has, complete, placed
@@ -43,8 +44,8 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
         given: options by name, see `options.OPTIONS`; None counts as not given.
 
     Raises:
-        UserError: an option that does not exist or that the model does not have; an encoder, variant, modality, fold or
-            subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
+        UserError: an option that does not exist or that the model does not have; an encoder, variant, view, modality, fold
+            or subject that the cache lacks, naming what there is; a cache without labels, a split with nothing to train or
             test on, or with test subjects that the projection has seen; instructions from the true labels; options that
             exclude one another; weights that do not fit, or are not there (`NoWeights`).
     """
@@ -56,6 +57,9 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     )
     options["aligner"] = options["aligner"] or (MLP if options["recipe"] == "paper" else RESIDUAL)
     inputs = _inputs(cache, options, run, split)
+    if inputs.encoder is not None:
+        options["views"] = _views(cache, options, inputs)
+        inputs = _with_views(cache, inputs, split, options["views"])
     architecture = Architecture(
         **placed(options, "architecture"),
         constant_text=inputs.text == "constant",
@@ -138,6 +142,25 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
         inputs,
         seen=check_unseen(cache, inputs.texts_read, (*split.test, *split.validation), options["allow_seen"]),
         leaks=check_leaks(cache, inputs.texts_read, options["allow_leak"]),
+    )
+
+
+def _views(cache: Cache, options: Mapping[str, Any], inputs: Inputs) -> int:
+    """How many views of each training slice a run reads: those asked for, or all; the paper trained without any."""
+    assert inputs.encoder is not None
+    wanted = 0 if options["views"] is None and options["recipe"] == "paper" else options["views"]
+    return views_read(cache, inputs.encoder, wanted, reads_text=bool(inputs.texts_read))
+
+
+def _with_views(cache: Cache, inputs: Inputs, split: Split, views: int) -> Inputs:
+    """With what the views are and hold, so that a resumed run notices others."""
+    assert inputs.encoder is not None
+    layers = tuple(layers_of_views(inputs.encoder, views))
+    subjects = (*split.train, *split.test, *split.validation)
+    return replace(
+        inputs,
+        fingerprints=inputs.fingerprints | {layer: cache.fingerprint(layer) for layer in layers},
+        content=inputs.content | {layer: cache.content_digest(layer, subjects) for layer in layers},
     )
 
 

@@ -32,6 +32,7 @@ class Recipe:
         modality_drop: chance of each modality to be left out of a step (one always stays).
         text_drop: chance of each slice to be answered without its text in a step; with the residual aligner only.
         augment: whether a baseline's training slices are changed at random before each step (`cache.augmentation`).
+        views: augmented copies of each slice that a step draws from, beside the slice itself.
         precision: 'fp32', or 'bf16': the forward pass under autocast, weights and losses in fp32.
     """
 
@@ -57,6 +58,7 @@ class Recipe:
     text_drop: float = 0.0
     augment: bool = False
     precision: str = "fp32"
+    views: int = 0
 
 
 BASELINE_LR = 1e-3

@@ -25,6 +25,7 @@ from zeus_union.stage1_instruct.building.subjects import (
 )
 from zeus_union.stage1_instruct.building.trained import build_with_trained
 from zeus_union.stage1_instruct.building.variants import class_variants
+from zeus_union.stage1_instruct.building.views import check_views
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies.study import Dataset
 
@@ -45,9 +46,10 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
 
     Raises:
         BuildFailures: subjects that could not be built, after all others were; the cache stays unfinished.
-        UserError: models that cannot be loaded or do not belong together, or a layer of that name made from another
-            recipe.
+        UserError: models that cannot be loaded or do not belong together, a layer of that name made from another recipe,
+            or views of what has no labels.
     """
+    check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
     share = subjects if options.part is None else options.part.of(subjects)
     card = replace(dataset.card, slice_step=options.slice_step)

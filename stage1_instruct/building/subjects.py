@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import JobError, UserError
@@ -17,10 +16,12 @@ from zeus_union.cache.projections import EVERYONE
 from zeus_union.cache.recipe import fingerprint, sha256_file
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct.building.encoding import encode_pieces
 from zeus_union.stage1_instruct.building.instructions import answer, joined, stored_images
 from zeus_union.stage1_instruct.building.parts import Share
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.variants import class_variants
+from zeus_union.stage1_instruct.building.views import Views, begin_views, write_views
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.projection.fold import FoldProjection, constants_of
 from zeus_union.stage1_instruct.studies import slices as slicing
@@ -29,7 +30,6 @@ from zeus_union.stage1_instruct.studies.intensity import Window, windows_of, win
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 LAYERS = ("slices", "embeddings", "instructions")
-ENCODED_AT_ONCE = 32  # slice-modalities between encoder and disk: 128 MiB as float32
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class BuildOptions:
         windows: modality -> window of grey values, None for percentiles; those of `intensity.windows_of` for the others.
         trained_for: train the projection behind the instructions for these splits of the subjects, a layer for each;
             None: the profile's projection serves all.
+        views: augmented copies of every labelled slice.
+        mirror_views: mirror half of them, left for right.
     """
 
     out: Path
@@ -83,6 +85,8 @@ class BuildOptions:
     view: str | None = None
     windows: Mapping[str, Window | None] = field(default_factory=dict)
     trained_for: Splits | None = None
+    views: int = 0
+    mirror_views: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,17 @@ class Layers:
     Attributes:
         embeddings: name of that layer; '' where it is not wanted.
         instructions: name of each layer of instructions -> what its questions ask to segment.
+        views: the augmented copies of the labelled slices.
     """
 
     embeddings: str
     instructions: Mapping[str, str]
+    views: Views = field(default_factory=Views)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("slices", *([self.embeddings] if self.embeddings else []), *self.instructions)
+        embeddings = [self.embeddings] if self.embeddings else []
+        return ("slices", *embeddings, *self.instructions, *self.views.layers)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Build:
 def begin_pictures(
     writer: CacheWriter, dataset: Dataset, models: Models, options: BuildOptions
 ) -> tuple[Layers, Recipes]:
-    """Opens slices and embeddings under their recipes; loads no model, but for an encoder whose constants are missing."""
+    """Opens slices and embeddings, and their views, under their recipes; loads no model but an encoder without constants."""
     card = dataset.card
     embeddings, embeddings_recipe = "", {}
     slices_recipe = {
@@ -152,7 +159,9 @@ def begin_pictures(
             "store": options.store,
         }
         writer.begin_layer(embeddings, embeddings_recipe, constants=lambda: models.encoder.constants())
-    return Layers(embeddings, {}), Recipes(slices_recipe, embeddings_recipe)
+    views = Views(options.views, options.mirror_views, embeddings, options.store, options.batch_size)
+    begin_views(writer, views, slices_recipe, embeddings_recipe)
+    return Layers(embeddings, {}, views), Recipes(slices_recipe, embeddings_recipe)
 
 
 def instances_of(build: Build, of_split: str = "") -> dict[str, str]:
@@ -292,7 +301,7 @@ def _take(build: Build, subject: str, begun: int) -> None:
 
 def _load_models(build: Build, missing: Collection[str]) -> None:
     """Loads the models that the `missing` layers need: what is wrong with them is known then."""
-    if build.layers.embeddings in missing:
+    if any(layer.startswith("embeddings/") for layer in missing):
         _ = build.models.encoder
     if any(layer in missing for layer in build.layers.instructions):
         if build.projection is not None:
@@ -332,11 +341,18 @@ def _build_subject(build: Build, study: Study) -> int:
     if embeddings_layer and not writer.finished(embeddings_layer, subject):
         encoding = report.seconds["image encoder"]
         with report.timing("writing embeddings", count):
-            writer.write_embeddings(
-                embeddings_layer, subject, _encode_pieces(build, pictures), store=build.options.store
+            size = build.models.encoder.input_size
+            pieces = encode_pieces(
+                build.models,
+                report,
+                options.batch_size,
+                pictures.images.shape[:2],
+                lambda piece: pictures.images_at(size, piece),
             )
+            writer.write_embeddings(embeddings_layer, subject, pieces, store=options.store)
         report.seconds["writing embeddings"] -= report.seconds["image encoder"] - encoding
     _write_texts(build, subject)
+    write_views(writer, build.layers.views, build.models, report, subject, pictures)
     return count
 
 
@@ -380,33 +396,3 @@ def _digest_sources(study: Study) -> dict[str, str]:
         return {name: sha256_file(path) for name, path in sorted(study.sources.items())}
     except OSError as error:
         raise UserError(f"a file of {study.subject} cannot be read ({error}); copy it again") from error
-
-
-def _encode_pieces(build: Build, pictures: slicing.Slices) -> Iterator[NDArray[np.float32]]:
-    """Embeddings float32 (k, M, 256, 64, 64) of some slices at a time, so that memory does not grow with the study."""
-    encoder, batch_size = build.models.encoder, build.options.batch_size
-    slices, modalities = pictures.images.shape[:2]
-    at_once = max(1, (batch_size or ENCODED_AT_ONCE) // modalities)
-    for first in range(0, slices, at_once):
-        images = pictures.images[first : first + at_once]
-        if encoder.input_size != images.shape[-1]:
-            native = pictures.native_images[first : first + at_once]
-            images = replace(pictures, native_images=native).images_at(encoder.input_size)
-        with build.report.timing("image encoder", len(images) * modalities):
-            embeddings = _encode(build.models, images, batch_size)
-        yield embeddings
-        del embeddings
-
-
-def _encode(models: Models, images: NDArray[np.uint8], batch_size: int | None) -> NDArray[np.float32]:
-    """(n, M, size, size) -> (n, M, 256, 64, 64)."""
-    n, modalities = images.shape[:2]
-    flat = images.reshape(n * modalities, *images.shape[2:])
-    parts = [models.encoder.encode(batch) for batch in _batches(flat, batch_size or len(flat))]
-    stacked = torch.cat(parts).numpy()
-    return stacked.reshape(n, modalities, *stacked.shape[1:])
-
-
-def _batches(items: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
-    for at in range(0, len(items), size):
-        yield items[at : at + size]

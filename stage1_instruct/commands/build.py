@@ -11,6 +11,7 @@ import click
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, choose, say, split_names
+from zeus_union.cache.view_layers import view_of
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     open_studies,
@@ -20,7 +21,7 @@ from zeus_union.stage1_instruct.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from zeus_union.stage1_instruct.building.loop import BuildOptions
     from zeus_union.stage1_instruct.building.report import BuildReport
@@ -78,6 +79,19 @@ READING = (
     "CT, the 0.5 and 99.5 percentiles of the foreground for others]",
 )
 @click.option(
+    "--views",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Augmented copies of every labelled slice, through the image encoder too, to train on: turned, scaled, bent, "
+    "shifted, other grey values. Each costs as much disk and time as the embeddings; more can be added later.",
+)
+@click.option(
+    "--mirror-views",
+    is_flag=True,
+    help="Mirror half of the views, left for right; runs that read instructions, which name sides, refuse them.",
+)
+@click.option(
     "--store",
     type=click.Choice(["uint8", "fp16"]),
     default="uint8",
@@ -124,12 +138,18 @@ READING = (
     metavar="I/N|slurm",
     help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what is missing: slices, MiB and the image encoder's minutes, with and without views; write nothing.",
+)
 def build_cache_command(
     profile: str,
     overrides: tuple[str, ...],
     device: str | None,
     send_images_to: str | None,
     text_window: str | None,
+    dry_run: bool,
     **given: Any,
 ) -> None:
     """Run the frozen models over every slice and modality; the same command again goes on where it stopped.
@@ -166,6 +186,9 @@ def build_cache_command(
         folder = Path(projection)
         parts["projection"] = str(folder / "projection.safetensors") if folder.is_dir() else projection
     rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
+    if dry_run:
+        _say_forecast(dataset, _options(given), profile, rows[0].parts, device)
+        return
     _build_rows(dataset, rows, _options(given), profile, device, send_images_to)
 
 
@@ -218,6 +241,46 @@ def _options(given: dict[str, Any]) -> BuildOptions:
         windows=parse_windows(windows),
         check=True,
         **given,
+    )
+
+
+def _say_forecast(
+    dataset: Dataset, options: BuildOptions, profile_name: str, parts: Mapping[str, str], device: str | None
+) -> None:
+    """What the build would write and how long the image encoder would take; fetches and writes nothing."""
+    from zeus_union.stage1_instruct.building.forecast import forecast, seconds_each
+    from zeus_union.stage1_instruct.models.assembly import Models, best_device
+    from zeus_union.stage1_instruct.profiles.profile import load_profile
+    from zeus_union.stage1_instruct.weights.store import is_present
+
+    profile = load_profile(profile_name, parts)
+    layers = forecast(dataset, profile.encoder, options)
+    for layer in layers:
+        click.echo(
+            f"{layer.layer}: {layer.subjects} subjects to build, at most {layer.slice_modalities} slice-modalities, "
+            f"{layer.bytes / 2**20:,.0f} MiB"
+        )
+    total = sum(layer.bytes for layer in layers) / 2**20
+    of_views = sum(layer.bytes for layer in layers if view_of(layer.layer)) / 2**20
+    click.echo(f"in all {total:,.0f} MiB, {of_views:,.0f} of them views")
+    if not any(layer.layer.startswith("embeddings/") and layer.subjects for layer in layers):
+        return
+    if not is_present(profile):
+        click.echo("the image encoder's weights are not here yet (zeus-instruct fetch), so its time is not measured")
+        return
+    encoding, copying = seconds_each(Models(profile, device or best_device(), batch_size=options.batch_size))
+    minutes = {
+        is_view: sum(
+            layer.slice_modalities * (encoding if layer.layer.startswith("embeddings/") else copying * is_view)
+            for layer in layers
+            if bool(view_of(layer.layer)) == is_view
+        )
+        / 60
+        for is_view in (False, True)
+    }
+    click.echo(
+        f"image encoder {encoding:.2f} s a slice-modality here, a copy {copying:.3f} s: about {minutes[False]:.1f} min for the "
+        f"slices and {minutes[True]:.1f} min for the views; instructions come beside it and are not measured"
     )
 
 

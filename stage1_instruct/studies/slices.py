@@ -55,9 +55,11 @@ class Slices:
     native_masks: NDArray[np.uint8] | None
     native_images: NDArray[np.uint8]
 
-    def images_at(self, size: int) -> NDArray[np.uint8]:
-        """uint8 (n, M, size, size), nearest, straight from the native resolution (1024 for SAM)."""
-        return to_square(self.native_images, self.grid.slice_spacing[1:], size)
+    def images_at(self, size: int, piece: slice = slice(None)) -> NDArray[np.uint8]:
+        """uint8 (k, M, size, size) of some of the slices, nearest, straight from the native resolution (1024 for SAM)."""
+        if size == self.images.shape[-1]:
+            return self.images[piece]
+        return to_square(self.native_images[piece], self.grid.slice_spacing[1:], size)
 
 
 def study_to_slices(

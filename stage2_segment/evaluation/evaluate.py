@@ -17,6 +17,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
+from zeus_union.cache.view_layers import view_of
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.chosen_postprocessing import (
     PostProcessing,
@@ -139,11 +140,12 @@ def results_folder(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
-    """Whether a cache holds of the run's subjects what the run read, wherever it lies."""
+    """Whether a cache holds of the run's subjects what the run read, wherever it lies; views were for training alone."""
     subjects = {*config.split.train, *config.split.test, *config.split.validation}
     return subjects <= set(cache.subjects) and all(
         layer in cache.layers and cache.content_digest(layer, subjects) == digest
         for layer, digest in config.inputs.content.items()
+        if not view_of(layer)
     )
 
 

@@ -46,6 +46,10 @@ class SliceData:
         labelled: whether batches carry masks.
         resident: where the rows are kept, a key of `choices.RESIDENT`.
         augmented: whether `batches` will be; that is done in main memory, and auto keeps the rows there.
+        views: augmented copies of each row that are read beside it.
+
+    A place is a row at a view: `positions + len(self) * views`, with view 0 for the rows themselves, so that positions are
+    places too.
 
     Attributes:
         resident: 'device', 'ram' or 'disk'.
@@ -64,6 +68,7 @@ class SliceData:
         labelled: bool = True,
         resident: str = "auto",
         augmented: bool = False,
+        views: int = 0,
     ):
         self.cache = cache
         self.rows = np.asarray(rows)
@@ -71,6 +76,7 @@ class SliceData:
         self.labelled = labelled
         self.encoder = encoder
         self.augmented = augmented
+        self.views = views
         self.modalities = [cache.modalities.index(name) for name in modalities]
         self.resident = self._choose_resident() if resident == "auto" else resident
         if self.resident == "device" and device.type == "cpu":
@@ -86,47 +92,48 @@ class SliceData:
         if self.encoder is not None:
             per_image = 2**20 * (2 if self.cache.store(self.encoder) == "fp16" else 1)
         per_slice = len(self.modalities) * per_image
-        needed = len(self) * (per_slice + 256 * 256)
+        needed = len(self) * (self.views + 1) * (per_slice + 256 * 256)
         on_device = self.device.type == "cuda" and not self.augmented
         if on_device and needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]:
             return "device"
         return "ram" if needed < SHARE_OF_MEMORY * psutil.virtual_memory().available else "disk"
 
-    def _read(self, rows: NDArray[np.intp], out: Stored | None = None) -> Stored:
-        """Rows of the cache, the embeddings in the memory of `out` where it is given."""
-        masks = self.cache.masks(rows) if self.labelled else None
+    def _read(self, places: NDArray[np.intp], out: Stored | None = None) -> Stored:
+        """From the cache, the embeddings into the memory of `out` where it is given."""
+        rows = self.rows[places % len(self)]
+        views = places // len(self) if self.views else None
+        masks = self.cache.masks(rows, views) if self.labelled else None
         arrays: tuple[NDArray | None, ...]
         if self.encoder is None:
-            arrays = (self.cache.images(rows)[:, self.modalities], None, None, masks)
+            arrays = (self.cache.images(rows, views)[:, self.modalities], None, None, masks)
         else:
             buffers = None
             if out is not None:
                 buffers = StoredEmbeddings(*(None if part is None else part.numpy() for part in out[:3]))  # type: ignore[arg-type]
-            stored = self.cache.read_embeddings(self.encoder, rows, self.modalities, buffers)
+            stored = self.cache.read_embeddings(self.encoder, rows, self.modalities, buffers, views)
             arrays = (stored.values, stored.scale, stored.offset, masks)
         return Stored(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
     def _read_all(self, device: torch.device) -> Stored:
-        sample = self._read(self.rows[:1])
+        count = len(self) * (self.views + 1)
         whole = [
-            None if part is None else torch.empty((len(self), *part.shape[1:]), dtype=part.dtype, device=device)
-            for part in sample
+            None if part is None else torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=device)
+            for part in self._sample
         ]
-        for start in progress(range(0, len(self), READ_AT_ONCE), "reading the cache"):
-            at = slice(start, start + READ_AT_ONCE)
-            for target, part in zip(whole, self._read(self.rows[at])):
+        for start in progress(range(0, count, READ_AT_ONCE), "reading the cache"):
+            at = np.arange(start, min(start + READ_AT_ONCE, count))
+            for target, part in zip(whole, self._read(at)):
                 if target is not None and part is not None:
-                    target[at] = part
+                    target[start : start + len(at)] = part
         return Stored(*whole)  # type: ignore[arg-type]
 
-    def _stored(self, positions: NDArray[np.intp], staging: Staging | None = None) -> Stored:
-        """The slices at `positions` of `self.rows`, wherever they are kept; in main memory, in that of `staging`."""
+    def _stored(self, places: NDArray[np.intp], staging: Staging | None = None) -> Stored:
+        """The slices at `places`, wherever they are kept; in main memory, in that of `staging`."""
         if self.resident == "disk":
-            if staging is None or not len(positions):
-                return self._read(self.rows[positions])
-            rows = self.rows[positions]
-            return staging.take(self._read(rows, staging.room(len(rows), self._sample)))
-        index = torch.from_numpy(np.asarray(positions)).to(self._whole.values.device)
+            if staging is None or not len(places):
+                return self._read(places)
+            return staging.take(self._read(places, staging.room(len(places), self._sample)))
+        index = torch.from_numpy(np.asarray(places)).to(self._whole.values.device)
         if staging is None or self.resident == "device":
             return Stored(*(None if part is None else part[index] for part in self._whole))  # type: ignore[arg-type]
         return staging.gather(self._whole, index)
@@ -134,7 +141,7 @@ class SliceData:
     @cached_property
     def _sample(self) -> Stored:
         """One slice, for dtypes and shapes."""
-        return self._read(self.rows[:1])
+        return self._read(np.zeros(min(1, len(self)), np.intp))
 
     def _on_device(self, stored: Stored, staging: Staging | None = None) -> Batch:
         """Embeddings travel as stored and are decoded on the device."""
@@ -147,9 +154,9 @@ class SliceData:
             images = images.div_(255)
         return Batch(images, masks)
 
-    def batch(self, positions: NDArray[np.intp]) -> Batch:
-        """The slices at `positions` of `self.rows`."""
-        return self._on_device(self._stored(positions))
+    def batch(self, places: NDArray[np.intp]) -> Batch:
+        """The slices at `places`."""
+        return self._on_device(self._stored(places))
 
     def _augmented(
         self, positions: NDArray[np.intp], staging: Staging | None = None, *, seeds: Sequence[Sequence[int]]
@@ -180,14 +187,14 @@ class SliceData:
         """
         work: Iterator[tuple[Callable[..., Stored], NDArray[np.intp]]]
         if seeds is None:
-            work = ((self._stored, positions) for positions in many)
+            work = ((self._stored, places) for places in many)
         else:
-            work = ((partial(self._augmented, seeds=those), positions) for positions, those in zip(many, seeds))
+            work = ((partial(self._augmented, seeds=those), places) for places, those in zip(many, seeds))
         stages = [Staging(self.device) for _ in range(STAGES)] if self.device.type == "cuda" else [None]
         with ThreadPoolExecutor(1) as reader:
             ahead = None
-            for (read, positions), staging in zip(work, cycle(stages)):
-                following = reader.submit(read, positions, staging), staging
+            for (read, places), staging in zip(work, cycle(stages)):
+                following = reader.submit(read, places, staging), staging
                 if ahead is not None:
                     yield self._on_device(ahead[0].result(), ahead[1])
                 ahead = following
@@ -234,6 +241,25 @@ def epoch_batches(
         if len(picked):
             batches.append(random.permutation(picked))
     return batches
+
+
+def draw_views(
+    positions: NDArray[np.intp], slices: int, views: int, seed: int, epoch: int, batch: int
+) -> NDArray[np.intp]:
+    """The places (see `SliceData`) of a batch: each slice itself or one of its views, all of them equally likely.
+
+    Decided by seed, epoch and the batch's number, so that a resumed run draws the same; for the whole batch, of which
+    several processes take their shares.
+
+    Args:
+        positions: of the batch.
+        slices: that there are to train on.
+        views: that each of them has.
+    """
+    if not views:
+        return positions
+    random = np.random.default_rng([seed, epoch, batch, len(positions), 2])  # with 1 the texts to leave out are drawn
+    return positions + slices * random.integers(0, views + 1, len(positions))
 
 
 def _rounds(items: NDArray[np.intp], count: int, random: np.random.Generator) -> NDArray[np.intp]:

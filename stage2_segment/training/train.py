@@ -22,7 +22,7 @@ from zeus_union.stage2_segment.chosen_postprocessing import FILE as POSTPROCESSI
 from zeus_union.stage2_segment.config import RunConfig, Split
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
-from zeus_union.stage2_segment.inputs.slices import SliceData, epoch_batches
+from zeus_union.stage2_segment.inputs.slices import SliceData, draw_views, epoch_batches
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner, take_batch
 from zeus_union.stage2_segment.training.step import group_learners
@@ -99,7 +99,7 @@ def _choose_postprocessing(cache: Cache, learner: Learner, accelerator: Accelera
 def shared_plan(config: RunConfig) -> tuple[Any, ...]:
     """Runs that agree in this see the same batches in the same order: one pass over the cache serves them all."""
     recipe = config.recipe
-    batches = (recipe.batch_size, recipe.foreground_share, recipe.augment)
+    batches = (recipe.batch_size, recipe.foreground_share, recipe.augment, recipe.views)
     return (config.inputs.encoder, config.split, *batches, config.seed)
 
 
@@ -133,6 +133,7 @@ def train_together(
         accelerator.device,
         resident=resident,
         augmented=plan.recipe.augment,
+        views=plan.recipe.views,
     )
     for learner in learners:
         learner.begin(RunInputs(learner.config, data))
@@ -193,8 +194,13 @@ def _train_epoch(
     first = min(learner.index for learner in learners)
     groups = group_learners(learners, stacked and world == 1)
     started, waited, seen = time.monotonic(), 0.0, 0
+    seed, epoch = learners[0].config.seed, learners[0].epoch
+    places = (
+        draw_views(positions, len(data), data.views, seed, epoch, index)
+        for index, positions in enumerate(batches[first:], first)
+    )
     stream = data.batches(
-        (positions[rank::world] for positions in batches[first:]),
+        (drawn[rank::world] for drawn in places),
         (seeds[rank::world] for seeds in _augmentation_seeds(learners[0], batches, first)) if data.augmented else None,
     )
     for index, positions in enumerate(batches[first:], first):
@@ -253,11 +259,12 @@ def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
     text = TEXTS[inputs.text] + (f" ({', '.join(inputs.variants)})" if inputs.variants else "")
     text = text if config.is_zeus else "pictures, no text"
     rates = f"lr {recipe.lr_pretrained:g}" + (f", {recipe.lr_new:g} for the aligner" if config.is_zeus else "")
+    views = f" and {recipe.views} views of each slice" if recipe.views else ""
     many = f" in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return (
         f"{model}{config.architecture.fusion} fusion of {', '.join(inputs.modalities)}, "
         f"classes {', '.join(inputs.classes)}; {text}; "
-        f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects to train on, "
+        f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects{views} to train on, "
         f"{len(cache.rows_of(split.test))} slices of {', '.join(split.test)} held out; {_validated(split)}; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}"
         f"{', slices augmented' if recipe.augment else ''}; "

@@ -91,6 +91,15 @@ def test_the_own_data_block_runs_as_written(
     assert all((tmp_path / name).is_file() for name in (*made, "masks/pat0001.nii.gz", "patient7-mask.nii.gz"))
 
 
+def test_commands_of_the_page_on_views_are_ones_that_there_are() -> None:
+    text = (ROOT / "docs" / "views.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert len(lines) > 2
+    for program, name, *arguments in lines:
+        COMMANDS[program].commands[name].make_context(name, arguments, help_option_names=["-h", "--help"])
+
+
 def test_commands_of_the_page_on_instructors_are_ones_that_there_are() -> None:
     text = (ROOT / "docs" / "instructors.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
@@ -98,7 +107,9 @@ def test_commands_of_the_page_on_instructors_are_ones_that_there_are() -> None:
     assert len(lines) > 2
     for program, name, *arguments in lines:
         command = COMMANDS[program].commands[name]
-        context = command.make_context(name, list(arguments), resilient_parsing=False)
+        context = command.make_context(
+            name, list(arguments), resilient_parsing=False, help_option_names=["-h", "--help"]
+        )
         load_profile(context.params["profile"], parse_overrides(context.params["overrides"]))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from zeus_union.cache.grid import Grid, to_square
 from zeus_union.cache.layout import DatasetCard
+from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
@@ -111,6 +112,39 @@ def make_cache(
         writer.write_instructions("instructions/toy", called[subject], text, rows)
     writer.finalize()
     return path
+
+
+def add_views(path: Path, count: int, *, recipe: Mapping[str, Any] | None = None, first: int = 1) -> Path:
+    """Adds views to the toy cache: the labels moved by some rows and the embeddings that carry them, other noise in each.
+
+    Args:
+        recipe: what they were drawn by, beside their number.
+        first: the number of the first one; those before are there.
+    """
+    with Cache(path) as cache:
+        card, labelled = cache.card, [name for name in cache.subjects if cache.rows[cache.rows_of([name])[0]].labelled]
+        masks = {name: cache.masks(cache.rows_of([name])) for name in labelled}
+        images = {name: cache.images(cache.rows_of([name])) for name in labelled}
+    writer = CacheWriter(path, card)
+    for view in range(first, count + 1):
+        writer.begin_layer(f"slices@view{view}", {"slices": "toy", "view": view, "mirrored": False, **(recipe or {})})
+        writer.begin_layer(f"embeddings/toy@view{view}", {"encoder": "toy", "slices": f"toy {view}"})
+        for name in labelled:
+            random = np.random.default_rng([view, len(name), ord(name[0])])
+            moved = np.roll(masks[name], 8 * view, axis=1)
+            writer.write_view(name, view, np.roll(images[name], 8 * view, axis=2), moved)
+            embeddings = random.standard_normal((SLICES, 2, 256, 64, 64), dtype=np.float32) * 0.3
+            for label in (1, 2):
+                embeddings[:, :, label::8] += 1.5 * (moved[:, ::4, ::4] == label)[:, None, None]
+            writer.write_embeddings(f"embeddings/toy@view{view}", name, embeddings)
+    writer.finalize()
+    return path
+
+
+@pytest.fixture(scope="session")
+def viewed_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy cache with two views."""
+    return add_views(make_cache(tmp_path_factory.mktemp("cache") / "toy.h5"), 2)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from tests.stage2_segment.baselines.test_pretrained_unet import published
-from tests.stage2_segment.conftest import make_cache
+from tests.stage2_segment.conftest import add_views, make_cache
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.ablation import memory, timing
@@ -517,3 +517,24 @@ def test_a_steps_memory_is_its_peak_above_what_stays(toy: Path, monkeypatch: pyt
     with Cache(toy) as cache:
         assert memory.measure_step(plan_run(cache, run=Path("run")), torch.device("cuda")) == 600
     assert calls == ["step", "synchronize", "reset_peak_memory_stats", "step", "synchronize"]
+
+
+def test_a_row_without_views_stands_beside_rows_with_them(tmp_path: Path) -> None:
+    """Each sees the batches that a run of its own would see: two passes over the cache."""
+    path = add_views(make_cache(tmp_path / "toy.h5"), 1)
+    (tmp_path / "grid.yaml").write_text(
+        "title: views\n"
+        "options: {fusion: hybrid, epochs: 1, batch-size: 2, modalities: T1, train-subjects: ada, test-subjects: ben}\n"
+        "rows:\n  - {name: views}\n  - {name: none, set: {views: 0}}\n"
+    )
+    ablation(path, tmp_path / "grid.yaml", tmp_path / "out")
+    kept = {row: weights(tmp_path / "out", f"{row}-named-seed0") for row in ("views", "none")}
+    split = {"train_subjects": ["ada"], "test_subjects": ["ben"], "modalities": ["T1"]}
+    for row, views in (("views", None), ("none", 0)):
+        run = tmp_path / row
+        train_run(
+            path, run, device="cpu", fusion="hybrid", epochs=1, batch_size=2, views=views, validate_every=0, **split
+        )
+        alone = load_file(run / "weights" / "last.safetensors")
+        assert all(torch.equal(kept[row][name], alone[name]) for name in alone)
+    assert any(not torch.equal(kept["views"][name], kept["none"][name]) for name in kept["none"])

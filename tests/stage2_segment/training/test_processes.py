@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["late", "hybrid"])
 def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
-    toy_cache: Path, tmp_path: Path, fusion: str
+    viewed_cache: Path, tmp_path: Path, fusion: str
 ) -> None:
-    """Six slices in batches of five: of the second batch one process has none. With `late`, modalities are dropped."""
-    command = ["train", "--cache", str(toy_cache), "--fusion", fusion, "--epochs", "2", "--batch-size", "5"]
+    """Six slices in batches of five: of the second batch one process has none. With `late`, modalities are dropped. Two views."""
+    command = ["train", "--cache", str(viewed_cache), "--fusion", fusion, "--epochs", "2", "--batch-size", "5"]
     command += ["--train-subjects", "ada,cleo", "--test-subjects", "ben", "--device", "cpu"]
     command += ["--validation-subjects", "dan"]
     command += ["--modality-drop", "0.4"] if fusion == "late" else ["--ema", "0.9", "--accumulate", "2"]

@@ -1,0 +1,149 @@
+"""Cached views: augmented copies of every labelled slice, through the frozen image encoder like the slices themselves.
+
+A view is a layer of pictures and masks, slices@viewK, and one of embeddings, embeddings/ENCODER@viewK, with recipes of
+their own. So they are built, resumed and refused as all layers are, and K more can be added to a finished cache. Subjects
+without labels have no views: nothing could be learned from them (`CacheWriter.finished` knows).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.recipe import fingerprint
+from zeus_union.cache.terminal import some_of
+from zeus_union.cache.view_layers import view_layer
+from zeus_union.cache.writer import CacheWriter
+from zeus_union.stage1_instruct.building.encoding import encode_pieces
+from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.models.assembly import Models
+from zeus_union.stage1_instruct.studies import view_draws
+from zeus_union.stage1_instruct.studies.slices import Slices
+from zeus_union.stage1_instruct.studies.study import Dataset
+
+# As classes name their side: 'left kidney', 'kidney_right', 'lung_L'.
+_LEFT, _RIGHT = (re.compile(rf"(?<![a-z0-9])({side})(?![a-z0-9])", re.IGNORECASE) for side in ("left|l", "right|r"))
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a build.
+
+    Attributes:
+        count: of every labelled slice.
+        mirror: whether half of them are mirrored, left for right.
+        embeddings: the layer they are views of; '': pictures only.
+        store: 'uint8' or 'fp16' embeddings.
+        batch_size: slice-modalities at a time through the encoder, None: as many as fit.
+    """
+
+    count: int = 0
+    mirror: bool = False
+    embeddings: str = ""
+    store: str = "uint8"
+    batch_size: int | None = None
+
+    @property
+    def layers(self) -> Iterator[str]:
+        """Of each view the pictures, then the embeddings."""
+        for view in range(1, self.count + 1):
+            yield view_layer("slices", view)
+            if self.embeddings:
+                yield view_layer(self.embeddings, view)
+
+
+def check_views(dataset: Dataset, count: int, mirror: bool) -> None:
+    """Refuses views that nothing could be learned from, or that would be wrong.
+
+    Raises:
+        UserError: fewer than none; a data set without labels; mirrored views of classes that have a side.
+    """
+    if count < 0:
+        raise UserError(f"--views {count}: expected the number of augmented copies of every labelled slice, 0 or more")
+    if mirror and not count:
+        raise UserError("--mirror-views is about augmented copies and there are none; add --views K")
+    card = dataset.card
+    if count and dataset.labelled is not None and not {*dataset.labelled} & {*card.subjects}:
+        raise UserError(
+            f"{card.name} has no labels: --views makes copies of labelled slices, to train on; leave --views out"
+        )
+    if mirror and (sided := [name for name in card.classes if bool(_LEFT.search(name)) != bool(_RIGHT.search(name))]):
+        raise UserError(
+            f"--mirror-views would show {some_of(sided)} on the other side of the body; leave it out, or merge the sides "
+            "with --labels binary"
+        )
+
+
+def begin_views(writer: CacheWriter, views: Views, slices: Mapping[str, Any], embeddings: Mapping[str, Any]) -> None:
+    """Opens the layers of all views under their recipes.
+
+    Args:
+        slices, embeddings: recipes of what they are views of.
+
+    Raises:
+        UserError: views that are there already were made otherwise.
+    """
+    for view in range(1, views.count + 1):
+        pictures = {"slices": fingerprint(slices), "view": view, **view_draws.recipe(views.mirror)}
+        writer.begin_layer(view_layer("slices", view), pictures)
+        if views.embeddings:
+            writer.begin_layer(view_layer(views.embeddings, view), {**embeddings, "slices": fingerprint(pictures)})
+
+
+def write_views(
+    writer: CacheWriter, views: Views, models: Models, report: BuildReport, subject: str, pictures: Slices
+) -> None:
+    """All missing views of a subject whose slices are there.
+
+    Args:
+        pictures: the subject's slices.
+    """
+    for view in range(1, views.count + 1):
+        if not writer.finished(view_layer("slices", view), subject):
+            _write_pictures(writer, views, report, subject, view, pictures)
+        if views.embeddings and not writer.finished(view_layer(views.embeddings, view), subject):
+            _write_embeddings(writer, views, models, report, subject, view, pictures)
+
+
+def _write_pictures(
+    writer: CacheWriter, views: Views, report: BuildReport, subject: str, view: int, pictures: Slices
+) -> None:
+    from zeus_union.stage1_instruct.studies.augment import augmented  # MONAI's transforms take seconds to import
+
+    modalities = writer.card.modalities
+    with report.timing("views", len(pictures.numbers) * len(modalities)):
+        images, masks = augmented(
+            subject, pictures.numbers, view, modalities, pictures.images, pictures.masks, views.mirror
+        )
+        assert masks is not None  # a subject without labels is finished in every view
+        writer.write_view(subject, view, images, masks)
+
+
+def _write_embeddings(
+    writer: CacheWriter,
+    views: Views,
+    models: Models,
+    report: BuildReport,
+    subject: str,
+    view: int,
+    pictures: Slices,
+) -> None:
+    """From the stored pictures, or from the native ones moved and changed alike where the encoder reads larger ones."""
+    from zeus_union.stage1_instruct.studies.augment import augmented
+
+    size, stored = models.encoder.input_size, writer.view_images(subject, view)
+
+    def images(piece: slice) -> NDArray[np.uint8]:
+        if size == stored.shape[-1]:
+            return stored[piece]
+        large = pictures.images_at(size, piece)
+        return augmented(subject, pictures.numbers[piece], view, writer.card.modalities, large, mirror=views.mirror)[0]
+
+    pieces = encode_pieces(models, report, views.batch_size, stored.shape[:2], images)
+    writer.write_embeddings(view_layer(views.embeddings, view), subject, pieces, store=views.store)
