@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeus_union.cache.augmentation_draws import augmentation_recipe
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import fingerprint
 from zeus_union.cache.terminal import some_of
@@ -23,9 +24,10 @@ from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.encoding import encode_pieces
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.models.assembly import Models
-from zeus_union.stage1_instruct.studies import view_draws
 from zeus_union.stage1_instruct.studies.slices import Slices
 from zeus_union.stage1_instruct.studies.study import Dataset
+
+SEED = "sha256 of subject, slice number, view, and 'geometry' or the modality"  # as `seeds.view_random` says
 
 # As classes name their side: 'left kidney', 'kidney_right', 'lung_L'.
 _LEFT, _RIGHT = (re.compile(rf"(?<![a-z0-9])({side})(?![a-z0-9])", re.IGNORECASE) for side in ("left|l", "right|r"))
@@ -90,7 +92,7 @@ def begin_views(writer: CacheWriter, views: Views, slices: Mapping[str, Any], em
         UserError: views that are there already were made otherwise.
     """
     for view in range(1, views.count + 1):
-        pictures = {"slices": fingerprint(slices), "view": view, **view_draws.recipe(views.mirror)}
+        pictures = {"slices": fingerprint(slices), "view": view, "seed": SEED, **augmentation_recipe(views.mirror)}
         writer.begin_layer(view_layer("slices", view), pictures)
         if views.embeddings:
             writer.begin_layer(view_layer(views.embeddings, view), {**embeddings, "slices": fingerprint(pictures)})

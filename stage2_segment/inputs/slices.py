@@ -150,7 +150,7 @@ class SliceData:
             staging.sent()
         values, scale, offset, masks = moved
         images = decode(values, scale, offset)
-        if self.encoder is None and stored.values.dtype == torch.uint8:  # augmented ones are 0 to 1 already
+        if self.encoder is None:
             images = images.div_(255)
         return Batch(images, masks)
 
@@ -161,17 +161,15 @@ class SliceData:
     def _augmented(
         self, positions: NDArray[np.intp], staging: Staging | None = None, *, seeds: Sequence[Sequence[int]]
     ) -> Stored:
-        """As `_stored`, of pictures: float32 from 0 to 1, each slice changed as its seed says."""
+        """As `_stored`, of pictures, each slice changed as its seed says."""
         from zeus_union.cache.augmentation import augment  # seconds, which a run without it need not wait
 
         stored = self._stored(positions)
         assert self.encoder is None and stored.masks is not None
-        pictures, masks = stored.values.cpu().float().div_(255), stored.masks.cpu()
+        images, masks = stored.values.cpu().numpy(), stored.masks.cpu().numpy()
         for index, seed in enumerate(seeds):
-            pictures[index], moved = augment(pictures[index], masks[index], seed, self.modalities)
-            assert moved is not None
-            masks[index] = moved
-        augmented = Stored(pictures, None, None, masks)
+            images[index], masks[index] = augment(images[index], masks[index], seed, self.modalities)
+        augmented = Stored(torch.from_numpy(images), None, None, torch.from_numpy(masks))
         if staging is None or not len(positions):
             return augmented
         staging.room(len(positions), augmented)

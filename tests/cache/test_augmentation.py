@@ -1,149 +1,209 @@
-"""A slice changed at random: pictures and masks move together, sides stay, and the seed alone decides."""
+"""Augmented copies: mask and pictures move as one, and what is drawn depends on subject, slice and view alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from numpy.typing import NDArray
 
-from zeus_union.cache import augmentation
-from zeus_union.cache.augmentation import AUGMENTATION, augment
+from zeus_union.cache.augmentation import augment, change, move
+from zeus_union.cache.augmentation_draws import (
+    BIAS_COEFFICIENTS,
+    GEOMETRY,
+    INTENSITY,
+    Geometry,
+    Intensity,
+    draw_geometry,
+    draw_intensity,
+)
 from zeus_union.cache.layout import IGNORE
+from zeus_union.stage1_instruct.seeds import view_random
+from zeus_union.stage1_instruct.studies.augment import augmented
 
-SIDE = 64
-SEEDS = st.lists(st.integers(0, 2**31), min_size=1, max_size=4)
-QUICK = settings(deadline=None, max_examples=20)
+NOTHING = Geometry(0.0, 1.0, (0.0, 0.0), 0.0, 0, mirrored=False)
+PLAIN = Intensity((), 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0)
 
-
-def disc(row: float, column: float, radius: float) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    return (y - row) ** 2 + (x - column) ** 2 < radius**2
-
-
-def slice_of_two() -> tuple[Tensor, Tensor]:
-    """A bright disc left (1), a grey one right (2), an unlabelled one below; two pictures of 64 x 64."""
-    left, right, unknown = disc(24, 18, 8), disc(30, 46, 8), disc(52, 32, 5)
-    picture = 0.9 * left + 0.5 * right + 0.3 * unknown
-    masks = (left + 2 * right).to(torch.uint8)
-    masks[unknown] = IGNORE
-    return torch.stack([picture, 1 - picture]).float(), masks
-
-
-def only(monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
-    """Of the changes these always and the others never."""
-    for name in AUGMENTATION:
-        if name.endswith("_chance"):
-            monkeypatch.setitem(AUGMENTATION, name, float(name.removesuffix("_chance") in changes))
-
-
-def centre(where: Tensor) -> tuple[float, float]:
-    return tuple(torch.nonzero(where).double().mean(dim=0).tolist())  # type: ignore[return-value]
+geometries = st.builds(
+    Geometry,
+    rotation=st.floats(-15, 15),
+    scale=st.floats(0.7, 1.4),
+    shift=st.tuples(st.floats(-0.05, 0.05), st.floats(-0.05, 0.05)),
+    elastic=st.sampled_from([0.0, 0.01, 0.03]),
+    seed=st.integers(0, 2**31 - 1),
+    mirrored=st.booleans(),
+)
+intensities = st.builds(
+    Intensity,
+    bias=st.one_of(st.just(()), st.tuples(*[st.floats(-0.3, 0.3)] * BIAS_COEFFICIENTS)),
+    noise=st.floats(0, 0.32),
+    blur=st.sampled_from([0.0, 0.5, 1.0]),
+    brightness=st.floats(0.75, 1.25),
+    contrast=st.floats(0.75, 1.25),
+    resolution=st.floats(0.5, 1),
+    gamma=st.floats(0.7, 1.5),
+    seed=st.integers(0, 2**31 - 1),
+)
 
 
-@QUICK
-@given(SEEDS)
-def test_the_seed_alone_decides(seed: list[int]) -> None:
-    pictures, masks = slice_of_two()
-    first = augment(pictures, masks, seed)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    again = augment(pictures, masks, seed)
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])  # type: ignore[arg-type]
-    assert torch.equal(pictures, slice_of_two()[0])  # what was given is not written to
+def labels(size: int = 256) -> NDArray[np.uint8]:
+    """Three classes well inside the picture: an ellipse, a box on its right, and pixels that nobody labelled below."""
+    y, x = np.mgrid[:size, :size] * (256 / size)
+    mask = np.zeros((size, size), np.uint8)
+    mask[((y - 110) / 40) ** 2 + ((x - 90) / 25) ** 2 < 1] = 1
+    mask[(abs(y - 110) < 20) & (abs(x - 160) < 25)] = 2
+    mask[(abs(y - 180) < 10) & (abs(x - 128) < 30)] = IGNORE
+    return mask
 
 
-@QUICK
-@given(SEEDS)
-def test_shapes_types_and_ranges_stay_and_no_value_of_a_mask_is_new(seed: list[int]) -> None:
-    pictures, masks = slice_of_two()
-    changed, moved = augment(pictures, masks, seed)
-    assert moved is not None and type(changed) is type(moved) is Tensor
-    assert (changed.shape, changed.dtype, moved.shape, moved.dtype) == (
-        (2, SIDE, SIDE),
-        torch.float32,
-        (SIDE, SIDE),
-        torch.uint8,
+def pictures_of(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture of each value of the mask, white where it is: (3, S, S)."""
+    return np.stack([np.where(mask == value, np.uint8(255), np.uint8(0)) for value in (1, 2, IGNORE)])
+
+
+def edge(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels with another value within one pixel: there bilinear and nearest may differ."""
+    padded = np.pad(mask, 1, mode="edge")
+    size = len(mask)
+    near = [padded[i : i + size, j : j + size] != mask for i in range(3) for j in range(3)]
+    return np.any(near, axis=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(geometries)
+def test_a_mask_moves_as_the_pictures_made_from_it(geometry: Geometry) -> None:
+    mask = labels()
+    images, moved = move(geometry, pictures_of(mask), mask)
+    assert moved is not None and moved.dtype == np.uint8 and images.dtype == np.uint8
+    assert set(np.unique(moved)) == {0, 1, 2, IGNORE}
+    inside = ~edge(moved)
+    for image, value in zip(images, (1, 2, IGNORE)):
+        np.testing.assert_array_equal((image > 127)[inside], (moved == value)[inside])
+
+
+@settings(max_examples=25, deadline=None)
+@given(geometries)
+def test_left_stays_left_and_up_stays_up_unless_mirrored(geometry: Geometry) -> None:
+    _, moved = move(geometry, pictures_of(labels()), labels())
+    (y1, x1), (_, x2), (y3, _) = (np.argwhere(moved == value).mean(axis=0) for value in (1, 2, IGNORE))
+    assert (x1 < x2) != geometry.mirrored
+    assert y1 < y3
+
+
+@settings(max_examples=8, deadline=None)
+@given(geometries, intensities)
+def test_a_copy_is_the_same_at_the_size_a_larger_encoder_reads(geometry: Geometry, intensity: Intensity) -> None:
+    """Means over the pixels that make one. Of noise a low resolution takes other pixels; it is left out where both are."""
+    if intensity.resolution != 1:
+        intensity = replace(intensity, noise=0.0)
+    small, _ = move(geometry, pictures_of(labels(256)))
+    large, _ = move(geometry, pictures_of(labels(512)))
+    y, x = np.mgrid[:512, :512]
+    smooth = (127 + 100 * np.sin(y / 60) * np.cos(x / 80)).astype(np.uint8)
+    changed, changed_large = change(intensity, smooth[::2, ::2].copy()), change(intensity, smooth)
+    for one, two in ((small, large), (changed, changed_large)):
+        means = two.reshape(*one.shape[:-2], 256, 2, 256, 2).mean(axis=(-3, -1))
+        assert np.abs(means - one).mean() < 2  # of 255
+
+
+def test_a_copy_of_which_nothing_is_drawn_is_the_slice() -> None:
+    mask = labels()
+    images, moved = move(NOTHING, pictures_of(mask), mask)
+    np.testing.assert_array_equal(images, pictures_of(mask))
+    np.testing.assert_array_equal(moved, mask)
+    np.testing.assert_array_equal(
+        change(PLAIN, np.arange(256, dtype=np.uint8).repeat(256).reshape(256, 256)).T[0], range(256)
     )
-    assert changed.isfinite().all() and changed.min() >= 0 and changed.max() <= 1
-    assert set(moved.unique().tolist()) <= {0, 1, 2, IGNORE}
 
 
-@QUICK
-@given(SEEDS)
-def test_left_stays_left_of_right(seed: list[int]) -> None:
-    _, moved = augment(*slice_of_two(), seed)
-    assert moved is not None
-    assert centre(moved == 1)[1] < centre(moved == 2)[1]
+def test_what_was_outside_the_picture_is_background_and_black() -> None:
+    full = np.full((256, 256), 1, np.uint8)
+    images, mask = move(replace(NOTHING, scale=1.4), full[None] * 255, full)
+    assert mask is not None and not mask[0].any() and not images[0, 0].any()
+    assert mask[128, 128] == 1 and images[0, 128, 128] == 255
 
 
-@pytest.mark.parametrize("change", ["rotation", "zoom", "shift", "elastic"])
-def test_pictures_and_masks_move_together(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, change)
-    pictures, masks = slice_of_two()
-    moved_any = False
-    for seed in range(10):
-        changed, moved = augment(pictures, torch.stack([masks, masks]), [seed])
-        assert moved is not None and torch.equal(moved[0], moved[1])
-        picture, inverse = changed
-        # Inside the picture both are one geometry: the second picture stays the inverse of the first, and each disc lies
-        # where its grey value is, but for pixels that are interpolated at an edge.
-        assert ((picture > 0.7) ^ (moved[0] == 1)).sum() < 40
-        inside = picture + inverse > 0.99
-        torch.testing.assert_close(inverse[inside], 1 - picture[inside], atol=0.02, rtol=0)
-        moved_any |= not torch.equal(moved[0], masks)
-    assert moved_any
+@settings(max_examples=15, deadline=None)
+@given(intensities)
+def test_grey_values_are_never_inverted(intensity: Intensity) -> None:
+    """Four flat fields; the noise is left out, and what bends brightness over the picture."""
+    steps = np.repeat(np.array([20, 80, 140, 200], np.uint8), 64)[None].repeat(256, axis=0)
+    changed = change(replace(intensity, noise=0.0, bias=()), steps).astype(int)
+    levels = changed[128, [32, 96, 160, 224]]
+    assert (np.diff(levels) >= 0).all() and levels[-1] > levels[0]
 
 
-@pytest.mark.parametrize("change", ["noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "bias_field"])
-def test_grey_values_change_alone_and_each_picture_by_itself(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, change)
-    pictures, masks = slice_of_two()
-    pictures = torch.stack([pictures[0], pictures[0]]) * 0.8 + 0.1
-    changed, moved = augment(pictures, masks, [4])
-    assert moved is not None and torch.equal(moved, masks)
-    assert not torch.equal(changed[0], pictures[0]) and not torch.equal(changed[0], changed[1])
+@settings(max_examples=15, deadline=None)
+@given(intensities, st.sampled_from([0, 255]))
+def test_a_picture_of_one_value_stays_one_without_noise(intensity: Intensity, value: int) -> None:
+    """Nothing is divided by its spread, which is 0; brightness alone may change it."""
+    changed = change(replace(intensity, bias=(), brightness=1.0, blur=0.0), np.full((256, 256), value, np.uint8))
+    assert abs(changed.astype(int) - value).max() <= 1
 
 
-def test_a_modality_is_changed_the_same_whichever_others_are_beside_it() -> None:
-    pictures, masks = slice_of_two()
-    for seed in range(8):
-        both, moved = augment(pictures, masks, [seed], [3, 7])
-        alone, moved_alone = augment(pictures[1:], masks, [seed], [7])
-        assert torch.equal(both[1], alone[0]) and torch.equal(moved, moved_alone)  # type: ignore[arg-type]
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=5, unique=True), st.integers(1, 9), st.data())
+def test_a_copy_depends_on_subject_slice_and_view_and_not_on_what_is_made_with_it(
+    numbers: list[int], view: int, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(numbers))))
+    names, images = np.array(numbers, np.int32), np.stack([pictures_of(labels())[:2]] * len(numbers))
+    masks = np.stack([labels()] * len(numbers))
+    whole = augmented("ada", names, view, ("T1", "T2"), images, masks)
+    shuffled = augmented("ada", names[order], view, ("T1", "T2"), images[order], masks[order])
+    alone = augmented("ada", names[:1], view, ("T1", "T2"), images[:1], masks[:1])
+    second = augmented("ada", names[:1], view, ("T2",), images[:1, 1:], masks[:1])
+    for both, other in zip(whole, shuffled, strict=True):
+        np.testing.assert_array_equal(both[order], other)
+    for both, other in zip(whole, alone, strict=True):
+        np.testing.assert_array_equal(both[:1], other)
+    np.testing.assert_array_equal(whole[0][:1, 1:], second[0])
+    assert len({image.tobytes() for image in whole[0]}) == len(numbers)
+    assert (augmented("ben", names[:1], view, ("T1", "T2"), images[:1])[0] != whole[0][:1]).any()
+    assert (augmented("ada", names[:1], view + 1, ("T1", "T2"), images[:1])[0] != whole[0][:1]).any()
 
 
-def test_nothing_drawn_changes_nothing_and_a_still_geometry_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, masks = slice_of_two()
-    only(monkeypatch)
-    still = [augment(pictures, masks, [1])]
-    only(monkeypatch, "rotation", "elastic")
-    for name in ("rotation_degrees", "elastic_low", "elastic_high"):
-        monkeypatch.setitem(AUGMENTATION, name, 0.0)
-    still.append(augment(pictures, masks, [1]))
-    for changed, moved in still:
-        assert torch.equal(changed, pictures) and torch.equal(moved, masks)  # type: ignore[arg-type]
+def test_what_is_drawn_is_the_same_on_every_machine() -> None:
+    """Numbers as they were when views were first made; another one makes another cache: raise `VERSION`."""
+    geometry = draw_geometry(view_random("chaos_1", 12, 3, "geometry"))
+    assert geometry == draw_geometry(view_random("chaos_1", 12, 3, "geometry"))
+    assert geometry.shift == pytest.approx((0.014200200239755711, 0.01891023946102295))
+    assert geometry.seed == 136873811
+    assert draw_intensity(view_random("chaos_1", 12, 3, "modality T2")).seed == 1329707652
 
 
-def test_an_empty_picture_and_no_mask_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, *(name.removesuffix("_chance") for name in AUGMENTATION if name.endswith("_chance")))
-    changed, masks = augment(torch.zeros(1, SIDE, SIDE), None, [0])
-    assert changed.isfinite().all() and masks is None
+def test_ranges_are_kept_and_reached_as_often_as_said_and_nothing_is_mirrored_unasked() -> None:
+    random = np.random.RandomState(0)
+    drawn = [draw_geometry(random) for _ in range(2000)]
+    assert not any(geometry.mirrored for geometry in drawn)
+    assert 0.45 < np.mean([draw_geometry(random, mirror=True).mirrored for _ in range(2000)]) < 0.55
+    for name, neutral in (("rotation", 0.0), ("scale", 1.0), ("elastic", 0.0)):
+        values = np.array([getattr(geometry, name) for geometry in drawn])
+        done, chance = values != neutral, GEOMETRY[name]
+        assert abs(done.mean() - chance.probability) < 0.03
+        assert chance.low <= values[done].min() and values[done].max() <= chance.high
+    intensity = [draw_intensity(random) for _ in range(2000)]
+    for name in ("brightness", "contrast", "resolution", "gamma"):
+        values = np.array([getattr(one, name) for one in intensity])
+        done, chance = values != 1, INTENSITY[name]
+        assert abs(done.mean() - chance.probability) < 0.03
+        assert chance.low <= values[done].min() and values[done].max() <= chance.high
+    assert abs(np.mean([bool(one.bias) for one in intensity]) - INTENSITY["bias"].probability) < 0.03
+    assert max(one.noise for one in intensity) <= 0.1**0.5
 
 
-def test_ranges_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the geometry, over many seeds: the matrix that MONAI's grid is made with."""
-    only(monkeypatch, "rotation", "zoom", "shift")
-    angles, zooms, shifts = [], [], []
-    for seed in range(300):
-        grid = augmentation._sampling_grid((SIDE, SIDE), augmentation._random_state([seed]))
-        assert grid is not None
-        step = grid[:2, -1, 0] - grid[:2, 0, 0]  # of 63 rows
-        zooms.append(float((SIDE - 1) / step.norm()))
-        angles.append(float(torch.rad2deg(torch.atan2(step[1], step[0]))))
-        shifts.append(float(grid[:2].mean(dim=(1, 2)).abs().max()) / SIDE)
-    assert 13 < max(angles) <= 15.001 and -15.001 <= min(angles) < -13
-    assert 0.7 <= min(zooms) < 0.75 and 1.3 < max(zooms) <= 1.4001
-    assert 0.03 < max(shifts) <= 0.05 * 2**0.5  # along turned axes
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 2**31), min_size=1, max_size=4))
+def test_the_seed_alone_decides_and_a_modality_changes_whichever_others_are_beside_it(seed: list[int]) -> None:
+    images, mask = pictures_of(labels()), labels()
+    changed, moved = augment(images, mask, seed, [3, 7, 1])
+    np.random.seed(1)
+    again, moved_again = augment(images[1:2], mask, seed, [7])
+    np.testing.assert_array_equal(changed[1:2], again)
+    np.testing.assert_array_equal(moved, moved_again)
+    np.testing.assert_array_equal(images, pictures_of(labels()))  # what was given is not written to
+    assert (changed.shape, changed.dtype, mask.dtype) == (images.shape, np.uint8, np.uint8)
+    assert augment(images, None, seed, [0, 1, 2])[1] is None

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from tests.stage1_instruct.conftest import random_litemedsam, tiny_bert, tiny_llama, tiny_parts  # noqa: F401
-from zeus_union.cache.augmentation import AUGMENTATION
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
@@ -120,15 +119,3 @@ def test_commands_of_the_page_on_baselines_are_ones_that_there_are() -> None:
     assert len(lines) == 4
     for program, name, *arguments in lines:
         COMMANDS[program].commands[name].make_context(name, list(arguments))
-
-
-def test_the_page_on_baselines_has_the_augmentations_values() -> None:
-    text = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
-    chances = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line[:2] == "| "}
-    named = {"elastic deformation": "elastic", "brightness, contrast": "brightness"}
-    for row, chance in chances.items():
-        name = f"{named.get(row, row).replace(' ', '_')}_chance"
-        if name in AUGMENTATION:
-            assert float(chance.split()[0]) == AUGMENTATION[name], row
-    changes = [name for name in AUGMENTATION if name.endswith("_chance") and name != "contrast_chance"]
-    assert sum(f"{named.get(row, row).replace(' ', '_')}_chance" in changes for row in chances) == len(changes)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zeus_union.cache import augmentation_draws
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.pack import pack
 from zeus_union.cache.reader import Cache
@@ -26,7 +27,6 @@ from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import Models, load_models
 from zeus_union.stage1_instruct.phantom.write import write_demo
 from zeus_union.stage1_instruct.profiles.profile import load_profile
-from zeus_union.stage1_instruct.studies import view_draws
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 SUBJECTS = ("phantom_001", "phantom_002")
@@ -241,7 +241,7 @@ def test_views_of_another_recipe_are_never_mixed(
     build_cache(dataset, models, options(tmp_path / "a.h5", views=1))
     with pytest.raises(UserError, match=r"slices@view1.*mirrored: false -> true"):
         build_cache(dataset, models, options(tmp_path / "a.h5", views=2, mirror_views=True))
-    monkeypatch.setitem(view_draws.GEOMETRY, "rotation", view_draws.Chance(0.2, -90.0, 90.0))
+    monkeypatch.setitem(augmentation_draws.GEOMETRY, "rotation", augmentation_draws.Chance(0.2, -90.0, 90.0))
     with pytest.raises(UserError, match=r"slices@view1.*geometry.rotation"):
         build_cache(dataset, models, options(tmp_path / "a.h5", views=2))
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zeus_union.cache import augmentation
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment import checkpoint
+from zeus_union.stage2_segment import checkpoint, trained
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.slices import SliceData
@@ -48,7 +48,8 @@ class Pixelwise(nn.Module):
 
 @pytest.fixture()
 def pixelwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_module, "build_model", Pixelwise)
+    for module in (learner_module, trained):
+        monkeypatch.setattr(module, "build_model", Pixelwise)
     monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", 0)
     monkeypatch.setattr(checkpoint, "SAVING_SHARE", float("inf"))
 
@@ -169,9 +170,9 @@ def test_validation_and_scores_are_of_the_slices_as_they_are(
     augmented = []
     augment = augmentation.augment
 
-    def counted(pictures: Tensor, masks: Tensor | None, seed: Sequence[int], modalities: Sequence[int]) -> Any:
+    def counted(images: Any, mask: Any, seed: Sequence[int], modalities: Sequence[int]) -> Any:
         augmented.append(tuple(seed))
-        return augment(pictures, masks, seed, modalities)
+        return augment(images, mask, seed, modalities)
 
     monkeypatch.setattr(augmentation, "augment", counted)
     train_run(toy_cache, tmp_path / "run", device="cpu", precision="bf16", validation_subjects=["dan"], **QUICK)

@@ -1,8 +1,9 @@
-"""Augmented copies of slices: the ranges, and what is drawn for a copy from subject, slice number and view alone.
+"""Slices as another patient or scanner could have shown them: the changes, their chances and ranges, and what is drawn.
 
 Ranges and probabilities are nnU-Net's for 2D (Isensee et al. 2021, and batchgeneratorsv2), but for these: pictures are turned
-by 15 degrees at most and never mirrored unless that is asked for, since instructions name sides; none is inverted, since
-they name contrasts; every copy is shifted, as nnU-Net's random patches are; a bias field is added, for MR.
+by 15 degrees at most and never mirrored unless that is asked for, since classes and instructions have sides; none is
+inverted, since instructions name contrasts; every copy is shifted, as nnU-Net's random patches are; a bias field is added,
+for MR. What nnU-Net draws for each channel with chance one half has half its chance here.
 
 Every length is a share of the picture's side, so that one copy is the same at every size an image encoder reads.
 """
@@ -14,8 +15,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-
-from zeus_union.stage1_instruct.seeds import view_random
 
 VERSION = 1  # rises when the same draws give other pictures
 BIAS_DEGREE = 3
@@ -107,13 +106,12 @@ class Intensity:
     seed: int
 
 
-def recipe(mirrored: bool) -> dict[str, Any]:
-    """What decides a copy, but for its number and the slices it is made of."""
+def augmentation_recipe(mirrored: bool) -> dict[str, Any]:
+    """What decides a copy, but for the seed and the slices it is made of."""
     tables = {"geometry": GEOMETRY, "intensity": INTENSITY}
     return {
         "version": VERSION,
         "library": f"monai {version('monai')}",
-        "seed": "sha256 of subject, slice number, view, and 'geometry' or the modality",
         "mirrored": mirrored,
         "outside": "image 0, mask background",
         "elastic_points": list(ELASTIC_POINTS),
@@ -125,22 +123,20 @@ def recipe(mirrored: bool) -> dict[str, Any]:
     }
 
 
-def draw_geometry(subject: str, number: int, view: int, mirror: bool = False) -> Geometry:
-    """Of one slice; what is drawn depends on the arguments alone.
+def draw_geometry(random: np.random.RandomState, mirror: bool = False) -> Geometry:
+    """Of one slice.
 
     Args:
         mirror: whether half of the copies are mirrored, left for right.
     """
-    random = view_random(subject, number, view, "geometry")
     shift = GEOMETRY["shift"].draw(random, 0.0), GEOMETRY["shift"].draw(random, 0.0)
     rotation, scale = GEOMETRY["rotation"].draw(random, 0.0), GEOMETRY["scale"].draw(random, 1.0)
     elastic, seed = GEOMETRY["elastic"].draw(random, 0.0), int(random.randint(2**31))
     return Geometry(rotation, scale, shift, elastic, seed, mirror and bool(random.uniform() < 0.5))
 
 
-def draw_intensity(subject: str, number: int, view: int, modality: str) -> Intensity:
-    """Of one modality of a slice; what is drawn depends on the arguments alone."""
-    random = view_random(subject, number, view, f"modality {modality}")
+def draw_intensity(random: np.random.RandomState) -> Intensity:
+    """Of one modality of a slice."""
     field = INTENSITY["bias"]
     with_field, coefficients = random.uniform(), random.uniform(field.low, field.high, BIAS_COEFFICIENTS)
     return Intensity(
