@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 import nibabel
 import numpy as np
 import pytest
@@ -26,18 +25,18 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from tests.stage1_instruct.conftest import random_litemedsam, tiny_bert, tiny_llama, tiny_parts  # noqa: F401
 import zeus_union
+from tests.stage1_instruct.conftest import random_litemedsam, tiny_bert, tiny_llama, tiny_parts  # noqa: F401
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import split_names
-from zeus_union.pipelines.ablation.grid import grid_names, read_grid
+from zeus_union.pipelines.ablation.grid import CONTROLS, grid_names, read_grid
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
 from zeus_union.stage1_instruct.projection import fold
 from zeus_union.stage2_segment.cli import main as zeus_segment
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
-from zeus_union.stage2_segment.options import BY_NAME, read_options
+from zeus_union.stage2_segment.options import BY_NAME, read_row
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -163,9 +162,10 @@ def test_a_command_of_the_pages_is_one_that_there_is(documented: DocumentedComma
         given = group.commands[name].make_context(name, arguments, parent=parent).params
     # What click takes as it comes is read by the functions that read it in the command.
     if name == "ablate":
-        read_options(given["overrides"])
+        read_row(dict(text.split("=", 1) for text in given["overrides"]), "--set")
         if given["grid_name"] in grid_names():
-            read_grid(given["grid_name"], {}, split_names(given["controls"]))
+            controls = CONTROLS if given["controls"] == "all" else split_names(given["controls"])
+            read_grid(given["grid_name"], {}, controls)
     elif "profile" in given and "overrides" in given:
         load_profile(given["profile"], parse_overrides(given["overrides"]))
 
