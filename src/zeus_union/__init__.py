@@ -4,12 +4,15 @@ From images to masks, after `zeus-instruct fetch --models lite`:
 
     from pathlib import Path
     import zeus_union as zeus
+    from zeus_union.stage1_instruct.building.subjects import Splits
     from zeus_union.stage1_instruct.models.assembly import load_models
     from zeus_union.stage1_instruct.profiles.profile import load_profile
 
     dataset = zeus.open_dataset("demo", Path("phantoms"))    # or "nnunet" and the folder of your own studies
     models = load_models(load_profile("lite"))    # the frozen ones; on a GPU load_models(..., "cuda")
-    zeus.build_cache(dataset, models, zeus.BuildOptions(Path("demo.h5"), slice_step=4))
+    # Without trained_for the texts of an untrained projection say the same of every image.
+    options = zeus.BuildOptions(Path("demo.h5"), slice_step=4, trained_for=Splits((0,), asked=True))
+    zeus.build_cache(dataset, models, options)
     zeus.train_run(Path("demo.h5"), Path("run"), fold=0, epochs=10, batch_size=3)
     print(zeus.evaluate_run(Path("run")).summary()["mean_over_classes"])
     with zeus.Cache("demo.h5") as cache:
