@@ -473,7 +473,12 @@ def test_host_for_images_without_a_server_is_refused(tiny_parts: dict[str, str])
 def test_segment_sends_a_new_study_only_where_the_command_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The run's own instructor writes the texts of a new study."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr("zeus_union.pipelines.segment.segment_study", lambda *_, **more: given.update(more))
+
+    def segmented(_: Path, __: Any, out: Path, **more: Any) -> Path:
+        given.update(more)
+        return out
+
+    monkeypatch.setattr("zeus_union.pipelines.segment.segment_study", segmented)
     line = ["segment", str(tmp_path), "--run", str(tmp_path), "--send-images-to", "gpu.example"]
     assert CliRunner().invoke(zeus, line).exit_code == 0
     assert given["send_images_to"] == "gpu.example"

@@ -45,7 +45,7 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
         "model": "unext",
         "fusion": fusion,
         "preset": "quarter",
-        "epochs": 30,
+        "epochs": 40,
         "batch_size": 3,
         **SPLIT,
     }

@@ -246,6 +246,6 @@ def test_training_learns_masks_that_hold_on_an_unseen_subject(toy_cache: Path, t
     """From random decoder weights, which need a higher learning rate than pretrained ones."""
     run = tmp_path / "run"
     split = {"train_subjects": ["ada", "cleo"], "test_subjects": ["ben"]}
-    train_run(toy_cache, run, fusion=fusion, epochs=7, lr=1e-3, batch_size=2, device="cpu", validate_every=0, **split)
+    train_run(toy_cache, run, fusion=fusion, epochs=10, lr=1e-3, batch_size=2, device="cpu", validate_every=0, **split)
     mean = evaluate_run(run, device="cpu").summary()["mean_over_classes"]
     assert mean["dsc"] > 0.6
