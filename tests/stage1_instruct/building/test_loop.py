@@ -36,7 +36,7 @@ def options(out: Path) -> BuildOptions:
 
 @pytest.mark.slow
 def test_an_interrupted_build_goes_on_and_ends_equal_row_for_row(dataset: Dataset, lite: Profile, tmp_path: Path):
-    models = load_models(replace(lite, projection="untrained", max_new_tokens=12))
+    models = load_models(replace(lite, projection="untrained", max_new_tokens=6))
     build_cache(dataset, models, options(tmp_path / "whole.h5"))
     loaded: list[str] = []
 

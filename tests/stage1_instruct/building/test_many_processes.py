@@ -96,7 +96,7 @@ def test_the_subject_of_a_lost_process_is_taken_over(data: Path, tmp_path: Path)
     other = start(data, tmp_path / "two.h5")
     # The other one ends up waiting for the lost one's subject.
     with pytest.raises(subprocess.TimeoutExpired):
-        other.wait(timeout=15)
+        other.wait(timeout=10)
     os.kill(lost.pid, signal.SIGKILL)
     assert other.communicate(timeout=120)[0] == "3\n"
     lost.wait()

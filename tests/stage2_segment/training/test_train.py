@@ -81,8 +81,11 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(
     assert not torch.equal(weights(tmp_path / "other")[name], weights(whole_run)[name])
 
 
-@pytest.mark.parametrize("place", [(1, 1), (2, 0), (2, 1)], ids=["in the first epoch", "between", "within the second"])
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("moment", "place"),
+    [("before", (1, 1)), ("after", (1, 1)), ("before", (2, 0)), ("after", (2, 1))],
+    ids=["before a save in the first epoch", "after it", "before one between", "after one within the second"],
+)
 def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     whole_run: Path,
     toy_cache: Path,

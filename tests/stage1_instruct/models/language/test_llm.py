@@ -237,12 +237,12 @@ def test_smollm2_answers_are_those_of_transformers_generate(lite: Profile) -> No
 
 
 @pytest.mark.slow
-def test_smollm2_batched_equals_single_for_eight_prompts_of_different_length(lite: Profile) -> None:
-    decoding = Decoding(12, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=8)
+def test_smollm2_batched_equals_single_for_four_prompts_of_different_length(lite: Profile) -> None:
+    decoding = Decoding(12, lite.repetition_penalty, lite.no_repeat_ngram_size, batch_size=4)
     llm = InstructionLLM(lite.llm, template("zeus"), decoding)
-    instances = ("liver", "brain tumour", "prostate", "liver, kidneys and spleen")
+    instances = ("liver", "liver, kidneys and spleen")
     questions = [question(instance, term) for instance in instances for term in ("MRI-T2", "MRI-T1-DUAL in-phase")]
-    tokens = image_tokens(llm, 8)
+    tokens = image_tokens(llm, 4)
     together = llm.generate(questions, tokens)
     assert together == [llm.generate([text], tokens[i : i + 1])[0] for i, text in enumerate(questions)]
     assert all("###" not in answer.text for answer in together)
