@@ -16,6 +16,7 @@ from zeus_union.cache.recipe import sha256_file
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.postprocessing import STEPS, Candidates, apply_steps, kept_steps, steps_by_label
+from zeus_union.stage2_segment.trained import TrainedRun
 
 FILE, SCHEMA = "postprocessing.json", 1
 WEIGHTS = ("last", "best")
@@ -99,6 +100,11 @@ def common_postprocessing(members: Sequence[PostProcessing]) -> PostProcessing:
     summary = f"post-processing: {_named(steps)} (chosen by all {len(members)} members)"
     subjects = tuple(dict.fromkeys(subject for member in members for subject in member.chosen_on))
     return PostProcessing(summary, steps, first.classes, subjects)
+
+
+def postprocessing_of(members: Sequence[TrainedRun], which: str, wanted: bool = True) -> PostProcessing:
+    """`load_postprocessing` of a run, or `common_postprocessing` of several together."""
+    return common_postprocessing([load_postprocessing(run.folder, run.config, which, wanted) for run in members])
 
 
 def _named(steps: Mapping[str, Sequence[str]]) -> str:

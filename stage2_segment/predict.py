@@ -15,7 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment.checkpoint import write_json
-from zeus_union.stage2_segment.chosen_postprocessing import common_postprocessing, load_postprocessing
+from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
 from zeus_union.stage2_segment.ensemble import DEFINITIONS, check_members_cache, describe_members, load_members
 from zeus_union.stage2_segment.native import predict_subject, read_subject
 from zeus_union.stage2_segment.nifti import to_volume, write_fractions, write_labels, write_probabilities
@@ -47,8 +47,7 @@ def predict_run(
         modalities: to predict from, of those the run was trained with; all if None.
         which: 'last' or 'best' weights.
         probabilities: also SUBJECT.CLASS.prob.nii.gz (`nifti.write_probabilities`) of every class.
-        postprocess: with what was chosen for these weights (`load_postprocessing`), of several runs with what all of them
-            chose.
+        postprocess: with what was chosen for these weights (`postprocessing_of`).
 
     Raises:
         UserError: as `load_members` and `check_cache`.
@@ -56,9 +55,7 @@ def predict_run(
     members = load_members(run, which, device)
     classes = members[0].config.inputs.classes
     wanted = check_members_cache(members, cache, modalities)
-    postprocessing = common_postprocessing(
-        [load_postprocessing(member.folder, member.config, which, postprocess) for member in members]
-    )
+    postprocessing = postprocessing_of(members, which, postprocess)
     chosen = choose(subjects, cache.subjects, "subject")
     names = class_file_names(classes)
     written, agreement = [], {}

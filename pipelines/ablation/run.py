@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from accelerate import Accelerator
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
@@ -94,10 +93,15 @@ def run_ablation(
             if learner.stopped:
                 stopped[run.name] = learner.stopped
                 write_json(out / STOPPED, stopped)
-        good = [(run, learner) for run, learner in zip(group, learners) if not learner.stopped]
-        _choose_postprocessing(cache, [learner for _, learner in good], accelerator, resident)
+        good = [run for run, learner in zip(group, learners) if not learner.stopped]
+        trained = [
+            TrainedRun(learner.run, learner.config, learner.predictor, accelerator.device)
+            for learner in learners
+            if not learner.stopped
+        ]
+        _choose_postprocessing(cache, trained, resident)
         with workers() as pool:
-            scored = _score(cache, good, accelerator, resident, pool)
+            scored = _score(cache, good, trained, resident, pool)
         for lines in scored:
             results += lines
             write_table(out / RESULTS, results)
@@ -182,49 +186,47 @@ def _parts(group: list[PlannedRun], at_once: int) -> list[list[PlannedRun]]:
     return [group[start : start + at_once] for start in range(0, len(group), at_once)]
 
 
-def _choose_postprocessing(cache: Cache, learners: Sequence[Learner], accelerator: Accelerator, resident: str) -> None:
+def _choose_postprocessing(cache: Cache, trained: Sequence[TrainedRun], resident: str) -> None:
     """Of the last weights of each, which are the ones scored."""
-    reasons = {learner.run: why_not_chosen(learner.run, learner.config) for learner in learners}
+    reasons = {run.folder: why_not_chosen(run.folder, run.config) for run in trained}
     without = [reason for reason in reasons.values() if reason is not None]
     if without:
-        say(f"{len(without)} of {len(learners)} runs: {without[0]}")
-    trained = {
-        learner.run: TrainedRun(learner.run, learner.config, learner.predictor, accelerator.device)
-        for learner in learners
-        if reasons[learner.run] is None
-    }
-    if not trained:
+        say(f"{len(without)} of {len(trained)} runs: {without[0]}")
+    choosing = {run.folder: run for run in trained if reasons[run.folder] is None}
+    if not choosing:
         return
-    for run, candidates in predict_validation(cache, trained, resident).items():
-        write_choices(run, {"last": candidates})
+    for folder, candidates in predict_validation(cache, choosing, resident).items():
+        write_choices(folder, {"last": candidates})
 
 
 def _score(
     cache: Cache,
-    trained: Sequence[tuple[PlannedRun, Learner]],
-    accelerator: Accelerator,
+    planned: Sequence[PlannedRun],
+    trained: Sequence[TrainedRun],
     resident: str,
     pool: Executor | None = None,
 ) -> list[list[dict[str, Any]]]:
-    """Per run its lines of results; every held-out subject is read, and its true surfaces found, once for all runs."""
+    """Per run its lines of results; every held-out subject is read, and its true surfaces found, once for all runs.
+
+    Args:
+        planned, trained: the same runs, of one split.
+    """
     if not trained:
         return []
-    first = trained[0][0].config
-    wanted = {name for run, _ in trained for name in run.config.inputs.modalities}
+    first = trained[0]
+    encoder = first.config.inputs.encoder
+    wanted = {name for run in trained for name in run.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     lines: list[list[dict[str, Any]]] = [[] for _ in trained]
-    postprocessing = [load_postprocessing(learner.run, run.config, "last") for run, learner in trained]
-    for subject in progress(first.split.test, "scoring"):
-        rows = cache.rows_of([subject])
-        data = SliceData(
-            cache, first.inputs.encoder, modalities, rows, accelerator.device, labelled=False, resident=resident
-        )
-        waiting = []
-        for (run, learner), steps in zip(trained, postprocessing):
-            member = TrainedRun(learner.run, run.config, learner.predictor, accelerator.device)
-            predicted = predict_subject([member], {first.inputs.encoder: data}, cache.grid(subject))
-            waiting.append(begin_scoring(cache, subject, predicted, steps, pool))
-        for (run, _), finish, run_lines in zip(trained, waiting, lines):
+    postprocessing = [load_postprocessing(run.folder, run.config, "last") for run in trained]
+    for subject in progress(first.config.split.test, "scoring"):
+        rows, grid = cache.rows_of([subject]), cache.grid(subject)
+        data = SliceData(cache, encoder, modalities, rows, first.device, labelled=False, resident=resident)
+        waiting = [
+            begin_scoring(cache, subject, predict_subject([run], {encoder: data}, grid), steps, pool)
+            for run, steps in zip(trained, postprocessing)
+        ]
+        for run, finish, run_lines in zip(planned, waiting, lines):
             scores, miou = finish()
             head = {"run": run.name, "row": run.row, "seed": run.config.seed, "fold": run.config.split.fold}
             run_lines += [{**head, **score, "miou_256": miou} for score in scores]

@@ -19,11 +19,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.cache.view_layers import view_of
 from zeus_union.stage2_segment import checkpoint
-from zeus_union.stage2_segment.chosen_postprocessing import (
-    PostProcessing,
-    common_postprocessing,
-    load_postprocessing,
-)
+from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, postprocessing_of
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, ensemble_folder, load_members
 from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, mean_defined, mean_over_subjects
@@ -181,7 +177,7 @@ def measure_run(
         which: 'last' or 'best' weights. The best were chosen on the validation subjects, so their numbers there are
             too good.
         out: the folder of the results, to name the cache from; None: as `results_folder`.
-        postprocess: with what was chosen for these weights (`load_postprocessing`).
+        postprocess: with what was chosen for these weights (`postprocessing_of`).
         threads: to measure distances in, beside the prediction; None: as many as cores.
 
     Raises:
@@ -193,9 +189,7 @@ def measure_run(
     classes = configs[0].inputs.classes
     if tuple(cache.classes) != classes:
         raise UserError(f"{cache.path} has the classes {', '.join(cache.classes)}, the run {', '.join(classes)}")
-    postprocessing = common_postprocessing(
-        [load_postprocessing(member.folder, member.config, which, postprocess) for member in members]
-    )
+    postprocessing = postprocessing_of(members, which, postprocess)
     chosen = subjects_to_measure(configs, cache, subjects)
     variants = tuple(dict.fromkeys(layer for config in configs for layer in layers_read(config, cache)))
     trained_on = {name for config in configs for name in trained_by_run(config).among(cache, chosen)}

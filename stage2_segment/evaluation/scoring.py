@@ -20,13 +20,6 @@ from zeus_union.stage2_segment.native import SubjectPrediction
 SubjectScores = tuple[list[dict[str, Any]], float]  # rows of an `Evaluation`, one per class, and the mIoU at 256
 
 
-def score_subject(
-    cache: Cache, subject: str, predicted: SubjectPrediction, postprocessing: PostProcessing | None = None
-) -> SubjectScores:
-    """See `begin_scoring`."""
-    return begin_scoring(cache, subject, predicted, postprocessing)()
-
-
 def begin_scoring(
     cache: Cache,
     subject: str,

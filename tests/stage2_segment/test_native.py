@@ -16,7 +16,7 @@ from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
 from zeus_union.stage2_segment.evaluation.evaluate import measure_run
-from zeus_union.stage2_segment.evaluation.scoring import score_subject
+from zeus_union.stage2_segment.evaluation.scoring import begin_scoring
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.native import NativeSlices, predict_subject, read_subject
@@ -110,7 +110,7 @@ def test_evaluation_measures_the_interpolated_masks_and_they_are_nearer_than_nea
         rows = measure_run(run, cache, device="cpu").rows
         trained, grid = load_run(run, device="cpu"), cache.grid("ben")
         predicted = predict_subject([trained], read_subject(cache, "ben", [trained], MODALITIES), grid)
-        again, _ = score_subject(cache, "ben", predicted)
+        again, _ = begin_scoring(cache, "ben", predicted)()
         truth = cache.native_masks("ben")
         nearest = from_square(predicted.labels_256, shape[1:], spacing)
     assert rows == again

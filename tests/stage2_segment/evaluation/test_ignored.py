@@ -14,7 +14,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
 from zeus_union.stage1_instruct.projection.label_captions import caption
 from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing
-from zeus_union.stage2_segment.evaluation.scoring import score_subject
+from zeus_union.stage2_segment.evaluation.scoring import begin_scoring
 from zeus_union.stage2_segment.native import SubjectPrediction
 from zeus_union.stage2_segment.postprocessing import LARGEST
 from zeus_union.stage2_segment.training.learner import inverse_weights
@@ -39,7 +39,7 @@ def partly_labelled(tmp_path: Path) -> Cache:
 def test_a_mask_that_is_right_where_there_are_labels_is_perfect(partly_labelled: Cache) -> None:
     predicted = np.where(partly_labelled.masks(range(3)) == IGNORE, 1, partly_labelled.masks(range(3)))
     predicted = predicted.astype(np.uint8)
-    rows, miou = score_subject(partly_labelled, "ann", SubjectPrediction(predicted, predicted, None, None, {}))
+    rows, miou = begin_scoring(partly_labelled, "ann", SubjectPrediction(predicted, predicted, None, None, {}))()
     assert miou == 1
     for row in rows:
         assert (row["dsc_256"], row["dsc"], row["hd95_mm"], row["nsd"]) == (1, 1, 0, 1)
@@ -70,6 +70,6 @@ def test_post_processing_sees_the_prediction_alone(partly_labelled: Cache) -> No
     predicted = np.where(partly_labelled.masks(range(3)) == 1, 1, 0).astype(np.uint8)
     predicted[:, 10:120, 140:250] = 1
     chosen = PostProcessing("largest liver", {"liver": (LARGEST,)}, ("liver", "spleen"), ("eve",))
-    rows, _ = score_subject(partly_labelled, "ann", SubjectPrediction(predicted, predicted, None, None, {}), chosen)
+    rows, _ = begin_scoring(partly_labelled, "ann", SubjectPrediction(predicted, predicted, None, None, {}), chosen)()
     liver = rows[0]
     assert liver["dsc_raw"] == liver["dsc_256"] == 1 and liver["dsc"] == 0 and liver["predicted"] == 0
