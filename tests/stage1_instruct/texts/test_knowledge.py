@@ -136,10 +136,10 @@ def test_a_text_that_says_nothing_is_at_chance_and_it_is_said(encode: Encode, tm
 @pytest.mark.slow
 def test_knowing_nothing_is_seldom_taken_for_knowing_something(tmp_path: Path) -> None:
     surely = []
-    for seed in range(5):
+    for seed in range(8):
         known = measured(make_cache(tmp_path / f"{seed}.h5", says_nothing, seed=seed), None, seed=seed)
         surely.append("is at chance" in known.notes[0])
-    assert sum(surely) >= 4
+    assert sum(surely) >= 7
 
 
 def test_a_text_that_knows_the_training_subjects_alone_is_a_warning(tmp_path: Path) -> None:

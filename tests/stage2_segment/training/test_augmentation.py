@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.stage2_segment.interruptions import stopped_after
 from zeus_union.cache import augmentation
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint, trained
@@ -76,22 +77,11 @@ def test_recipe_stable_augments_baselines_recipe_paper_and_zeus_do_not(toy_cache
 
 @pytest.mark.usefixtures("pixelwise")
 @pytest.mark.parametrize("step", [1, 4])
-def test_stopped_at_a_step_and_resumed_it_ends_the_same(
-    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_stopped_at_a_step_and_resumed_it_ends_the_same(toy_cache: Path, tmp_path: Path, step: int) -> None:
     alone = train(toy_cache, tmp_path / "alone")
     assert load_config(tmp_path / "alone").recipe.augment
     assert not same(train(toy_cache, tmp_path / "plain", augment=False), alone)
-    take, taken = Learner.take, []
-
-    def killed(self: Learner, *rest: Any) -> None:
-        taken.append(1)
-        if len(taken) > step:
-            raise KeyboardInterrupt
-        take(self, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Learner, "take", killed)
+    with stopped_after(step):
         train(toy_cache, tmp_path / "run")
     assert same(train(toy_cache, tmp_path / "run", resume=True), alone)
 

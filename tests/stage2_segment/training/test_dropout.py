@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.stage2_segment.interruptions import stopped_after
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.device import make_accelerator
@@ -75,20 +76,9 @@ def test_trained_again_it_has_the_same_weights_and_others_than_without_dropout(
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
-def test_stopped_at_a_step_and_resumed_it_ends_the_same(
-    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_stopped_at_a_step_and_resumed_it_ends_the_same(toy_cache: Path, tmp_path: Path, step: int) -> None:
     alone = train(toy_cache, tmp_path / "alone")
-    take, taken = Learner.take, []
-
-    def killed(self: Learner, *rest: Any) -> None:
-        taken.append(1)
-        if len(taken) > step:
-            raise KeyboardInterrupt
-        take(self, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Learner, "take", killed)
+    with stopped_after(step):
         train(toy_cache, tmp_path / "run")
     assert_same(train(toy_cache, tmp_path / "run", resume=True), alone)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.stage2_segment.conftest import add_views, make_cache
+from tests.stage2_segment.interruptions import stopped_at_save
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
@@ -189,17 +190,10 @@ def test_two_runs_are_equal_and_one_without_views_is_another(
 def test_interrupted_and_resumed_it_draws_the_same_views(
     viewed_run: Path, viewed_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[int, int]
 ) -> None:
-    run, save = tmp_path / "run", checkpoint.save_state
-
-    def interrupted(folder: Path, state: dict[str, Any]) -> None:
-        save(folder, state)
-        if state["place"] == place:
-            raise KeyboardInterrupt
-
+    run = tmp_path / "run"
     monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", 0)
     monkeypatch.setattr(checkpoint, "SAVING_SHARE", float("inf"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save_state", interrupted)
+    with stopped_at_save(place):
         train_run(viewed_cache, run, device="cpu", **QUICK)
     train_run(viewed_cache, run, device="cpu", resume=True, **QUICK)
     assert same(run, viewed_run)
