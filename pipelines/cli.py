@@ -247,8 +247,8 @@ def segment(
     \b
     zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
     """
-    from zeus_union.pipelines.segment import segment_study
-    from zeus_union.pipelines.study_files import parse_choices
+    from zeus_union.pipelines.intake.file_names import parse_choices
+    from zeus_union.pipelines.segment.segmenter import segment_study
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
     from zeus_union.stage1_instruct.studies.file_formats import stem_of
     from zeus_union.stage2_segment.predict import ENSEMBLE, agreement_table, read_agreement

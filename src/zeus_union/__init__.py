@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
-    from zeus_union.pipelines.segment import segment_study
+    from zeus_union.pipelines.segment.segmenter import segment_study
     from zeus_union.stage1_instruct.building.loop import build_cache
     from zeus_union.stage1_instruct.building.subjects import BuildOptions
     from zeus_union.stage1_instruct.datasets import open_dataset
@@ -60,7 +60,7 @@ _HOMES = {
     "evaluate_run": "stage2_segment.evaluation.evaluate",
     "open_dataset": "stage1_instruct.datasets",
     "predict_run": "stage2_segment.predict",
-    "segment_study": "pipelines.segment",
+    "segment_study": "pipelines.segment.segmenter",
     "train_run": "stage2_segment.training.train",
 }
 

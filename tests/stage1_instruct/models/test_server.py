@@ -478,7 +478,7 @@ def test_segment_sends_a_new_study_only_where_the_command_says(monkeypatch: pyte
         given.update(more)
         return out
 
-    monkeypatch.setattr("zeus_union.pipelines.segment.segment_study", segmented)
+    monkeypatch.setattr("zeus_union.pipelines.segment.segmenter.segment_study", segmented)
     line = ["segment", str(tmp_path), "--run", str(tmp_path), "--send-images-to", "gpu.example"]
     assert CliRunner().invoke(zeus, line).exit_code == 0
     assert given["send_images_to"] == "gpu.example"

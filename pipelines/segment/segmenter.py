@@ -17,7 +17,7 @@ from zeus_union.cache.leaks import leak_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import say
-from zeus_union.pipelines.study_files import find_modalities
+from zeus_union.pipelines.intake.file_names import find_modalities
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
 from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
@@ -56,7 +56,7 @@ def segment_study(
     this one, under its name: NAME.disagreement.nii.gz and NAME.ensemble.json of several runs, NAME.CLASS.prob.nii.gz.
 
     Args:
-        study: folder with one file a modality (NIfTI, .mha, .mhd, .nrrd), see `study_files`.
+        study: folder with one file a modality (NIfTI, .mha, .mhd, .nrrd), see `intake.file_names`.
         run: a run's folder, or several: the mean of their probabilities.
         out: the mask, .nii.gz or .nii.
         profile, overrides: the frozen models, the same that made the run's cache; the projection is the one that the run

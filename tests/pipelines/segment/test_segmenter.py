@@ -18,8 +18,8 @@ from tests.stage2_segment.conftest import answer_with
 from tests.stage2_segment.untrained import untrained_run
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.pipelines import segment
 from zeus_union.pipelines.cli import main as zeus
+from zeus_union.pipelines.segment import segmenter as segment
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.inspect import describe

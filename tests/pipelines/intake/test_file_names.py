@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from zeus_union.cache.errors import UserError
-from zeus_union.pipelines.study_files import find_modalities, parse_choices, read_name, words
+from zeus_union.pipelines.intake.file_names import find_modalities, parse_choices, read_name, words
 
 BRAIN = {"FLAIR": 0, "T1w": 1, "T2w": 2}
 

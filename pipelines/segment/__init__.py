@@ -1,0 +1,1 @@
+"""New studies through both stages: mask, volumes and texts."""
