@@ -97,7 +97,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYSTEM_ERRORS: Mapping[int, str] = {
     **dict.fromkeys(
         FULL,
-        "no space left on the device{file}; free some and run the same command again: it goes on where it stopped",
+        "no space left on the device{file}; free some and run the same command again: it resumes",
     ),
     errno.EROFS: "the file system is read-only{file}; choose another folder",
     errno.ENOLCK: "the file system has no locks to give{file}; choose a folder on another one",

@@ -37,7 +37,7 @@ profile_options = [
 ]
 data_options = [
     click.option(
-        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
+        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Layout of the data set."
     ),
     click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]"),
     click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rich.table import Table
 
 from zeus_union.cache.errors import UserError
@@ -13,6 +14,9 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.ensemble import as_runs
 from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run, results_folder, results_path
+from zeus_union.stage2_segment.evaluation.metrics import is_defined, mean_over_subjects
+
+MISSING = "missing.parquet"
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -52,15 +56,35 @@ def evaluate_missing(
     lines = [
         {"modalities": "+".join(part), **row} for part, evaluation in evaluations.items() for row in evaluation.rows
     ]
-    checkpoint.write_table(results_path(results_folder(runs, out), configs, cache, "missing.parquet"), lines)
+    checkpoint.write_table(results_path(results_folder(runs, out), configs, cache, MISSING), lines)
     return evaluations
+
+
+def known_loss(runs: Sequence[Path], present: Sequence[str]) -> float | None:
+    """Mean DSC in the native grid that the runs lose on their own data without the modalities that are not `present`.
+
+    Returns:
+        what `evaluate_missing` found; None where it was not measured.
+    """
+    path = results_folder(runs) / MISSING
+    if not path.is_file():
+        return None
+    scores: dict[str, list[tuple[str, float | None]]] = {}
+    for row in pq.read_table(path, columns=["modalities", "subject", "dsc"]).to_pylist():
+        scores.setdefault(row["modalities"], []).append((row["subject"], row["dsc"]))
+    some = scores.get("+".join(present))
+    if not some:
+        return None
+    with_all = next(iter(scores.values()))  # the first of `subsets`
+    loss = mean_over_subjects(with_all) - mean_over_subjects(some)
+    return loss if is_defined(loss) else None
 
 
 def as_table(evaluations: dict[tuple[str, ...], Evaluation]) -> Table:
     """One line per subset: mean DSC in the native grid, and what it is less than with all modalities."""
     table = Table(title="with modalities missing")
     table.add_column("modalities there")
-    for name in ("DSC", "less than with all", "mIoU 256"):
+    for name in ("DSC", "DSC lost", "mIoU 256"):
         table.add_column(name, justify="right")
     with_all = next(iter(evaluations.values())).summary()["mean_over_classes"]["dsc"]
     for part, evaluation in evaluations.items():

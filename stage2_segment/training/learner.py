@@ -382,7 +382,7 @@ def _open_folder(run: Path, config: RunConfig, resume: bool, accelerator: Accele
     before = checkpoint.load_config(run)
     complete = state is not None and _is_complete(before, state["place"], state["best"][2])
     if not resume and not complete:
-        raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
+        raise UserError(f"{run} exists; --resume resumes it, or choose another --out")
     more = config.recipe.epochs > before.recipe.epochs
     if more and complete and not resume:
         raise UserError(
