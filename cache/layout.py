@@ -31,6 +31,7 @@ from zeus_union.cache.view_layers import OF_VIEW, view_of
 
 SCHEMA_VERSION = 2
 CONSTANTS = "_constants"
+PROFILE = "profile"  # uint8, JSON, among a layer's constants: the frozen models that made it; no part of its recipe
 ROW_HASH = "row_xxh3"
 IGNORE = 255  # in masks: nobody labelled the pixel, it takes no part in loss and metrics
 

@@ -6,6 +6,7 @@ stay quantised until they are where they are used (`zeus_union.cache.quantize.de
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import SCHEMA, read_table
-from zeus_union.cache.layout import CONSTANTS, ROW_HASH, DatasetCard, parquet_path, row_axes, short_names
+from zeus_union.cache.layout import CONSTANTS, PROFILE, ROW_HASH, DatasetCard, parquet_path, row_axes, short_names
 from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished_so_far
 from zeus_union.cache.pack import read_texts
 from zeus_union.cache.recipe import canonical_json, fingerprint
@@ -258,7 +259,14 @@ class Cache:
     def constants(self, layer: str) -> dict[str, NDArray[Any]]:
         """What a layer's model needs in stage 2, e.g. 'decoder.<key>', 'dense_pe', 'no_mask'; empty if it has none."""
         part = self._layer(layer).get(CONSTANTS)
-        return {name: self._files.array(part, name) for name in part.arrays} if part else {}
+        return {name: self._files.array(part, name) for name in part.arrays if name != PROFILE} if part else {}
+
+    def profile(self, layer: str) -> dict[str, Any]:
+        """The frozen models that made a layer, as its builder named them; empty where it did not."""
+        part = self._layer(layer).get(CONSTANTS)
+        if part is None or PROFILE not in part.arrays:
+            return {}
+        return dict(json.loads(self._files.array(part, PROFILE).tobytes()))
 
     def instructions(self, variant: str | None = None) -> pa.Table:
         """The table of texts, of one variant or all: subject, slice, modality, variant, prompt, text, ..."""

@@ -35,6 +35,7 @@ from zeus_union.cache.instructions import Instruction, make_table, text_hashes, 
 from zeus_union.cache.layout import (
     CONSTANTS,
     IGNORE,
+    PROFILE,
     ROW_HASH,
     DatasetCard,
     check_arrays,
@@ -57,7 +58,7 @@ from zeus_union.cache.manifest import (
 )
 from zeus_union.cache.pack import part_bytes, remove_packed, write_index, write_packed
 from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
-from zeus_union.cache.recipe import describe, differences, fingerprint
+from zeus_union.cache.recipe import canonical_json, describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
 from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.view_layers import made_from, view_layer, view_of
@@ -139,6 +140,7 @@ class CacheWriter:
         self._share = None if share is None else frozenset(share)
         self._files = Files(self.path)
         self._recipes: dict[str, dict[str, Any]] = {}
+        self._profiles: dict[str, str | None] = {}
         self._known: dict[tuple[str, str], Part] = {}
         self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
         self._refused: set[str] = set()
@@ -244,7 +246,11 @@ class CacheWriter:
             raise UserError(f"{self.path} holds another dataset ({describe(changed)}); give another --out")
 
     def begin_layer(
-        self, layer: str, recipe: Mapping[str, Any], constants: Callable[[], Mapping[str, NDArray[Any]]] | None = None
+        self,
+        layer: str,
+        recipe: Mapping[str, Any],
+        constants: Callable[[], Mapping[str, NDArray[Any]]] | None = None,
+        profile: Mapping[str, Any] | None = None,
     ) -> None:
         """Says what a layer is made from; before anything else about the layer.
 
@@ -252,6 +258,8 @@ class CacheWriter:
             recipe: JSON-able, without paths or times.
             constants: gives what stage 2 needs of the layer's model, e.g. the pretrained decoder; called only where
                 that is not in the cache yet, so that a finished layer needs no model.
+            profile: which frozen models make it, JSON-able; may name paths, as it decides nothing of the content. It is
+                kept from the first subject on that is written.
 
         Raises:
             UserError: the layer exists and was made from something else, naming what differs.
@@ -260,11 +268,20 @@ class CacheWriter:
         with self.at_work():
             self._check_recipe(layer, recipe)
             self._recipes[layer] = dict(recipe)
-            if constants is None or self._part(layer, CONSTANTS) is not None:
-                return
-            with self.claim(CONSTANTS, wait=True):
-                if self._part(layer, CONSTANTS) is None:
-                    self._write(layer, CONSTANTS, iter([constants()]), None, {})
+            self._profiles[layer] = None if profile is None else canonical_json(profile)
+            if constants is not None:
+                self._keep_constants(layer, constants)
+
+    def _keep_constants(self, layer: str, constants: Callable[[], Mapping[str, NDArray[Any]]]) -> None:
+        """Writes what a layer has besides its rows, unless it is there."""
+        if self._part(layer, CONSTANTS) is not None:
+            return
+        with self.claim(CONSTANTS, wait=True):
+            if self._part(layer, CONSTANTS) is None:
+                arrays = dict(constants())
+                if (profile := self._profiles.get(layer)) is not None:
+                    arrays[PROFILE] = np.frombuffer(profile.encode(), np.uint8)
+                self._write(layer, CONSTANTS, iter([arrays]), None, {})
 
     def begun(self, layer: str) -> dict[str, Any] | None:
         """The recipe of a layer that is there, or of which a part is; None where nothing is."""
@@ -277,7 +294,7 @@ class CacheWriter:
     def constants(self, layer: str) -> dict[str, NDArray[Any]]:
         """What was stored of a layer's model; empty where there is nothing."""
         part = self._part(layer, CONSTANTS)
-        return {} if part is None else {name: self._files.array(part, name) for name in part.arrays}
+        return {} if part is None else {name: self._files.array(part, name) for name in part.arrays if name != PROFILE}
 
     def labelled(self, subject: str) -> bool:
         """Whether a finished subject has labels."""
@@ -549,6 +566,8 @@ class CacheWriter:
         if subject not in self._subjects:
             raise ValueError(f"{subject!r} is not a subject of {self.path}")
         slices = None if layer == "slices" else self._require("slices", subject).arrays["numbers"].shape[0]
+        if self._profiles.get(layer) is not None:
+            self._keep_constants(layer, dict)
         sizes = {"modality": len(self.card.modalities)}
 
         def hashed() -> Iterator[Mapping[str, NDArray[Any]]]:

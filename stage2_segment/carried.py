@@ -1,19 +1,53 @@
-"""What a run carries of stage 1, so that it can be used where its cache is not: the projection behind its instructions."""
+"""What a run carries of stage 1, so that it can be used where its cache is not: the frozen models and the projection."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE, FACTS
 from zeus_union.cache.reader import Cache
+from zeus_union.stage2_segment.checkpoint import write_json
 from zeus_union.stage2_segment.config import RunConfig
 
-PROJECTION = "projection.safetensors"
+PROJECTION, PROFILE = "projection.safetensors", "profile.json"
+
+
+def carry(cache: Cache, config: RunConfig, run: Path) -> None:
+    """Writes into the run's folder what new studies get from stage 1, as far as the cache knows it."""
+    carry_projection(cache, config, run)
+    layers = [f"instructions/{variant}" for variant in config.inputs.texts_read]
+    layers += [config.inputs.embedding_layer] if config.inputs.encoder else []
+    # The layers of one run share the image encoder, and those of all classes the models.
+    profile = cache.profile(layers[0]) if layers else {}
+    if profile:
+        write_json(run / PROFILE, profile | ({"projection": "auto"} if (run / PROJECTION).is_file() else {}))
+
+
+def carried_profile(run: Path) -> dict[str, Any] | None:
+    """The frozen models behind a run's cache: lines of a profile, as `Profile.to_json` gives them; None where it has none.
+
+    The projection is 'auto' where the run carries it (PROJECTION).
+
+    Raises:
+        UserError: damaged.
+    """
+    path = run / PROFILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); give --models, and copy the run again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (no lines of a profile); give --models, and copy the run again")
+    return values
 
 
 def carry_projection(cache: Cache, config: RunConfig, run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+from zeus_union.cache.layout import DatasetCard
 from zeus_union.stage2_segment.choices import RESIDUAL, ZEUS
 from zeus_union.stage2_segment.recipe import Recipe
 
@@ -52,6 +53,7 @@ class Inputs:
     """What a run reads.
 
     Attributes:
+        card: of the cache's data set, without its subjects.
         encoder: whose embeddings; None: the pictures.
         text: what the aligner reads, a key of `choices.TEXTS`.
         variants: whose instructions: one, or one a class; none without text.
@@ -74,6 +76,7 @@ class Inputs:
         seen: test subjects that a projection behind the instructions was trained on; empty unless --allow-seen.
     """
 
+    card: DatasetCard
     encoder: str | None
     text: str
     variants: tuple[str, ...]
@@ -153,4 +156,7 @@ class RunConfig:
 def _from_json(kind: type[T], values: dict[str, Any]) -> T:
     """JSON has lists where the dataclasses have tuples."""
     tuples = {field.name for field in fields(kind) if str(field.type).startswith("tuple")}  # type: ignore[arg-type]
-    return kind(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
+    values = {name: tuple(value) if name in tuples else value for name, value in values.items()}
+    if kind is Inputs:
+        values["card"] = DatasetCard.from_json(values["card"])
+    return kind(**values)

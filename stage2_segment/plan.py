@@ -117,6 +117,7 @@ def _inputs(cache: Cache, options: Mapping[str, Any], run: Path, split: Split) -
     modalities = choose(options["modalities"], cache.modalities, "modality")
     views = Counter(cache.grid(subject).view for subject in cache.subjects)
     inputs = Inputs(
+        card=replace(cache.card, subjects=()),
         encoder=encoder,
         text=text,
         variants=variants,

@@ -158,7 +158,12 @@ def begin_pictures(
             "encoder": models.encoder_recipe(),
             "store": options.store,
         }
-        writer.begin_layer(embeddings, embeddings_recipe, constants=lambda: models.encoder.constants())
+        writer.begin_layer(
+            embeddings,
+            embeddings_recipe,
+            constants=lambda: models.encoder.constants(),
+            profile=models.profile.to_json(),
+        )
     views = Views(options.views, options.mirror_views, embeddings, options.store, options.batch_size)
     begin_views(writer, views, slices_recipe, embeddings_recipe)
     return Layers(embeddings, {}, views), Recipes(slices_recipe, embeddings_recipe)
@@ -186,7 +191,9 @@ def begin_texts(build: Build, recipes: Recipes, of_split: str = "", projection: 
     recipe = text_recipe(build, recipes, None if projection is None else projection.entry)
     constants = projection.constants if projection is not None else _kept_of_profile(build.models)
     for layer, instance in instances.items():
-        build.writer.begin_layer(layer, {**recipe, "instance": instance}, constants=constants)
+        build.writer.begin_layer(
+            layer, {**recipe, "instance": instance}, constants=constants, profile=build.models.profile.to_json()
+        )
     return replace(build.layers, instructions=instances)
 
 

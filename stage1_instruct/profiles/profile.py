@@ -20,6 +20,20 @@ AUTO = "auto"  # a number that is chosen when it is first used
 PROMPT = "prompt"  # the instructor that answers with the question itself
 VLM = "vlm"  # any image-text-to-text model of transformers
 SERVER = "server"  # a model behind an OpenAI-compatible server
+UNTRAINED = "untrained"
+# Lines that may name a file or folder of the user's own.
+FILES = (
+    "encoder_weights",
+    "blip2",
+    "vision_weights",
+    "projection",
+    "lora",
+    "llm",
+    "text_encoder",
+    "text_tokenizer",
+    "model",
+)
+_NO_FILES = (NONE, AUTO, UNTRAINED)
 Sees = Literal["pictures", "embeddings", "nothing"]
 CHOICES = {
     "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
@@ -146,6 +160,17 @@ class Profile:
         """As `_wanted`, of what is no file."""
         return dict.fromkeys(("address", "model"), "instructor = server") if self.instructor == SERVER else {}
 
+    def to_json(self) -> dict[str, Any]:
+        """The lines of the profile as `profile_from` reads them; files that are there with their whole paths."""
+        values = {name: AUTO if value is None else value for name, value in dataclasses.asdict(self).items()}
+        for part in FILES:
+            if part == "model" and self.instructor == SERVER:  # the name that the server calls it by
+                continue
+            path = Path(values[part]).expanduser()
+            if values[part] not in _NO_FILES and source_of(values[part]) is None and path.exists():
+                values[part] = str(path.resolve())
+        return values
+
     @property
     def sees(self) -> Sees:
         """What the instructor sees: the picture itself, the image encoder's embedding of it, or nothing."""
@@ -225,7 +250,20 @@ def load_profile(name_or_yaml: str, overrides: Mapping[str, str] | None = None) 
         UserError: no such profile; a key or part that does not exist, or is missing; a value of the wrong type.
     """
     path, values = _lines(name_or_yaml)
-    return _profile({**values, **(overrides or {})}, str(path))
+    return profile_from(values, str(path), overrides)
+
+
+def profile_from(values: Mapping[str, Any], where: str, overrides: Mapping[str, str] | None = None) -> Profile:
+    """A profile from its lines, as `Profile.to_json` gives them.
+
+    Args:
+        where: they come from, for messages.
+        overrides: as for `load_profile`.
+
+    Raises:
+        UserError: as `load_profile`.
+    """
+    return _profile({**values, **(overrides or {})}, where)
 
 
 def _lines(name_or_yaml: str, *before: str) -> tuple[Path, dict[Any, Any]]:

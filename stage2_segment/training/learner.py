@@ -25,7 +25,7 @@ from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import say
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
-from zeus_union.stage2_segment.carried import carry_projection
+from zeus_union.stage2_segment.carried import carry
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.texts import text_statistics, typical_text
@@ -322,7 +322,7 @@ class Learner:
         """Writes config.json once a step has been taken: a start that fails (no memory, no disk) leaves no run folder."""
         if not self._described and self._accelerator.is_main_process:
             checkpoint.write_json(self.run / checkpoint.CONFIG, self.config.to_json())
-            carry_projection(self._cache, self.config, self.run)
+            carry(self._cache, self.config, self.run)
         self._described = True
 
     def close(self) -> None:

@@ -368,3 +368,28 @@ def test_two_processes_at_once_give_what_one_gives(path: Path, tmp_path: Path) -
     build(tmp_path / "one" / "chaos.h5")
     assert content(path) == content(tmp_path / "one" / "chaos.h5")
     assert path.read_bytes() == (tmp_path / "one" / "chaos.h5").read_bytes()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_layer_keeps_the_profile_that_made_it_and_it_decides_nothing(tmp_path: Path, pack: bool) -> None:
+    """As a word on the side: fingerprints and constants are those of a layer without one, and another is no other layer."""
+    profile = {"name": "lite", "llm": "/models/é", "llm_batch": "auto", "top_p": 1.0}
+    build(tmp_path / "plain.h5", pack=pack)
+    for name, weights in ("first", profile), ("second", profile | {"llm": "/elsewhere"}):
+        path = tmp_path / name / "noted.h5"
+        writer = CacheWriter(path, CARD)
+        writer.begin_layer("slices", SLICES_RECIPE)
+        writer.begin_layer("embeddings/tiny", ENCODER_RECIPE, lambda: tiny_cache.CONSTANTS, weights)
+        writer.begin_layer("instructions/zeus", LLM_RECIPE, profile=weights)
+        assert writer.constants("instructions/zeus") == {}
+        writer.write_slices("A", make_slices("A"))
+        writer.write_embeddings("embeddings/tiny", "A", make_embeddings("A"))
+        writer.write_instructions("instructions/zeus", "A", *make_texts("A", "zeus"))
+        build(path, pack=pack)  # goes on, and has no word to add
+        assert content(path) == content(tmp_path / "plain.h5")
+        assert verify(path) == []
+        with Cache(path) as cache:
+            assert cache.profile("embeddings/tiny") == cache.profile("instructions/zeus") == weights
+            assert cache.profile("slices") == {}
+    with Cache(tmp_path / "plain.h5") as cache:
+        assert cache.profile("instructions/zeus") == {} == cache.constants("instructions/zeus")

@@ -43,7 +43,7 @@ def build(out: Path, slices: int, modalities: int) -> BuildReport:
     volume = np.random.default_rng(0).random((24, 24, slices), np.float32)
     study = Study("A", Grid(volume.shape, np.diag([1.0, 1.0, 1.0, 1.0])), dict.fromkeys(names, volume), None)
     models = SimpleNamespace(
-        encoder=FakeEncoder(), profile=SimpleNamespace(encoder="fake"), encoder_recipe=lambda: {"fake": 1}
+        encoder=FakeEncoder(), profile=SimpleNamespace(encoder="fake", to_json=dict), encoder_recipe=lambda: {"fake": 1}
     )
     options = BuildOptions(out, layers=("slices", "embeddings"), pack=False)
     return build_cache(Dataset(card, lambda subject: study), models, options)

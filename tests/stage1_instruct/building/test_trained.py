@@ -24,13 +24,15 @@ from zeus_union.cache.writer import CacheWriter
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.building import subjects, trained
 from zeus_union.stage1_instruct.cli import main
+from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.models.bridge.connectors import read_connector
 from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
 from zeus_union.stage1_instruct.phantom.write import write_demo
+from zeus_union.stage1_instruct.profiles.profile import load_profile, profile_from
 from zeus_union.stage1_instruct.projection import fold as fold_training
 from zeus_union.stage1_instruct.projection.fold import FoldProjection
 from zeus_union.stage2_segment import checkpoint, predict
-from zeus_union.stage2_segment.carried import PROJECTION, carry_projection
+from zeus_union.stage2_segment.carried import PROFILE, PROJECTION, carried_profile, carry, carry_projection
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.plan import plan_run
 
@@ -381,6 +383,25 @@ def test_a_layer_keeps_a_projection_that_was_given_and_a_run_carries_it(finished
             read_connector(folder / PROJECTION)[0].digest() == cache.recipe("instructions/lite")["projection"]["sha256"]
         )
         assert json.loads(before[8 : 8 + int.from_bytes(before[:8], "little")])["__metadata__"].keys() == {"projection"}
+
+
+def test_a_run_carries_the_models_behind_its_cache(finished: Labelled, tmp_path: Path) -> None:
+    with Cache(finished.path) as cache:
+        config = plan_run(cache, run=tmp_path, fold=0)
+        carry(cache, config, tmp_path)
+        by_encoder = cache.profile(config.inputs.embedding_layer)
+        assert config.inputs.card == replace(cache.card, subjects=())
+    lines = carried_profile(tmp_path)
+    assert lines is not None and lines == by_encoder
+    again = profile_from(lines, "the run")
+    words = dict(word.split("=", 1) for word in finished.parts if "=" in word)
+    assert again == load_profile("lite", words)
+    assert Models(again, "cpu").encoder_recipe() == config.inputs.embedding_recipe["encoder"]
+    read = config.inputs.instruction_recipes["lite@fold0"]
+    assert Models(again, "cpu").instruction_recipe_with(read["projection"]).items() <= read.items()
+    (tmp_path / PROFILE).write_text('{"llm": ')
+    with pytest.raises(UserError, match=r"profile\.json is damaged .* give --models, and copy the run again"):
+        carried_profile(tmp_path)
 
 
 def test_other_models_under_the_same_name_are_refused_before_any_work(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in
-from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
+from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides, profile_from
 from zeus_union.stage1_instruct.weights.sources import SOURCES
 
 
@@ -35,6 +37,21 @@ def test_numbers_may_be_left_open() -> None:
     assert load_profile("paper").max_new_tokens is None
     with pytest.raises(UserError, match="vision_grid = 'auto', expected a number"):
         load_profile("lite", {"vision_grid": "auto"})
+
+
+def test_a_profile_is_read_again_from_its_lines_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there" / "vicuna").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "there")
+    profile = load_profile("lite", {"llm": "vicuna", "llm_batch": "auto", "keep_states": "yes"})
+    lines = json.loads(json.dumps(profile.to_json()))
+    monkeypatch.chdir(tmp_path)
+    again = profile_from(lines, "a run")
+    assert again == replace(profile, llm=str(tmp_path / "there" / "vicuna"))
+    assert profile_from(lines, "a run", {"llm": "hf:a/b", "top_p": "0.5"}).llm == "hf:a/b"
+    with pytest.raises(UserError, match="unknown part wings in a run"):
+        profile_from({**lines, "wings": 2}, "a run")
 
 
 def test_overrides_replace_parts_with_their_types() -> None:
