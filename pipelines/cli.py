@@ -263,7 +263,7 @@ def segment(
         profile=profile,
         overrides=parts,
         cache=cache,
-        modalities=parse_choices(choices),
+        modalities={name: Path(file) for name, file in parse_choices(choices).items()},
         slice_step=slice_step,
         send_images_to=send_images_to,
         device=device,

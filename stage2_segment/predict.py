@@ -64,7 +64,7 @@ def predict_run(
         data = read_subject(cache, subject, members, wanted)
         predicted = predict_subject(members, data, grid, wanted, probabilities_in=out if probabilities else None)
         labels = postprocessing(predicted.labels)
-        written.append(write_labels(out / f"{subject}{ENDING}", to_volume(labels, numbers, grid), grid))
+        written.append(write_labels(out / f"{subject}{ENDING}", to_volume(labels, numbers, grid), grid, classes))
         if predicted.probabilities is not None:
             for name, stored in zip(names, predicted.probabilities):
                 path = out / f"{subject}.{name}.{PROBABILITY}"

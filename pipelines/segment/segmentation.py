@@ -31,6 +31,7 @@ class Segmentation:
         probabilities: class -> uint16 (grid.shape), see `nifti.write_probabilities`; empty unless asked for.
         disagreement: float32 (grid.shape), fraction of an ensemble's members whose label is another; None of one run.
         agreement: class -> mean DSC between the members; empty of one run.
+        runs: name and digest of each run that the mask comes from, as a reader of the files should see them.
     """
 
     study: str
@@ -45,3 +46,4 @@ class Segmentation:
     probabilities: Mapping[str, NDArray[np.uint16]] = field(default_factory=dict)
     disagreement: NDArray[np.float32] | None = None
     agreement: Mapping[str, float | None] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
