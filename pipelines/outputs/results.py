@@ -10,7 +10,7 @@ from typing import Any
 from zeus_union.pipelines.outputs.label_files import itk_snap_labels, slicer_colours
 from zeus_union.pipelines.outputs.statistics import ClassStatistics, statistics, statistics_csv, statistics_json
 from zeus_union.pipelines.outputs.whole_folder import whole_folder
-from zeus_union.pipelines.segment.segmentation import Segmentation
+from zeus_union.pipelines.segment.segmentation import MADE_BY, Segmentation
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage2_segment.nifti import write_fractions, write_labels, write_probabilities
 from zeus_union.stage2_segment.predict import DISAGREEMENT, PROBABILITY, class_file_names
@@ -44,6 +44,7 @@ def write_results(
         _write_text(partial / "statistics.csv", statistics_csv(rows, tuple(segmentation.images)))
         _write_json(partial / "statistics.json", statistics_json(segmentation, rows))
         _write_json(partial / "instructions.json", instructions_json(segmentation))
+        _write_json(partial / MADE_BY, dict(segmentation.made_by))
     return sorted(folder.iterdir())
 
 
