@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say, some_of
+from zeus_union.pipelines.outputs.codes import class_code
+from zeus_union.pipelines.outputs.dicom_mask import has_highdicom, write_dicom_mask
 from zeus_union.pipelines.outputs.label_files import itk_snap_labels, slicer_colours
+from zeus_union.pipelines.outputs.preview import draw_preview
 from zeus_union.pipelines.outputs.statistics import ClassStatistics, statistics, statistics_csv, statistics_json
 from zeus_union.pipelines.outputs.whole_folder import whole_folder
 from zeus_union.pipelines.segment.segmentation import MADE_BY, Segmentation
@@ -24,6 +30,7 @@ def write_results(
     *,
     rows: Sequence[ClassStatistics] | None = None,
     preview: bool = True,
+    dicom: bool = True,
     replace: bool = False,
 ) -> list[Path]:
     """Writes a study's results into a new folder, which is whole under its name or not there; the files in it.
@@ -31,6 +38,7 @@ def write_results(
     Args:
         rows: its `statistics`, where they are known already.
         preview: also preview.png.
+        dicom: also mask.dcm of a study that came as DICOM. Where it cannot be made a line says why, and all else is written.
         replace: a folder of that name is replaced, once the new one is complete.
 
     Raises:
@@ -45,6 +53,10 @@ def write_results(
         _write_json(partial / "statistics.json", statistics_json(segmentation, rows))
         _write_json(partial / "instructions.json", instructions_json(segmentation))
         _write_json(partial / MADE_BY, dict(segmentation.made_by))
+        if dicom and segmentation.series is not None:
+            _write_dicom(segmentation, partial / DICOM_MASK)
+        if preview:
+            draw_preview(segmentation, partial / PREVIEW, rows)
     return sorted(folder.iterdir())
 
 
@@ -85,6 +97,28 @@ def _write_volumes(segmentation: Segmentation, folder: Path) -> None:
             write_probabilities(folder / f"{written}.{PROBABILITY}", segmentation.probabilities[name], grid)
     if segmentation.disagreement is not None:
         write_fractions(folder / DISAGREEMENT, segmentation.disagreement, grid)
+
+
+def _write_dicom(segmentation: Segmentation, path: Path) -> None:
+    if not has_highdicom():
+        _say_once(f"{DICOM_MASK} is not written: highdicom is not installed, pip install 'zeus-union[dicom]'")
+        return
+    codes = [class_code(name) for name in segmentation.classes]
+    private = [name for name, code in zip(segmentation.classes, codes) if code.private]
+    if private:
+        _say_once(
+            f"{some_of(private)}: no SNOMED CT code is known for this name; {DICOM_MASK} has a private one (99ZEUS)"
+        )
+    try:
+        write_dicom_mask(path, segmentation, codes)
+    except UserError as error:
+        say(f"{segmentation.study}: {DICOM_MASK} is not written: {error}")
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    """What is true of every study of a run is said of the first."""
+    say(message)
 
 
 def _write_text(path: Path, text: str) -> None:
