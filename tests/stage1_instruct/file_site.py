@@ -20,6 +20,8 @@ class Site:
     tag: str | None = '"one"'
     ranges: bool = True
     cut_after: int | None = None
+    stall_after: int | None = None  # bytes, after which the next answer waits for `released`
+    released: threading.Event = field(default_factory=threading.Event)
     status: int = 200
     shift: int = 0
     delay: float = 0.0
@@ -59,6 +61,12 @@ def serving() -> Iterator[Site]:
             end = len(state.content)
             if state.cut_after is not None:
                 end, state.cut_after = min(end, begin + state.cut_after), None
+            if state.stall_after is not None:
+                middle, state.stall_after = begin + state.stall_after, None
+                self.wfile.write(state.content[begin:middle])
+                self.wfile.flush()
+                state.released.wait(60)
+                return
             self.wfile.write(state.content[begin:end])
 
         def log_message(self, *_: object) -> None:
