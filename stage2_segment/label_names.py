@@ -1,7 +1,8 @@
 """Names and colours of classes in a NIfTI file's header extension.
 
-The extension is a label table in Caret's XML (code 30), the one that Connectome Workbench shows and TotalSegmentator's
-`load_multilabel_nifti` reads. Programs that do not know it pass it by; voxels and geometry are the same with and without.
+The extension is Caret's label table in XML under code 0, as TotalSegmentator writes it and its `load_multilabel_nifti` reads
+it. Caret's own code would be 30, whose content nibabel does not give out. Programs that do not know the extension pass
+it by; voxels and geometry are the same with and without.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import nibabel
 
 from zeus_union.cache.colours import class_colour
 
-CARET = 30
+CODE = 0
 # What XML 1.0 cannot hold, not even as an escape.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -32,15 +33,13 @@ def label_table(classes: Sequence[str]) -> nibabel.nifti1.Nifti1Extension:
     ElementTree.SubElement(volume, "StudyMetaDataLinkSet")
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     content = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
-    return nibabel.nifti1.Nifti1Extension(CARET, content)
+    return nibabel.nifti1.Nifti1Extension(CODE, content)
 
 
 def read_label_table(image: Any) -> dict[int, str]:
     """Label -> class, of an image that nibabel opened; empty where its header has no label table."""
     for extension in image.header.extensions:
-        if extension.get_code() == CARET:
-            content = extension.get_content()
-            text = content if isinstance(content, bytes) else str(content).encode()
-            entries = ElementTree.fromstring(text.rstrip(b"\0")).iter("Label")
+        if extension.get_code() == CODE and b"<CaretExtension>" in extension.get_content():
+            entries = ElementTree.fromstring(extension.get_content()).iter("Label")
             return {int(entry.attrib["Key"]): entry.text or "" for entry in entries}
     return {}

@@ -129,6 +129,7 @@ def _segmentation_object(
         manufacturer_model_name=PROGRAM,
         software_versions=version(PROGRAM),
         device_serial_number=dicom_text(", ".join(segmentation.runs) or PROGRAM),
+        omit_empty_frames=bool(frames.any()),
         content_label="ZEUS_UNION",
         content_description="Segmentation by zeus-union, not a medical device",
         series_description="zeus-union segmentation",
