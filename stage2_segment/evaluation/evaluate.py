@@ -273,7 +273,7 @@ def as_table(evaluation: Evaluation) -> Table:
     """One line per subject and class, then the means."""
     table = Table(
         title=f"{_whose(evaluation)} weights on {evaluation.cache}; NSD at {SURFACE_TOLERANCE_MM:g} mm",
-        caption="; ".join(filter(None, (_slices_measured(evaluation), _reservations(evaluation)))) or None,
+        caption="\n".join(filter(None, (_slices_measured(evaluation), _reservations(evaluation)))) or None,
     )
     for name in ("subject", "class"):
         table.add_column(name)
