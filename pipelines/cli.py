@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
 from zeus_union.pipelines.commands.segment import segment
@@ -36,7 +37,7 @@ def main() -> None:
     "--caption-epochs", type=click.IntRange(1), help="Epochs of the projection's training.  [default: about 150 steps]"
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default=None, help="cpu, cuda, ...; the best there is if not given.")
+@click.option("--device", default=None, help=devices.HELP)
 def demo(
     out: Path,
     subjects: int,
@@ -105,7 +106,7 @@ def demo(
     help="Where the cached embeddings are kept while training.",
 )
 @click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
-@click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+@click.option("--device", help=devices.HELP)
 def ablate(
     cache_path: Path,
     grid_name: str,

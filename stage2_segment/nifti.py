@@ -51,11 +51,16 @@ def stored_probabilities(logits: Tensor) -> NDArray[np.uint16]:
     return stored.cpu().numpy().astype(np.uint16)
 
 
-def to_volume(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> NDArray[Any]:
-    """Slices (n, rows, columns) `numbers` of a grid -> a volume in the array order of the source; other slices are 0."""
+def to_every_slice(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> NDArray[Any]:
+    """Slices (n, rows, columns) `numbers` of a grid -> all slices of its view; the other ones are 0."""
     every = np.zeros(grid.slice_shape, slices.dtype)
     every[numbers] = slices
-    return grid.from_slices(every)
+    return every
+
+
+def to_volume(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> NDArray[Any]:
+    """Slices (n, rows, columns) `numbers` of a grid -> a volume in the array order of the source; other slices are 0."""
+    return grid.from_slices(to_every_slice(slices, numbers, grid))
 
 
 def _write(

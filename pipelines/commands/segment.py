@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FOLDER, print_tables, say, some_of
 from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
@@ -75,7 +76,7 @@ ANYTHING = click.Path(path_type=Path)
     "--set", "overrides", multiple=True, metavar="PART=VALUE", help="Where a part of it lies here, as for build-cache."
 )
 @click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is if not given.")
+@click.option("--device", help=devices.HELP)
 def segment(
     studies: tuple[Path, ...],
     runs: tuple[Path, ...],

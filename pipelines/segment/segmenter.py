@@ -28,6 +28,7 @@ from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
 from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, describe_members, load_members
 from zeus_union.stage2_segment.evaluation.missing import known_loss
+from zeus_union.stage2_segment.gaps import describe_slices, filled_volume
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.native import SubjectPrediction, predict_subject, read_subject
 from zeus_union.stage2_segment.nifti import to_volume
@@ -187,11 +188,12 @@ class Segmenter:
         wanted = check_members_cache(self.members, cache, tuple(opened.images))
         data = read_subject(cache, subject, self.members, wanted)
         predicted = predict_subject(self.members, data, grid, wanted, probabilities_in=probabilities_in)
-        mask = to_volume(self.postprocessing(predicted.labels), numbers, grid)
+        if slice_step > 1:
+            say(f"{subject}: {describe_slices(grid.slice_shape[0], numbers, slice_step)}")
         return Segmentation(
             study=subject,
             classes=self.classes,
-            mask=mask,
+            mask=filled_volume(self.postprocessing(predicted.labels), numbers, slice_step, grid),
             grid=grid,
             images=opened.images,
             missing=opened.missing,

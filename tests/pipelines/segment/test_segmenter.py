@@ -196,6 +196,18 @@ def test_the_runs_post_processing_is_applied_unless_it_is_not_wanted(
     assert segmentation.mask.all() and segmentation.mask.shape == SHAPE
 
 
+def test_slices_between_those_that_are_segmented_are_filled(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, lambda data: (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8))
+    chosen = {"T1Gd": "pat1_0001.nii.gz"}
+    every, third = (
+        segment_study(cohort / "data/imagesTr", cohort / "run", modalities=chosen, device="cpu", slice_step=step)
+        for step in (1, 3)
+    )
+    assert every.segmented == (0, 1, 2, 3, 4, 5) and third.segmented == (0, 3)
+    np.testing.assert_array_equal(third.mask[[0, 3]], every.mask[[0, 3]])
+    assert third.mask[2].any() and not third.mask[4:].any()  # nothing is known beyond the last
+
+
 def test_several_runs_segment_a_study_as_they_do_from_a_cache(cohort: Path, tmp_path: Path) -> None:
     """Mask, probabilities, disagreement and agreement lie beside one another under the name that the user gave."""
     split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
