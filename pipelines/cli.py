@@ -13,6 +13,11 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
 from zeus_union.pipelines.commands.segment import segment
 from zeus_union.stage2_segment.choices import RESIDENT
+from zeus_union.stage2_segment.run_options import (
+    RUN,
+    open_runs,
+    results_of_shared,
+)
 
 
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,6 +30,7 @@ def main() -> None:
     zeus ablate --cache cache/brats.h5 --grid controls      what is the instruction worth?
     zeus segment patient7 --run runs/NAME                   a new study, DICOM or NIfTI: mask, volumes, preview
     zeus report runs/NAME      a run's figures and a picture of its predictions
+    zeus export runs/NAME NAME.zeus.zip                     a run as a file to hand over; zeus import reads it
     """
 
 
@@ -197,7 +203,53 @@ main.add_command(segment)
 
 
 @main.command()
-@click.argument("folder", type=FOLDER, metavar="RUN_OR_ABLATION")
+@click.argument("runs", type=RUN, nargs=-1, required=True)
+@click.argument("out", type=FILE, metavar="NAME.zeus.zip")
+@click.option("--licence", help="Of the weights, for the model card: a name (CC-BY-4.0), a sentence or an address.")
+def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
+    """Runs as one file that can be handed over: all that a prediction needs, and nobody's name.
+
+    Several RUNs (folds, seeds) become the members of an ensemble. Inside are weights as safetensors, JSON and a model card;
+    no paths, and in place of subjects salted digests of their names and pictures, by which a training subject is still
+    recognised. DSC on the held-out subjects goes along where zeus-segment evaluate was run, and of fewer modalities with its
+    --missing.
+
+    \b
+    zeus export runs/chaos-late-fold0-seed0 chaos.zeus.zip --licence CC-BY-4.0
+    zeus export runs/chaos-late-fold?-seed0 chaos.zeus.zip
+    zeus segment patient7 --run chaos.zeus.zip --out masks
+    """
+    from zeus_union.stage2_segment.sharing.export import export_runs
+
+    card = export_runs(open_runs(runs), out, licence=licence)
+    if licence is None:
+        say("no licence was given, so nobody knows what they may do with the weights; export again with --licence TEXT")
+    unmeasured = sum(member["measured"] is None for member in card["members"])
+    if unmeasured:
+        say(
+            f"{unmeasured} of {len(card['members'])} runs have no DSC in the model card: zeus-segment evaluate, then export"
+        )
+    for part, name in {part: name for member in card["members"] for part, name in member["to_give"].items()}.items():
+        say(f"not inside: {part}" + (f" ({name})" if name else "") + f"; whoever uses the file gives --set {part}=...")
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(card['members'])} run(s) of {card['dataset']}")
+
+
+@main.command("import")
+@click.argument("archive", type=FILE, metavar="NAME.zeus.zip")
+@click.option("--out", type=FOLDER, help="Folder to write.  [default: runs/NAME]")
+def import_(archive: Path, out: Path | None) -> None:
+    """A file of zeus export as a run folder, or as a folder of them, which --run takes too.
+
+    Everything in the file is checked first: names, sizes, digests, and that the runs load.
+    """
+    from zeus_union.stage2_segment.sharing.importing import import_runs
+
+    runs = import_runs(archive, out)
+    click.echo(f"{len(runs)} run(s) in {', '.join(map(str, runs))}")
+
+
+@main.command()
+@click.argument("folder", type=RUN, metavar="RUN_OR_ABLATION")
 @click.option("--cache", type=FILE, help="The cache, for a run.  [default: the run's]")
 @click.option("--subjects", help="Subjects to draw, separated by commas.  [default: the held-out ones]")
 @click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices to draw.")
@@ -213,8 +265,13 @@ def report(
 
     if (existing(folder, "the run or ablation") / PLAN).is_file():
         click.echo(f"tables and picture in {report_ablation(folder, reference)}")
-    else:
-        click.echo(f"picture in {report_run(folder, cache, subjects, slices, out)}")
+        return
+    runs = open_runs([folder])
+    if len(runs) != 1:
+        raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
+    if out is None and (results := results_of_shared([folder])):
+        out = results / "picture.png"
+    click.echo(f"picture in {report_run(runs[0], cache, subjects, slices, out)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from zeus_union.stage2_segment.checkpoint import write_json
 from zeus_union.stage2_segment.config import RunConfig
 
 PROJECTION, PROFILE = "projection.safetensors", "profile.json"
+TO_GIVE = "to_give"  # in PROFILE of a run that was shared: part -> what the file was called that its user has to name
 
 
 def carry(cache: Cache, config: RunConfig, run: Path) -> None:
@@ -30,13 +32,16 @@ def carry(cache: Cache, config: RunConfig, run: Path) -> None:
         write_json(run / PROFILE, profile | ({"projection": "auto"} if (run / PROJECTION).is_file() else {}))
 
 
-def carried_profile(run: Path) -> dict[str, Any] | None:
+def carried_profile(run: Path, given: Collection[str] = ()) -> dict[str, Any] | None:
     """The frozen models behind a run's cache: lines of a profile, as `Profile.to_json` gives them; None where it has none.
 
     The projection is 'auto' where the run carries it (PROJECTION).
 
+    Args:
+        given: parts of the profile that the user names.
+
     Raises:
-        UserError: damaged.
+        UserError: damaged; files of whoever shared the run, which nobody has named here.
     """
     path = run / PROFILE
     if not path.is_file():
@@ -47,7 +52,11 @@ def carried_profile(run: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged ({error}); give --models, and copy the run again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged (no lines of a profile); give --models, and copy the run again")
-    return values
+    to_give = dict(values.pop(TO_GIVE, {}))
+    if wanted := {part: name for part, name in to_give.items() if part not in given}:
+        named = ", ".join(f"--set {part}=..." + (f" ({name})" if name else "") for part, name in wanted.items())
+        raise UserError(f"{run} was shared without files of its own machine; give {named}, as they are called here")
+    return {**values, **dict.fromkeys(to_give, "none")}
 
 
 def carry_projection(cache: Cache, config: RunConfig, run: Path) -> None:

@@ -47,7 +47,8 @@ def load_config(run: Path) -> RunConfig:
     """
     path = run / CONFIG
     if not path.is_file():
-        raise UserError(f"{run} is no run folder: it has no {CONFIG}; give the folder that zeus-segment train wrote")
+        remedy = "zeus import makes one of it" if run.is_file() else "give the folder that zeus-segment train wrote"
+        raise UserError(f"{run} is no run folder: it has no {CONFIG}; {remedy}")
     try:
         return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
@@ -56,8 +57,13 @@ def load_config(run: Path) -> RunConfig:
         ) from error
 
 
+def weights_name(which: str) -> str:
+    """Relative to the run's folder."""
+    return f"weights/{which}.safetensors"
+
+
 def weights_path(run: Path, which: str) -> Path:
-    return run / "weights" / f"{which}.safetensors"
+    return run / weights_name(which)
 
 
 def save_weights(run: Path, which: str, weights: Mapping[str, Tensor], epoch: int) -> None:

@@ -21,6 +21,7 @@ from zeus_union.stage2_segment.chosen_postprocessing import (
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import is_runs_cache
 from zeus_union.stage2_segment.inputs.slices import SliceData
+from zeus_union.stage2_segment.marks import as_named, spoken
 from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.postprocessing import STEPS, Candidates
 from zeus_union.stage2_segment.trained import TrainedRun, load_run
@@ -62,7 +63,7 @@ def predict_validation(cache: Cache, runs: Mapping[K, TrainedRun], resident: str
     wanted = {name for run in runs.values() for name in run.config.inputs.modalities}
     modalities = [name for name in cache.modalities if name in wanted]
     candidates = {key: Candidates(run.config.inputs.classes) for key, run in runs.items()}
-    for subject in progress(first.config.split.validation, "choosing post-processing"):
+    for subject in progress(as_named(first.config.split.validation, cache.subjects), "choosing post-processing"):
         rows, grid, truth = cache.rows_of([subject]), cache.grid(subject), cache.native_masks(subject)
         if truth is None:
             raise UserError(f"{cache.path} has no masks of {subject} in its native grid; build the cache again")
@@ -111,7 +112,7 @@ def as_table(run: Path, config: RunConfig) -> list[Table]:
     assert record is not None
     tables = []
     for which, choice in record["choices"].items():
-        table = Table(title=f"{which} weights on the validation subjects {', '.join(choice['chosen_on'])}")
+        table = Table(title=f"{which} weights on the validation subjects {spoken(choice['chosen_on'])}")
         for name in ("class", "step"):
             table.add_column(name)
         for name in ("DSC without", "DSC with", "kept"):

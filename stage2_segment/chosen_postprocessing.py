@@ -15,6 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.marks import spoken
 from zeus_union.stage2_segment.postprocessing import STEPS, Candidates, apply_steps, kept_steps, steps_by_label
 from zeus_union.stage2_segment.trained import TrainedRun
 
@@ -112,7 +113,7 @@ def _named(steps: Mapping[str, Sequence[str]]) -> str:
 
 
 def _summary(steps: Mapping[str, Sequence[str]], subjects: Sequence[str]) -> str:
-    chosen_on = f"chosen on {', '.join(subjects)}" + (", one subject alone" if len(subjects) == 1 else "")
+    chosen_on = f"chosen on {spoken(subjects)}" + (", one subject alone" if len(subjects) == 1 else "")
     if not steps:
         return f"post-processing: none, as nothing is better with it ({chosen_on})"
     return f"post-processing: {_named(steps)} ({chosen_on})"

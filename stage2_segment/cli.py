@@ -15,7 +15,12 @@ from zeus_union.cache.terminal import FILE, FOLDER, PanelCommand, ZeusGroup, is_
 from zeus_union.stage2_segment.ablation_folder import ensemble_of_row
 from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
 from zeus_union.stage2_segment.options import read_command_line, with_options
-from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
+from zeus_union.stage2_segment.run_options import (
+    chosen_runs,
+    probabilities_option,
+    results_of_shared,
+    runs_options,
+)
 
 device_option = click.option("--device", help=devices.HELP)
 partial_option = click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
@@ -147,7 +152,7 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
     "--out",
     type=FOLDER,
     help="Folder for the results.  [default: the run's; of several ensemble-DIGEST beside the first; of a row "
-    "ABLATION/ensembles/ROW]",
+    "ABLATION/ensembles/ROW; of NAME.zeus.zip NAME beside it]",
 )
 @partial_option
 @device_option
@@ -197,6 +202,7 @@ def evaluate_command(
     members = chosen_runs(runs, ablation, row, of_fold)
     if out is None and ablation is not None and row is not None:
         out = ensemble_of_row(ablation, row, of_fold)
+    out = out or results_of_shared(runs)
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device, "out": out}
     chosen["postprocess"] = postprocess
     with open_cache(members[0], cache, allow_partial) as opened:

@@ -62,8 +62,8 @@ class Inputs:
         views: how the cache's subjects are cut into slices, keys of `cache.grid.VIEWS`, the most frequent first.
         windows: modality -> how its grey values were made: [level, width] or 'percentiles'.
         pretrained: sha256 of the weights that a baseline's encoders began from; None: none.
-        cache: its path relative to the run folder.
-        fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads.
+        cache: its path relative to the run folder; '' of a run that was exported.
+        fingerprints: layer -> fingerprint of its recipe, of the layers that the run reads; none of a run that was exported.
         embedding_recipe: what the embeddings were made from, to recognise another cache of the same encoder.
         preprocessing: likewise, how the pictures were made from the studies.
         instruction_recipes: variant -> likewise, of the instructions.
@@ -147,6 +147,11 @@ class RunConfig:
         parts = {"architecture": Architecture, "inputs": Inputs, "split": Split, "recipe": Recipe}
         nested: dict[str, Any] = {name: _from_json(kind, values[name]) for name, kind in parts.items()}
         return cls(**{**values, **nested, "extended": tuple(values["extended"])})
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it was exported: without its cache, and with marks in place of its subjects (`marks`)."""
+        return not self.inputs.cache
 
     @property
     def is_zeus(self) -> bool:

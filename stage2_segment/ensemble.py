@@ -49,9 +49,15 @@ def load_members(runs: Path | Sequence[Path], which: str = "last", device: str |
     folders = as_runs(runs)
     check_members(folders, [load_config(folder) for folder in folders])
     members = [load_run(folder, which, device) for folder in folders]
-    if len(folders) > 1:
-        _check_once(folders, [sha256_file(weights_path(folder, which)) for folder in folders], "hold the same weights")
+    check_other_weights(folders, which)
     return members
+
+
+def check_other_weights(runs: Sequence[Path], which: str) -> None:
+    """Raises UserError: two runs of an ensemble are one run under two names."""
+    if len(runs) > 1:
+        files = [weights_path(run, which) for run in runs]
+        _check_once(runs, [sha256_file(file) for file in files if file.is_file()], "hold the same weights")
 
 
 def check_members(runs: Sequence[Path], configs: Sequence[RunConfig]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FOLDER
 from zeus_union.stage2_segment.ablation_folder import runs_of_row
 
+RUN = click.Path(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 probabilities_option = click.option(
@@ -36,10 +37,10 @@ def runs_options(command: Command) -> Command:
         click.option(
             "--run",
             "runs",
-            type=FOLDER,
+            type=RUN,
             multiple=True,
-            help="Folder that zeus-segment train wrote; given again for each member of an ensemble, whose probabilities are "
-            "averaged.",
+            help="Folder that zeus-segment train or zeus import wrote, or a NAME.zeus.zip; given again for each member of an "
+            "ensemble, whose probabilities are averaged.",
         ),
     ):
         command = option(command)
@@ -47,10 +48,10 @@ def runs_options(command: Command) -> Command:
 
 
 def chosen_runs(runs: tuple[Path, ...], ablation: Path | None, row: str | None, fold: int | None) -> tuple[Path, ...]:
-    """The folders of the runs that the options of `runs_options` name.
+    """The folders of the runs that the options of `runs_options` name; files of zeus export are unpacked until the command ends.
 
     Raises:
-        UserError: none is named, or in two ways; as `runs_of_row`.
+        UserError: none is named, or in two ways; as `runs_of_row`; as `sharing.archive.unpack`.
     """
     if ablation is None:
         if row is not None or fold is not None:
@@ -61,9 +62,23 @@ def chosen_runs(runs: tuple[Path, ...], ablation: Path | None, row: str | None, 
             raise UserError(
                 "no run to predict with; give --run FOLDER, again for each of several, or --ablation FOLDER --row NAME"
             )
-        return runs
+        return open_runs(runs)
     if runs:
         raise UserError("--run and --ablation exclude one another; give the runs or the row")
     if row is None:
         raise UserError(f"--ablation {ablation} has runs of several rows; give --row NAME")
     return tuple(runs_of_row(ablation, row, fold))
+
+
+def open_runs(runs: Sequence[Path]) -> tuple[Path, ...]:
+    """As `sharing.archive.opened_runs`, until the command that is running ends."""
+    from zeus_union.stage2_segment.sharing.archive import opened_runs  # torch: not for a command line's help
+
+    return click.get_current_context().with_resource(opened_runs(runs))
+
+
+def results_of_shared(runs: Sequence[Path]) -> Path | None:
+    """Where results go if nothing is said and one of the runs is a file: a folder beside it, of its name; None: elsewhere."""
+    from zeus_union.stage2_segment.sharing.archive import stem_of
+
+    return next((run.with_name(stem_of(run)) for run in runs if run.is_file()), None)

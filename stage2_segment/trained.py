@@ -30,10 +30,13 @@ def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False)
     """The cache at `path`, or the one that `run` was trained on.
 
     Raises:
-        UserError: the run's is not where it was, from the run's folder; else as `Cache`.
+        UserError: the run's is not where it was, from the run's folder, or the run was exported; else as `Cache`.
     """
     if path is None:
-        path = Path(os.path.normpath(run / checkpoint.load_config(run).inputs.cache))
+        config = checkpoint.load_config(run)
+        if config.is_shared:
+            raise UserError(f"{run} was shared without the cache it was trained on; give --cache FILE")
+        path = Path(os.path.normpath(run / config.inputs.cache))
         if not path.is_file():
             raise UserError(
                 f"{run} was trained on {path}, which is not there (was one of them moved?); give --cache FILE"

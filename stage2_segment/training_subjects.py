@@ -1,17 +1,20 @@
 """Who was trained on: the run's own training subjects, and those of the projection behind its instructions.
 
-A subject is recognised by its name and by the files it was read from, so under another name too.
+A subject is recognised by its name and by the files it was read from, so under another name too; of a shared run by the
+salted digests of both (`marks`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.marks import mark_name, mark_picture, salts_in
 
 # Folders and files of labels, in the layouts that are read: two patients may well have the same empty one.
 _OF_LABELS = re.compile(r"(^|/)(labels?|ground|seg)[^/]*(/|$)", re.IGNORECASE)
@@ -19,16 +22,28 @@ _OF_LABELS = re.compile(r"(^|/)(labels?|ground|seg)[^/]*(/|$)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class KnownSubjects:
-    """Subjects by name, and the sha256 of the images they were read from."""
+    """Subjects by name, and the sha256 of the images they were read from; or marks of either."""
 
     names: frozenset[str]
     sources: frozenset[str]
 
+    def __or__(self, other: KnownSubjects) -> KnownSubjects:
+        return KnownSubjects(self.names | other.names, self.sources | other.sources)
+
+    def has(self, name: str, images: Iterable[str] = ()) -> bool:
+        """Whether a subject of that name, or with one of these images, is among these.
+
+        Args:
+            images: sha256 of the files it was read from, without labels.
+        """
+        images = set(images)
+        marked_images = {mark_picture(image, salt) for salt in salts_in(self.sources) for image in images}
+        marked_names = {mark_name(name, salt) for salt in salts_in(self.names)}
+        return not self.names.isdisjoint({name} | marked_names) or not self.sources.isdisjoint(images | marked_images)
+
     def among(self, cache: Cache, subjects: Iterable[str]) -> tuple[str, ...]:
         """Those of `subjects` that are among these."""
-        return tuple(
-            name for name in subjects if name in self.names or not self.sources.isdisjoint(_images_of(cache, name))
-        )
+        return tuple(name for name in subjects if self.has(name, _images_of(cache, name)))
 
 
 def sources_of(cache: Cache, subjects: Iterable[str]) -> tuple[str, ...]:
@@ -47,10 +62,20 @@ def trained_by_run(config: RunConfig) -> KnownSubjects:
 
 def trained_by_projection(cache: Cache, variants: Sequence[str]) -> KnownSubjects:
     """Subjects whose label captions the projection of an instruction layer was trained on, as the layer's recipe says."""
+    return _trained_on(cache.recipe(f"instructions/{variant}") for variant in variants)
+
+
+def trained_by_run_or_projection(config: RunConfig) -> KnownSubjects:
+    """Whom a run or the projection behind its instructions was trained on, as the run itself knows it."""
+    recipes = config.inputs.instruction_recipes
+    return trained_by_run(config) | _trained_on(recipes[variant] for variant in config.inputs.texts_read)
+
+
+def _trained_on(recipes: Iterable[Mapping[str, Any]]) -> KnownSubjects:
     names: set[str] = set()
     sources: set[str] = set()
-    for variant in variants:
-        projection = cache.recipe(f"instructions/{variant}").get("projection")
+    for recipe in recipes:
+        projection = recipe.get("projection")
         trained_on = projection.get("trained_on") if isinstance(projection, dict) else None
         if isinstance(trained_on, dict):
             names.update(trained_on.get("subjects") or ())

@@ -10,6 +10,7 @@ from zeus_union.cache.terminal import choose, split_names
 from zeus_union.pipelines.report.curves import draw_curves
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
+from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.trained import load_run, open_cache
 
@@ -17,7 +18,7 @@ LEAK_NOTE = "; an upper bound, no result: its instructions were made from the tr
 
 
 def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:
-    """Draws `slices` telling slices of the run's held-out subjects (or of `subjects`); returns the PNG's path.
+    """Draws `slices` telling slices of `subjects`, else of `subjects_to_measure`; returns the PNG's path.
 
     Beside it, in the run's folder, curves.png: how the run was trained.
     """
@@ -26,7 +27,10 @@ def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices:
     if metrics.is_file():
         draw_curves(pq.read_table(metrics).to_pylist(), run / "curves.png", run.name)
     with open_cache(run, cache_path) as cache:
-        wanted = choose(split_names(subjects), cache.subjects, "subject") if subjects else config.split.test
+        if subjects:
+            wanted = choose(split_names(subjects), cache.subjects, "subject")
+        else:
+            wanted = subjects_to_measure([config], cache, None)
         rows = telling_rows(cache, wanted, slices)
         picture = out or run / "picture.png"
         draw_run(

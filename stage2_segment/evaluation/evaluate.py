@@ -26,6 +26,7 @@ from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, mean_defin
 from zeus_union.stage2_segment.evaluation.scoring import SubjectScores, begin_scoring
 from zeus_union.stage2_segment.evaluation.surfaces import SURFACE_TOLERANCE_MM, workers
 from zeus_union.stage2_segment.inputs.layers import layers_read
+from zeus_union.stage2_segment.marks import as_named
 from zeus_union.stage2_segment.native import predict_subject, read_subject
 from zeus_union.stage2_segment.predict import write_agreement
 from zeus_union.stage2_segment.trained import open_cache
@@ -140,7 +141,8 @@ def results_folder(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 def is_runs_cache(config: RunConfig, cache: Cache) -> bool:
     """Whether a cache holds of the run's subjects what the run read, wherever it lies; views were for training alone."""
-    subjects = {*config.split.train, *config.split.test, *config.split.validation}
+    split = config.split
+    subjects = {*as_named((*split.train, *split.test, *split.validation), cache.subjects)}
     return subjects <= set(cache.subjects) and all(
         layer in cache.layers and cache.content_digest(layer, subjects) == digest
         for layer, digest in config.inputs.content.items()
@@ -236,7 +238,9 @@ def subjects_to_measure(configs: Sequence[RunConfig], cache: Cache, wanted: Sequ
     labelled = tuple(name for name in cache.subjects if cache.rows["labelled"][cache.rows_of([name])].all())
     if wanted is None:
         of_each = [
-            config.split.test if is_runs_cache(config, cache) else _untrained(config, cache, labelled)
+            as_named(config.split.test, cache.subjects)
+            if is_runs_cache(config, cache)
+            else _untrained(config, cache, labelled)
             for config in configs
         ]
         wanted = [name for name in of_each[0] if all(name in names for names in of_each)]

@@ -29,6 +29,7 @@ from zeus_union.stage2_segment.inputs.layers import layer_read, layers_read
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
+from zeus_union.stage2_segment.marks import as_named
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.trained import BATCH, TrainedRun, load_run, predict_inputs
 
@@ -171,7 +172,7 @@ def _other_text(cache: Cache, config: RunConfig, rows: NDArray[np.intp], name: s
     other = replace(config, inputs=replace(config.inputs, text=name))
     if name != "constant":
         return read_text(cache, other, rows, config.inputs.modalities)
-    known = [subject for subject in config.split.train if subject in cache.subjects]
+    known = [name for name in as_named(config.split.train, cache.subjects) if name in cache.subjects]
     source = cache.rows_of(known) if known else rows
     typical = typical_text(cache, other, source)
     return np.broadcast_to(typical, (len(rows), *typical.shape)).copy()

@@ -380,6 +380,8 @@ def _open_folder(run: Path, config: RunConfig, resume: bool, accelerator: Accele
         return None
     state = checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
     before = checkpoint.load_config(run)
+    if before.is_shared:
+        raise UserError(f"{run} was imported, without what training goes on from; choose another --out")
     complete = state is not None and _is_complete(before, state["place"], state["best"][2])
     if not resume and not complete:
         raise UserError(f"{run} exists; --resume resumes it, or choose another --out")
