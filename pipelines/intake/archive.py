@@ -9,7 +9,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, ending_of
 
 _CHUNK = 1 << 20
 
@@ -33,8 +34,11 @@ class Limits:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is called .zip; whether it is one, `unpack` says."""
-    return path.suffix.lower() == ".zip" and path.is_file()
+    """Whether a file is called .zip; whether it is one, `unpack` says. Or is one by its content, under another name."""
+    if not path.is_file() or ending_of(path) in ENDINGS:
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
 def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
@@ -42,8 +46,7 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
 
     Raises:
         UserError: no zip, damaged or truncated, encrypted; names that lead out of the folder, links, a name twice; more
-            than `limits` allow.
-        NoSpaceError: more than the disk has free.
+            than `limits` allow, or than the disk has free.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -102,7 +105,7 @@ def _check_sizes(archive: Path, members: list[zipfile.ZipInfo], limits: Limits, 
             "unpack it and give the folder)"
         )
     if total > free:
-        raise NoSpaceError(
+        raise UserError(
             f"{archive} needs {_size(total)} unpacked, the folder for temporary files has {_size(free)} free; free some or "
             "set TMPDIR to a folder on another disk"
         )

@@ -17,8 +17,8 @@ from zeus_union.stage1_instruct.studies.dicom import resample_to
 from zeus_union.stage1_instruct.studies.file_formats import LPS_TO_RAS
 
 SEED = 20240613
-# Share of the voxels that the metric is computed of, at half and at full resolution; at least so many voxels.
-SAMPLED, LEAST_SAMPLES = 0.2, 20_000
+# Voxels that the metric is computed of.
+SAMPLES = 40_000
 BINS = 32
 # A result is poor below this normalised mutual information (1: independent, 2: one determines the other), measured on pairs
 # of modalities: 1.08 and more where they show one head or abdomen, below 1.02 where they do not.
@@ -60,13 +60,13 @@ def register_rigidly(
     method = SimpleITK.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    share = min(1.0, max(SAMPLED, LEAST_SAMPLES / fixed.size))
-    method.SetMetricSamplingPercentage(share, SEED)
+    # No level has fewer than eight slices.
+    shrink = [max(1, min(factor, min(fixed.shape) // 8)) for factor in (4, 2, 1)]
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, SAMPLES * factor**3 / fixed.size) for factor in shrink], SEED)
     method.SetInterpolator(SimpleITK.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 200, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()
-    # No level has fewer than eight slices.
-    method.SetShrinkFactorsPerLevel([max(1, min(factor, min(fixed.shape) // 8)) for factor in (4, 2, 1)])
+    method.SetShrinkFactorsPerLevel(shrink)
     method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     images = _image(SimpleITK, fixed, fixed_grid), _image(SimpleITK, moving, moving_grid)
