@@ -55,6 +55,8 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
             _check_sizes(archive, members, limits or Limits(), shutil.disk_usage(into).free)
             for member in members:
                 target = into.joinpath(*_parts(member.filename))
+                if not target.is_relative_to(into):  # whatever a system takes for a path from its root
+                    raise UserError(f"{archive} holds {member.filename!r}, which leads out of its folder")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with packed.open(member) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK)
@@ -76,7 +78,7 @@ def _check_names(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     names: set[str] = set()
     for member in members:
         name, parts = member.filename, _parts(member.filename)
-        if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
+        if not parts or parts[0].startswith("/") or ".." in parts or ":" in parts[0]:
             raise UserError(f"{archive} holds {name!r}, which leads out of its folder; nothing was unpacked")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind and kind != stat.S_IFREG:

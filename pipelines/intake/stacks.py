@@ -166,7 +166,7 @@ def find_stacks(folder: Path) -> tuple[Stack, ...]:
     for frame in frames:
         groups[(_text(frame, "SeriesInstanceUID"), *_image_key(frame))].append(frame)
     sets = [part for group in _joined(groups.values()) for part in _without_repeats(group)]
-    sets.sort(key=lambda frames: (_series_number(frames[0]), _text(frames[0], "SeriesInstanceUID")))
+    sets.sort(key=_order)
     stacks = [_stack(frames) for frames in sets]
     return tuple(_labelled(_with_phases(stacks)))
 
@@ -318,8 +318,22 @@ def _check_one_study(folder: Path, frames: Sequence[Frame]) -> None:
         )
 
 
-def _series_number(frame: Frame) -> float:
-    return (_numbers(frame, "SeriesNumber", 1) or (np.inf,))[0]
+def _order(frames: Sequence[Frame]) -> tuple[object, ...]:
+    """Sorts stacks by series, then echo, b-value and time, so that their labels do not depend on files' names."""
+    first = frames[0]
+
+    def number(frame: Frame, tag: str) -> float:
+        return (_numbers(frame, tag, 1) or (np.inf,))[0]
+
+    return (
+        number(first, "SeriesNumber"),
+        _text(first, "SeriesInstanceUID"),
+        number(first, "EchoTime"),
+        traits_of_tags(first).b_value or 0.0,
+        *(number(first, tag) for tag in REPEATS),
+        min(number(frame, "InstanceNumber") for frame in frames),
+        _numbers(first, "ImageOrientationPatient", 6),
+    )
 
 
 def _text(frame: Frame, tag: str) -> str:
