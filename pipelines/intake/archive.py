@@ -9,7 +9,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, ending_of
 
 _CHUNK = 1 << 20
 
@@ -33,8 +34,11 @@ class Limits:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is called .zip; whether it is one, `unpack` says."""
-    return path.suffix.lower() == ".zip" and path.is_file()
+    """Whether a file is called .zip; whether it is one, `unpack` says. Or is one by its content, under another name."""
+    if not path.is_file() or ending_of(path) in ENDINGS:
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
 def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
@@ -42,8 +46,7 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
 
     Raises:
         UserError: no zip, damaged or truncated, encrypted; names that lead out of the folder, links, a name twice; more
-            than `limits` allow.
-        NoSpaceError: more than the disk has free.
+            than `limits` allow, or than the disk has free.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -52,6 +55,8 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
             _check_sizes(archive, members, limits or Limits(), shutil.disk_usage(into).free)
             for member in members:
                 target = into.joinpath(*_parts(member.filename))
+                if not target.is_relative_to(into):  # whatever a system takes for a path from its root
+                    raise UserError(f"{archive} holds {member.filename!r}, which leads out of its folder")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with packed.open(member) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK)
@@ -73,7 +78,7 @@ def _check_names(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     names: set[str] = set()
     for member in members:
         name, parts = member.filename, _parts(member.filename)
-        if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
+        if not parts or parts[0].startswith("/") or ".." in parts or ":" in parts[0]:
             raise UserError(f"{archive} holds {name!r}, which leads out of its folder; nothing was unpacked")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind and kind != stat.S_IFREG:
@@ -102,7 +107,7 @@ def _check_sizes(archive: Path, members: list[zipfile.ZipInfo], limits: Limits, 
             "unpack it and give the folder)"
         )
     if total > free:
-        raise NoSpaceError(
+        raise UserError(
             f"{archive} needs {_size(total)} unpacked, the folder for temporary files has {_size(free)} free; free some or "
             "set TMPDIR to a folder on another disk"
         )

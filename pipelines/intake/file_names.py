@@ -15,7 +15,8 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose
-from zeus_union.stage1_instruct.studies.file_formats import ITK, NIFTI, ending_of, stem_of
+from zeus_union.stage1_instruct.studies.depth import reading
+from zeus_union.stage1_instruct.studies.file_formats import ITK, NIFTI, ending_of, load_array, stem_of
 
 ENDINGS = (*NIFTI, *ITK)
 
@@ -48,10 +49,22 @@ class Reading:
 
 @dataclass(frozen=True)
 class VolumeFile:
-    """A file that was taken for a modality, and why."""
+    """A file that was taken for a modality.
+
+    Attributes:
+        reason: why, in plain words.
+        channel, channels: which of how many, of a file that holds several; None and 1 of another.
+    """
 
     path: Path
     reason: str
+    channel: int | None = None
+    channels: int = 1
+
+    @property
+    def named(self) -> str:
+        """The file's name, with the channel where it holds several."""
+        return self.path.name if self.channel is None else f"{self.path.name}, channel {self.channel}"
 
 
 def words(name: str) -> Words:
@@ -120,9 +133,9 @@ def find_modalities(
     candidates: dict[str, list[tuple[Path, Reading]]] = {name: [] for name in wanted if name not in modalities}
     files = volume_files(study)
     for path in files:
-        reading = read_name(stem_of(path), wanted, channels, known)
-        if reading and reading.modality in candidates and path.resolve() not in taken:
-            candidates[reading.modality].append((path, reading))
+        said = read_name(stem_of(path), wanted, channels, known)
+        if said and said.modality in candidates and path.resolve() not in taken:
+            candidates[said.modality].append((path, said))
     for name, fitting in candidates.items():
         paths = [path.name for path, _ in fitting]
         if len(fitting) > 1:
@@ -160,22 +173,45 @@ def find_volumes(
         UserError: as `find_modalities`; a single file that is no volume or is called after no modality.
     """
     chosen = chosen or {}
+    several = {} if chosen else _channels_of(study, wanted, channels)
+    if several:
+        return several
     if study.is_dir():
         files = find_modalities(study, wanted, channels, known=known, chosen={n: Path(c) for n, c in chosen.items()})
         return {name: VolumeFile(path, _reason(path, name, chosen)) for name, path in files.items()}
     if ending_of(study) not in ENDINGS:
-        raise UserError(f"{study} is no volume file ({', '.join(ENDINGS)}), .zip or folder; give one of these")
+        raise UserError(
+            f"{study} is neither DICOM, a volume file ({', '.join(ENDINGS)}), a .zip nor a folder; give one of these"
+        )
     if chosen:
         files = _chosen_files(study.parent, wanted, {name: Path(text) for name, text in chosen.items()})
         return {name: VolumeFile(files[name], _reason(files[name], name, chosen)) for name in wanted if name in files}
     if len(wanted) == 1:
         return {wanted[0]: VolumeFile(study, "the run's only modality")}
-    reading = read_name(stem_of(study), wanted, channels, known)
-    if reading is None or reading.doubts:
+    named = read_name(stem_of(study), wanted, channels, known)
+    if named is None or named.doubts:
         raise UserError(
             f"{study}: its name does not say which of {', '.join(wanted)} it is; say it with --modality {wanted[0]}={study.name}"
         )
-    return {reading.modality: VolumeFile(study, _reason(study, reading.modality, {}))}
+    return {named.modality: VolumeFile(study, _reason(study, named.modality, {}))}
+
+
+def _channels_of(study: Path, wanted: Sequence[str], channels: Mapping[str, int]) -> dict[str, VolumeFile]:
+    """The modalities in a file (X, Y, Z, channel), the study's only one, as the Decathlon has them; {} of another study."""
+    files = volume_files(study) if study.is_dir() else [study]
+    if len(files) != 1 or ending_of(files[0]) not in NIFTI or any(name not in channels for name in wanted):
+        return {}
+    with reading("headers"):
+        shape = load_array(files[0])[0].shape
+    if len(shape) != 4 or shape[3] == 1:
+        return {}
+    if max(channels[name] for name in wanted) >= shape[3]:
+        raise UserError(
+            f"{files[0]} holds {shape[3]} channels, the run's data set has {max(channels.values()) + 1} or more; give a file for "
+            f"each of {', '.join(wanted)}"
+        )
+    why = "the channel's number, as in the run's data set"
+    return {name: VolumeFile(files[0], why, channels[name], shape[3]) for name in wanted}
 
 
 def volume_files(folder: Path) -> list[Path]:

@@ -83,6 +83,8 @@ def judge(wanted: Wanted, stack: Stack) -> Verdict:
         return Verdict(False, missing)
     if asked.fat_suppressed and not traits.fat_suppressed:
         return Verdict(False, f"{traits.weighting}, but nothing says that fat is suppressed")
+    if asked.plane and stack.plane != asked.plane:
+        return Verdict(False, f"acquired {stack.plane or 'in no plane'}, not {asked.plane}")
     if not {*wanted.words} <= {*said}:
         return Verdict(False, f"description {stack.description!r} does not say {' '.join(wanted.words)}")
     return Verdict(True, _reason(asked, traits))
@@ -151,15 +153,15 @@ def _preferences(wanted: Wanted, view: str | None) -> list[tuple[str, Callable[[
         ("the whole signal, not one phase", lambda stack: bool(stack.traits.phase) and not asked.phase),
         ("without contrast agent", lambda stack: bool(stack.traits.contrast) and not asked.contrast),
     ]
+    if asked.device == "PT":
+        steps.append(("corrected for attenuation", lambda stack: not stack.is_attenuation_corrected))
     if asked.weighting not in ("ADC", "DWI"):
         steps.append(("original, not derived", lambda stack: not stack.is_original))
     steps.append(("acquired, not reformatted", lambda stack: stack.is_reformat))
     if asked.high_b:
         steps.append(("the highest b-value", lambda stack: -(stack.traits.b_value or 0.0)))
     if view:
-        steps.append(
-            (f"acquired {view}, as the run's slices", lambda stack: not stack.grid or stack.grid.acquired_view != view)
-        )
+        steps.append((f"acquired {view}, as the run's slices", lambda stack: stack.plane != view))
     return steps
 
 

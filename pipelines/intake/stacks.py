@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import nibabel
 import numpy as np
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import Grid
+from zeus_union.cache.grid import VIEWS, Grid
 from zeus_union.cache.terminal import some_of
 from zeus_union.pipelines.intake.tags import component, description, image_words, traits_of_tags
 from zeus_union.pipelines.intake.traits import Traits, read_words, words_of
 from zeus_union.stage1_instruct.studies.chaos import fat_with_water
 from zeus_union.stage1_instruct.studies.depth import reading
 from zeus_union.stage1_instruct.studies.dicom import read_series
-from zeus_union.stage1_instruct.studies.dicom_files import dicom_files
+from zeus_union.stage1_instruct.studies.dicom_files import dicom_files, is_dicom
 from zeus_union.stage1_instruct.studies.dicom_frames import Frame, read_frames, tag_numbers, tag_value
 
 # By which a series that shows every place several times is taken apart, the first that does it.
@@ -30,7 +31,7 @@ REPEATS = ("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNu
 _LOCALISERS = frozenset(
     ("loc", "localizer", "localiser", "localizers", "scout", "survey", "topogram", "surview", "scanogram", "pilot")
 )
-_PROJECTIONS = frozenset(("mip", "minip", "projection", "projected"))
+_PROJECTIONS = frozenset(("mip", "minip", "mnip", "projection", "projected"))
 _REFORMATS = frozenset(("mpr", "reformat", "reformatted", "reformation", "csa"))
 _SUBTRACTIONS = frozenset(("sub", "subtraction", "subtract"))
 # The classes of objects that hold no image of a patient, by the end of their names in the standard's list.
@@ -103,6 +104,19 @@ class Stack:
         return image_words(self.first)[:1] != ("DERIVED",)
 
     @property
+    def plane(self) -> str:
+        """The view whose slices its frames are; '' where its frames are no volume."""
+        if self.grid is None:
+            return ""
+        across = int(nibabel.io_orientation(self.grid.affine)[2, 0])
+        return next(view for view, axes in VIEWS.items() if axes[0][0] == across)
+
+    @property
+    def is_attenuation_corrected(self) -> bool:
+        """Of PET: whether CorrectedImage says so."""
+        return "ATTN" in {str(word) for word in tag_value(self.first, "CorrectedImage") or ()}
+
+    @property
     def is_reformat(self) -> bool:
         return bool(_REFORMATS & self._words)
 
@@ -139,19 +153,20 @@ class Stack:
 
 
 def find_stacks(folder: Path) -> tuple[Stack, ...]:
-    """All stacks of a folder of DICOM, in the order of series numbers; none where it holds no DICOM.
+    """All stacks of a folder of DICOM, or of one file, in the order of series numbers; none where it holds no DICOM.
 
     Raises:
         UserError: a file that is damaged; several patients or studies.
     """
-    frames = [frame for path in dicom_files(folder) for frame in read_frames(path)]
+    files = dicom_files(folder) if folder.is_dir() else [folder] if is_dicom(folder) else []
+    frames = [frame for path in files for frame in read_frames(path)]
     _check_one_patient(folder, frames)
     _check_one_study(folder, frames)
     groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
         groups[(_text(frame, "SeriesInstanceUID"), *_image_key(frame))].append(frame)
     sets = [part for group in _joined(groups.values()) for part in _without_repeats(group)]
-    sets.sort(key=lambda frames: (_series_number(frames[0]), _text(frames[0], "SeriesInstanceUID")))
+    sets.sort(key=_order)
     stacks = [_stack(frames) for frames in sets]
     return tuple(_labelled(_with_phases(stacks)))
 
@@ -225,7 +240,7 @@ def _merge(tags: Traits, text: str) -> Traits:
     reasons = {
         name: f"description {text!r}" for name in ("weighting", "contrast", "fat_suppressed", "phase", "b_value")
     }
-    said = replace(said, device="", reasons=reasons)
+    said = replace(said, device="", plane="", reasons=reasons)  # where it lies, the positions say
     if tags.device != "MR":
         said = replace(said, weighting="", phase="", fat_suppressed=None, b_value=None)
     merged = tags.completed_by(said)
@@ -303,8 +318,22 @@ def _check_one_study(folder: Path, frames: Sequence[Frame]) -> None:
         )
 
 
-def _series_number(frame: Frame) -> float:
-    return (_numbers(frame, "SeriesNumber", 1) or (np.inf,))[0]
+def _order(frames: Sequence[Frame]) -> tuple[object, ...]:
+    """Sorts stacks by series, then echo, b-value and time, so that their labels do not depend on files' names."""
+    first = frames[0]
+
+    def number(frame: Frame, tag: str) -> float:
+        return (_numbers(frame, tag, 1) or (np.inf,))[0]
+
+    return (
+        number(first, "SeriesNumber"),
+        _text(first, "SeriesInstanceUID"),
+        number(first, "EchoTime"),
+        traits_of_tags(first).b_value or 0.0,
+        *(number(first, tag) for tag in REPEATS),
+        min(number(frame, "InstanceNumber") for frame in frames),
+        _numbers(first, "ImageOrientationPatient", 6),
+    )
 
 
 def _text(frame: Frame, tag: str) -> str:

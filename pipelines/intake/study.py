@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.terminal import some_of
 from zeus_union.pipelines.intake.archive import is_archive, unpack
 from zeus_union.pipelines.intake.common_grid import Image, onto_reference, size_of
-from zeus_union.pipelines.intake.file_names import chosen_file, find_volumes, volume_files
+from zeus_union.pipelines.intake.file_names import VolumeFile, chosen_file, find_volumes, volume_files
 from zeus_union.pipelines.intake.recognise import Taken, Verdict, Wanted, judge, take
 from zeus_union.pipelines.intake.stacks import Stack, find_stacks
 from zeus_union.stage1_instruct.studies.depth import reading
 from zeus_union.stage1_instruct.studies.dicom import Series, read_series
 from zeus_union.stage1_instruct.studies.file_formats import data_files, stem_of
 from zeus_union.stage1_instruct.studies.names import subject_names
-from zeus_union.stage1_instruct.studies.nifti import fill_non_finite, read_volume
+from zeus_union.stage1_instruct.studies.nifti import fill_non_finite, read_channels, read_volume
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,15 @@ class Listed:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """What a modality is read from: one of the two."""
+    """What a modality is read from, a stack or a file, and why."""
 
     reason: str
     stack: Stack | None = None
-    file: Path | None = None
+    file: VolumeFile | None = None
 
     @property
     def named(self) -> str:
-        return f"series {self.stack.named}" if self.stack else self.file.name if self.file else ""
+        return f"series {self.stack.named}" if self.stack else self.file.named if self.file else ""
 
 
 @contextmanager
@@ -158,7 +159,7 @@ def list_study(
         UserError: no study, a damaged file, or several patients.
     """
     with _folder_of(path) as (folder, _):
-        stacks = find_stacks(folder) if folder.is_dir() else ()
+        stacks = find_stacks(folder)
         if not stacks:
             return tuple(_listed_files(folder, wanted, channels, known, chosen or {}))
         return tuple(_listed_stacks(folder, stacks, wanted, terms or {}, chosen or {}, view))
@@ -174,6 +175,8 @@ def _folder_of(path: Path) -> Iterator[tuple[Path, Path]]:
         raise UserError(
             f"{path} does not exist; give a folder of DICOM or of volume files, a .zip of one, or a volume file"
         )
+    if path.name.lower() == "dicomdir":
+        path = path.absolute().parent
     if not is_archive(path):
         yield (_inner(path), path)
         return
@@ -206,12 +209,17 @@ def _sources(
     view: str | None,
 ) -> tuple[dict[str, _Source], tuple[str, ...]]:
     """What each modality is read from, in the run's order, and the modalities that there is nothing for."""
-    stacks = find_stacks(folder) if folder.is_dir() else ()
+    stacks = find_stacks(folder)
     if stacks:
         sources = _of_stacks(folder, stacks, wanted, terms, chosen, view)
+    elif folder.is_dir() and not volume_files(folder) and not chosen:
+        names = some_of(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise UserError(
+            f"{folder} holds neither DICOM nor volume files (NIfTI, .mha, .mhd, .nrrd); it has {names}; give the folder of a study"
+        )
     else:
         volumes = find_volumes(folder, wanted, channels, known=known, chosen=chosen)
-        sources = {name: _Source(volume.reason, file=volume.path) for name, volume in volumes.items()}
+        sources = {name: _Source(volume.reason, file=volume) for name, volume in volumes.items()}
     return sources, tuple(name for name in wanted if name not in sources)
 
 
@@ -229,13 +237,16 @@ def _of_stacks(
         folder, stacks, wanted, terms=terms, chosen=series, without=tuple(files), view=view
     )
     sources = {name: _Source(entry.reason, stack=entry.stack) for name, entry in taken.items()}
-    sources |= {name: _Source(f"--modality {name}={chosen[name]}", file=file) for name, file in files.items()}
+    sources |= {
+        name: _Source(f"--modality {name}={chosen[name]}", file=VolumeFile(file, "--modality"))
+        for name, file in files.items()
+    }
     if not sources:
         reasons = [
             f"{stack.named}: {judge(Wanted.of(wanted[0], terms.get(wanted[0], '')), stack).reason}" for stack in stacks
         ]
         raise UserError(
-            f"{folder} has no series of {', '.join(wanted)} (for {wanted[0]}: {'; '.join(reasons[:6])}); say which it is with "
+            f"{folder} has no series of {', '.join(wanted)} (for {wanted[0]}: {some_of(reasons, 4)}); say which it is with "
             f"--modality {wanted[0]}=SERIES, or see all with --list"
         )
     return {name: sources[name] for name in wanted if name in sources}
@@ -265,13 +276,18 @@ def _image(name: str, source: _Source) -> Image:
         series = read_series(source.stack.frames)
         return Image(name, source.named, series.volume, series.grid, series, source.stack.frame_of_reference)
     assert source.file is not None
-    volume, grid = read_volume(source.file)
-    return Image(name, str(source.file), volume, grid)
+    file = source.file
+    if file.channel is None:
+        volume, grid = read_volume(file.path)
+    else:
+        images, grid = read_channels([file.path], {name: file.channel}, file.channels)
+        volume = images[name]
+    return Image(name, str(file.path), volume, grid)
 
 
 def _files_of(folder: Path, source: _Source, series: Series | None) -> dict[str, Path]:
     """Name -> file, of what a modality was read from: below the study's folder, or by the file's name alone."""
-    paths = series.files if series is not None else data_files(source.file) if source.file else ()
+    paths = series.files if series is not None else data_files(source.file.path) if source.file else ()
     names = (
         (path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name, path) for path in paths
     )
@@ -293,11 +309,11 @@ def _listed_stacks(
     chosen: Mapping[str, str],
     view: str | None,
 ) -> Iterator[Listed]:
-    """Every stack; where the choice is refused, the refusal is the reason of those that fit."""
+    """Every stack; where the choice is refused, those that fit say so."""
     try:
-        sources, refusal = _of_stacks(folder, stacks, wanted, terms, chosen, view), ""
-    except UserError as error:
-        sources, refusal = {}, str(error)
+        sources = _of_stacks(folder, stacks, wanted, terms, chosen, view)
+    except UserError:  # the rows say it: which series could be what
+        sources = {}
     taken = {id(source.stack): (name, source.reason) for name, source in sources.items() if source.stack}
     asked = [Wanted.of(name, terms.get(name, "")) for name in wanted]
     for stack in stacks:
@@ -307,19 +323,21 @@ def _listed_stacks(
             verdicts = {one.name: judge(one, stack) for one in asked}
             fits = [modality for modality, verdict in verdicts.items() if verdict.fits]
             reason = stack.unsuitable or (
-                f"could be {', '.join(fits)}, as other series could" if fits else _why_not(verdicts, refusal)
+                f"could be {', '.join(fits)}, as other series could" if fits else _why_not(verdicts)
             )
         yield Listed(stack.label, stack.description, size, name, reason)
     for name, source in sources.items():
         if source.file:
-            yield Listed(source.file.name, "", "", name, source.reason)
+            yield Listed(source.file.named, "", "", name, source.reason)
 
 
-def _why_not(verdicts: Mapping[str, Verdict], refusal: str) -> str:
+def _why_not(verdicts: Mapping[str, Verdict]) -> str:
+    """'FLAIR (TE 120 ms), not T1, not T2': what is the same for several modalities is said once."""
     reasons: dict[str, list[str]] = {}
-    for name, verdict in verdicts.items():
-        reasons.setdefault(verdict.reason, []).append(name)
-    return "; ".join(reasons)
+    for verdict in verdicts.values():
+        what, comma, is_not = verdict.reason.rpartition(", not ")
+        reasons.setdefault(what if comma else verdict.reason, []).extend([f"not {is_not}"] if comma else [])
+    return "; ".join(", ".join((what, *dict.fromkeys(nots))) for what, nots in reasons.items())
 
 
 def _listed_files(
@@ -333,6 +351,11 @@ def _listed_files(
         volumes, why = {}, str(error)
     else:
         why = f"called after none of {', '.join(wanted)}"
+    several = [volume for volume in volumes.values() if volume.channel is not None]
+    for name, volume in volumes.items() if several else ():
+        yield Listed(volume.named, "", "", name, volume.reason)
+    if several:
+        return
     taken = {volume.path.resolve(): (name, volume.reason) for name, volume in volumes.items()}
     paths = volume_files(folder) if folder.is_dir() else [folder]
     for path in dict.fromkeys([*paths, *(volume.path for volume in volumes.values())]):

@@ -104,7 +104,11 @@ def _weighting(frame: Frame, b_value: float | None, reasons: dict[str, str]) -> 
     if contrast in _CONTRASTS:
         reasons["weighting"] = f"AcquisitionContrast {contrast}"
         return _CONTRASTS[contrast]
+    if _text(frame, "AngioFlag").upper() == "Y":
+        reasons["weighting"] = "AngioFlag Y"
+        return "angiography"
     sequence = {str(part).upper() for part in _several(_value(frame, "ScanningSequence"))}
+    variant = {str(part).upper() for part in _several(_value(frame, "SequenceVariant"))}
     if b_value is not None and ("EP" in sequence or b_value):
         reasons["weighting"] = f"b {b_value:g} s/mm2"
         return "DWI"
@@ -115,7 +119,9 @@ def _weighting(frame: Frame, b_value: float | None, reasons: dict[str, str]) -> 
     times = (
         f"TE {echo:g}" + (f", TR {repetition:g}" if repetition else "") + (f", TI {inversion:g}" if inversion else "")
     )
-    weighting = _by_times(sequence, echo, repetition, inversion)
+    # Steady state without spoiling (TrueFISP, FIESTA) is T2 over T1, which its times do not show.
+    balanced = "GR" in sequence and "SS" in variant and "SP" not in variant
+    weighting = "" if balanced else _by_times(sequence, echo, repetition, inversion)
     if weighting:
         reasons["weighting"] = f"{times} ms"
     return weighting

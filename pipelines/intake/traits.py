@@ -7,7 +7,7 @@ modality's name, the term an instruction uses) is read word by word; tags are re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 # Weighting -> what a word of it looks like, the more particular first: t2_tirm_dark-fluid is FLAIR, not T2.
@@ -53,8 +53,13 @@ _JOINED: Mapping[str, str] = {
     r"contrast[\s_-]*enhanced": "postcontrast",
     r"[\s_-](col)?fa$": " tensor",
     r"high[\s_-]*b([\s_-]*val(ue)?)?\b": "hbv",
-    r"(^|[\s_-])(\+c|c\+)(?=$|[\s_-])": " postcontrast",
+    r"\+\s*(c|gd|gad|km)\b|(?<=[\s_-])c\+": " postcontrast ",
     r"b[\s_-]*(value|val)?[\s_=]*(\d{2,4})\b": r"b\2",
+}
+PLANES: Mapping[str, str] = {
+    "axial": r"ax|axi|axial|tra|trans|transversal|transverse",
+    "sagittal": r"sag|sagittal",
+    "coronal": r"cor|coronal",
 }
 # Words of a name that say nothing beyond what the others do.
 _PLAIN = frozenset(("dual", "image", "scan", "weighted", "phase", "mri", "mr", "sequence", "series"))
@@ -71,6 +76,7 @@ class Traits:
         fat_suppressed: whether fat is dark by a preparation.
         phase: 'in phase', 'out of phase', 'water', 'fat'.
         b_value: s/mm2.
+        plane: of acquisition, a view's name.
         high_b: the highest b-value of the study is meant, whatever it is.
         reasons: attribute -> where it was read, in plain words.
     """
@@ -81,6 +87,7 @@ class Traits:
     fat_suppressed: bool | None = None
     phase: str = ""
     b_value: float | None = None
+    plane: str = ""
     high_b: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -93,7 +100,7 @@ class Traits:
         """What this leaves open taken from `other`."""
         missing = {
             name: getattr(other, name)
-            for name in ("device", "weighting", "contrast", "fat_suppressed", "phase", "b_value")
+            for name in ("device", "weighting", "contrast", "fat_suppressed", "phase", "b_value", "plane")
             if getattr(self, name) in ("", None) and getattr(other, name) not in ("", None)
         }
         reasons = {**self.reasons, **{name: other.reasons[name] for name in missing if name in other.reasons}}
@@ -106,6 +113,16 @@ def words_of(text: str) -> tuple[str, ...]:
     for pattern, joined in _JOINED.items():
         text = re.sub(pattern, joined, text)
     return tuple(re.findall(r"[^\W_]+", text))
+
+
+def _b_values(words: Sequence[str]) -> set[float]:
+    """'b50', '800' -> 50 and 800: the second of several goes without its letter."""
+    values = set()
+    for before, word in zip(("", *words), words):
+        match = re.fullmatch(r"b(\d{2,4})[ts]?", word)
+        if match or (re.fullmatch(r"\d{2,4}", word) and re.fullmatch(r"b?\d{2,4}", before) and values):
+            values.add(float(match[1] if match else word))
+    return values
 
 
 def read_words(text: str) -> tuple[Traits, tuple[str, ...]]:
@@ -131,7 +148,7 @@ def read_words(text: str) -> tuple[Traits, tuple[str, ...]]:
     among = words if phased else [word for word in words if word in ("inphase", "outphase")]
     phase = first(_PHASES, among) or ("in phase" if phased and "in" in words else "")
     known.update(("in",) if phase == "in phase" else ())
-    values = {float(match[1]) for word in words if (match := re.fullmatch(r"b(\d{2,4})[ts]?", word))}
+    values = _b_values(words)
     device = first(DEVICES, words)
     traits = Traits(
         device=device or ("MR" if weighting else ""),
@@ -140,6 +157,7 @@ def read_words(text: str) -> tuple[Traits, tuple[str, ...]]:
         fat_suppressed=fat,
         phase=phase,
         b_value=values.pop() if len(values) == 1 else None,
+        plane=first(PLANES, words),
         high_b="hbv" in words,
     )
     return traits, tuple(word for word in words if word not in known | _PLAIN)
