@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tests.pipelines.outputs.studies import SHAPE, SPACING, TURNS, dicom_series, of_series, random_mask, turned
+from tests.pipelines.outputs.studies import SHAPE, SPACING, TURNS, dicom_series, of_series, patient, random_mask, turned
 from tests.stage1_instruct.studies.test_series import affine_of, write_enhanced, write_slices
 from zeus_union.cache.colours import class_colour
 from zeus_union.cache.errors import UserError
@@ -74,7 +74,7 @@ def assert_overlays(path: Path, series: Series, mask: NDArray[np.uint8]) -> None
         np.testing.assert_array_equal(frames, mask.T)
 
 
-@settings(deadline=None, max_examples=15, derandomize=True, phases=(Phase.explicit, Phase.generate))
+@settings(deadline=None, max_examples=12, derandomize=True, phases=(Phase.explicit, Phase.generate))
 @given(
     turn=st.one_of(
         st.permutations([0, 1, 2]).flatmap(
@@ -143,8 +143,8 @@ def test_dcmqi_reads_the_mask_at_the_same_places(tmp_path: Path, name: str) -> N
 def test_a_study_s_grid_may_have_its_axes_in_another_order_than_the_series(tmp_path: Path) -> None:
     series = dicom_series(tmp_path, turned("oblique"))
     mask = random_mask(SHAPE, len(CLASSES))
-    turn = np.array([[0, 0, 1, 0], [-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 0, 1]])  # voxels here -> (c, r, s)
     turn = np.array([[0, -1, 0, SHAPE[0] - 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
+    # (slices, columns backwards, rows) to (columns, rows, slices)
     turned_mask = np.ascontiguousarray(mask.transpose(2, 0, 1)[:, ::-1])
     grid = Grid(turned_mask.shape, series.grid.affine @ turn)
     study = Segmentation("s", CLASSES, turned_mask, grid, {}, series=series)
@@ -261,15 +261,14 @@ def test_a_source_that_says_little_or_nonsense_is_carried_without_it(tmp_path: P
     def edit(header: Any, index: int) -> None:
         for tag in ("PatientName", "PatientID", "AccessionNumber", "StudyID", "SeriesNumber", "SpecificCharacterSet"):
             delattr(header, tag)
-        with_no_check = {
+        nonsense = {
             "PatientSex": "MALE",
             "PatientBirthDate": "1950",
             "StudyDate": "2024.02.29",
             "StudyTime": "noon",
         }
-        for tag, value in with_no_check.items():
-            element = header[tag]
-            element._value = value
+        for tag, value in nonsense.items():
+            header[tag]._value = value  # unchecked
 
     series = dicom_series(tmp_path, turned("axial"), edit=edit)
     mask = random_mask(SHAPE, 3)
@@ -281,15 +280,10 @@ def test_a_source_that_says_little_or_nonsense_is_carried_without_it(tmp_path: P
 
 @pytest.mark.parametrize("tag", ["StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"])
 def test_a_source_that_cannot_be_referred_to_is_named(tmp_path: Path, tag: str) -> None:
-    def edit(header: Any, index: int) -> None:
-        if tag in header:
-            delattr(header, tag)
-
-    folder = tmp_path / "series"
-    series = dicom_series(folder, turned("axial"))
+    series = dicom_series(tmp_path / "series", turned("axial"))
     for file in series.files:
         header = pydicom.dcmread(file)
-        edit(header, 0)
+        delattr(header, tag)
         header.save_as(file)
     series = read_series(series.files)
     with pytest.raises(UserError, match=f"has no {tag}, by which DICOM refers to it"):
@@ -297,12 +291,12 @@ def test_a_source_that_cannot_be_referred_to_is_named(tmp_path: Path, tag: str) 
 
 
 def test_255_classes_of_odd_and_long_names_are_255_segments(tmp_path: Path) -> None:
-    shape = (16, 16, 2)
+    shape = (16, 16, 1)
     series = dicom_series(tmp_path, turned("axial"), shape)
-    mask = (np.arange(512).reshape(shape) % 256).astype(np.uint8)
+    mask = np.arange(256).reshape(shape).astype(np.uint8)
     names = [f"Größe\\ 脾 \n{'x' * (label % 90)}" for label in range(1, 256)]
     path = write_dicom_mask(tmp_path / "mask.dcm", of_series(series, mask, names))
-    assert_overlays(path, series, mask)
+    np.testing.assert_array_equal(labels_by_pydicom(path, series), mask)
     labels = [item.SegmentLabel for item in pydicom.dcmread(path).SegmentSequence]
     assert labels == segment_labels(names) and len(set(labels)) == 255
     assert all(len(label) <= 64 and label.isprintable() and "\\" not in label for label in labels)
@@ -333,8 +327,6 @@ def test_real_series_are_overlaid(shared_data: Path, tmp_path: Path, study: str)
 
 def test_files_without_a_suffix_in_any_order_give_the_same_object(tmp_path: Path) -> None:
     affine = turned("flipped")
-    from tests.pipelines.outputs.studies import patient
-
     files = write_slices(tmp_path / "a", [f"{n:08d}" for n in (5, 2, 9, 1, 7, 3)], None, affine, patient)
     series = read_series(sorted(files))
     mask = random_mask(series.grid.shape, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import io
 import json
 import os
 import sys
@@ -162,26 +163,20 @@ def test_what_a_killed_process_left_is_cleared_away_and_what_it_took_is_put_back
 
 
 class DiskFull:
-    """Refuses every opening for writing from the n-th on, as a full disk does."""
+    """Refuses to open any file below `inside` for writing after the first `allowed` ones, as a full disk does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, inside: Path, allowed: int) -> None:
-        self.left, self.refused = allowed, 0
-        real = builtins.open, os.open, Path.open
+        self.opened, self.allowed, self.inside = 0, allowed, str(inside)
+        self._open = builtins.open
+        monkeypatch.setattr(builtins, "open", self.open)
+        monkeypatch.setattr(io, "open", self.open)
 
-        def check(path: Any, writing: bool) -> None:
-            if not writing or str(inside) not in os.fspath(path) if not isinstance(path, int) else True:
-                return
-            self.left -= 1
-            if self.left < 0:
-                self.refused += 1
+    def open(self, path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if set(mode) & set("wxa+") and not isinstance(path, int) and os.fspath(path).startswith(self.inside):
+            self.opened += 1
+            if self.opened > self.allowed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
-
-        def opened(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-            check(path, any(letter in mode for letter in "wxa+"))
-            return real[0](path, mode, *arguments, **options)
-
-        monkeypatch.setattr(builtins, "open", opened)
-        monkeypatch.setattr("io.open", opened)
+        return self._open(path, mode, *arguments, **options)
 
 
 @pytest.mark.parametrize("there_before", [False, True])
@@ -193,22 +188,14 @@ def test_a_disk_that_fills_up_at_any_file_leaves_nothing_half_written(
     if there_before:
         out.mkdir()
         (out / "result").write_text("of before")
-    files = 0
-    while True:
+    for allowed in range(len(ALWAYS) + 1):
         with monkeypatch.context() as patch:
-            disk = DiskFull(patch, out.parent / ".out.partial", files)
-            try:
+            DiskFull(patch, tmp_path / ".out.partial", allowed)
+            with pytest.raises(OSError, match="No space left"):
                 write_results(study, out, replace=there_before)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-            else:
-                break
-        assert disk.refused
         assert names(tmp_path) == (["out", "source"] if there_before else ["source"])
-        if there_before:
-            assert names(out) == ["result"]
-        files += 1
-    assert files >= len(ALWAYS)
+        assert not there_before or names(out) == ["result"]
+    write_results(study, out, preview=False, replace=there_before)
     assert names(tmp_path) == ["out", "source"] and "result" not in names(out)
 
 
