@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,4 +57,4 @@ class Segmentation:
     def runs(self) -> tuple[str, ...]:
         """Name and beginning of the digest of each run that the mask comes from."""
         members = self.made_by.get("members", ())
-        return tuple(f"{Path(member['run']).name} {member['weights_sha256'][:8]}" for member in members)
+        return tuple(f"{member['run']} {member['weights_sha256'][:8]}" for member in members)

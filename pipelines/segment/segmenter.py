@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from zeus_union.stage2_segment.gaps import describe_slices, filled_volume
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.native import SubjectPrediction, predict_subject, read_subject
 from zeus_union.stage2_segment.nifti import to_volume
+from zeus_union.stage2_segment.sharing.archive import opened_runs
+from zeus_union.stage2_segment.training_subjects import trained_by_run_or_projection
 
 DECODER, READING = "decoder", "reading"
 
@@ -59,7 +62,7 @@ class Segmenter:
         """Loads the decoders; stage 1's models are loaded with the first study.
 
         Args:
-            run: a run's folder, or several: the mean of their probabilities.
+            run: a run's folder or a file of zeus export, or several: the mean of their probabilities.
             profile, overrides: the frozen models, where they are not where the run found them; the projection is the one
                 that the run carries, unless they name another.
             device: 'cpu', 'cuda', 'mps', ...; the best there is for None.
@@ -71,7 +74,8 @@ class Segmenter:
             UserError: no run there; runs that cannot predict together; models that cannot write the instructions that a
                 run reads.
         """
-        self.runs = as_runs(run)
+        self._unpacked = ExitStack()  # what a file of zeus export holds is on the disk as long as this is
+        self.runs = self._unpacked.enter_context(opened_runs(as_runs(run)))
         self.members = load_members(self.runs, which, device)
         self.which = which
         self._configs = [member.config for member in self.members]
@@ -96,8 +100,9 @@ class Segmenter:
 
     def made_by(self, slice_step: int) -> dict[str, Any]:
         """What decides a mask, JSON-able (`Segmentation.made_by`)."""
+        members = describe_members(self.runs, self.which)
         return {
-            "members": describe_members(self.runs, self.which),
+            "members": [{**member, "run": Path(member["run"]).name} for member in members],
             "postprocessing": self.postprocessing.to_json(),
             "slice_step": slice_step,
         }
@@ -158,6 +163,15 @@ class Segmenter:
             f"{opened.name} has no {', '.join(opened.missing)}; the mask comes from {', '.join(opened.images)} alone: {cost}"
         )
 
+    def _say_trained_on(self, cache: Cache, subject: str) -> None:
+        known = [
+            run.name
+            for run, config in zip(self.runs, self._configs)
+            if trained_by_run_or_projection(config).among(cache, [subject])
+        ]
+        if known:
+            say(f"{subject} was trained on ({', '.join(known)}): its mask is better than that of a new study")
+
     def _pictures(self, out: Path, modalities: Sequence[str], slice_step: int) -> BuildOptions:
         windows = windows_in(self._configs[0].inputs.windows)
         return BuildOptions(
@@ -186,6 +200,7 @@ class Segmenter:
         (subject,) = cache.subjects
         grid, numbers = cache.grid(subject), cache.rows["number"][cache.rows_of([subject])]
         wanted = check_members_cache(self.members, cache, tuple(opened.images))
+        self._say_trained_on(cache, subject)
         data = read_subject(cache, subject, self.members, wanted)
         predicted = predict_subject(self.members, data, grid, wanted, probabilities_in=probabilities_in)
         if slice_step > 1:

@@ -217,10 +217,12 @@ def opened_runs(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         folders: list[Path] = []
         for number, path in enumerate(paths):
             if path.is_file():
+                inside = Path(temporary) / str(number)
+                inside.mkdir()
+                runs = unpack(path, inside)
                 # Called as the file is, for those who read of the run.
-                inside = Path(temporary) / str(number) / stem_of(path)
-                inside.mkdir(parents=True)
-                folders += unpack(path, inside)
+                names = [stem_of(path)] if len(runs) == 1 else [f"{stem_of(path)}-{run.name}" for run in runs]
+                folders += [run.rename(inside / name) for run, name in zip(runs, names)]
             elif (path / CARD).is_file() and not (path / CONFIG).is_file():
                 folders += sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
             else:

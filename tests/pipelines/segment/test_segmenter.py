@@ -21,7 +21,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.pipelines.segment import frozen, segmenter
-from zeus_union.pipelines.segment.segmenter import Segmenter, segment_study
+from zeus_union.pipelines.segment.segmenter import Segmenter, load_run, segment_study
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.inspect import describe
 from zeus_union.stage2_segment import ensemble
@@ -173,6 +173,26 @@ def test_a_folder_of_cases_is_segmented_with_models_that_are_loaded_once(
     again = run(zeus, *call)
     assert again.exit_code == 0 and "1 of 2 studies have results" in " ".join(again.output.split())
     assert [mask.read_bytes() for mask in masks] == before
+
+
+def test_an_exported_run_gives_the_same_mask_and_knows_whom_it_was_trained_on(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the training cache and the run's folder nothing is needed."""
+    archive = tmp_path / "shared.zeus.zip"
+    assert run(zeus, "export", cohort / "run", archive).exit_code == 0
+    for patient in ("pat0", "pat1"):
+        (tmp_path / f"as {patient}").mkdir()
+        source = cohort / f"data/imagesTr/{patient}_0001.nii.gz"
+        (tmp_path / f"as {patient}" / "T1Gd.nii.gz").write_bytes(source.read_bytes())
+    by_file, by_folder = load_run(archive, device="cpu"), load_run(cohort / "run", device="cpu")
+    for patient, trained in (("pat0", True), ("pat1", False)):
+        study = tmp_path / f"as {patient}"
+        capsys.readouterr()
+        shared = by_file.segment(study)
+        assert ("was trained on (shared)" in " ".join(capsys.readouterr().err.split())) == trained
+        np.testing.assert_array_equal(shared.mask, by_folder.segment(study).mask)
+    assert shared.runs == (f"shared {shared.made_by['members'][0]['weights_sha256'][:8]}",)
 
 
 @pytest.mark.parametrize("wanted", [True, False])
