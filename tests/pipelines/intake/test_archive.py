@@ -49,7 +49,9 @@ def test_whatever_a_name_is_no_file_lands_outside(tmp_path_factory: pytest.TempP
     (base / "into").mkdir()
     with contextlib.suppress(UserError):
         unpack(archive, base / "into")
-        assert [path.read_bytes() for path in (base / "into").rglob("*") if path.is_file()] == [b"2"]
+        assert [path.read_bytes() for path in (base / "into").rglob("*") if path.is_file()] == [b"2"][
+            : not name.endswith("/")
+        ]
     assert sorted(path.name for path in base.iterdir()) == ["a.zip", "into"]
 
 
