@@ -65,8 +65,8 @@ def _between(
     filled = np.zeros((apart - 1, *first.shape), np.uint8)
     if not (first.any() or last.any()):
         return filled
-    box = _box((first > 0) | (last > 0))
-    first, last = first[box], last[box]
+    rows, columns = _box((first > 0) | (last > 0))
+    first, last = first[rows, columns], last[rows, columns]
     # Whole numbers as weights, not fractions: so equal distances stay equal, whatever the spacing.
     after = np.arange(1, apart)[:, None, None]
     nearest = np.full((apart - 1, *first.shape), -np.inf)
@@ -77,7 +77,7 @@ def _between(
         distance[:, (first != label) & (last != label)] = -np.inf
         chosen[distance > nearest] = label
         np.maximum(nearest, distance, out=nearest)
-    filled[(slice(None), *box)] = chosen
+    filled[:, rows, columns] = chosen
     return filled
 
 
