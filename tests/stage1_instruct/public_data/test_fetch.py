@@ -183,6 +183,19 @@ def test_killed_process_leaves_no_data_and_the_next_one_goes_on(
     assert len(open_dataset("msd-brain").card.subjects) == 41
 
 
+def test_two_commands_at_once_do_the_work_once(site: Site, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tar_of(msd_files("msd-brain"))
+    archive = serve(site, "msd-brain", content, monkeypatch)
+    site.delay = 1.5
+    arguments = [sys.executable, "-c", FETCHER, archive.url, str(len(content)), str(archive.md5)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert site.requested == [None]
+    assert names_in(workplace / "data") == [".msd-brain.lock", "msd-brain"]
+
+
 def test_stop_while_unpacking_leaves_nothing_and_the_archive_is_not_downloaded_again(
     site: Site, workplace: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
