@@ -50,7 +50,7 @@ class Segmenter:
 
     def __init__(
         self,
-        run: Path | Sequence[Path],
+        run: Path | str | Sequence[Path],
         *,
         profile: str | None = None,
         overrides: Mapping[str, str] | None = None,
@@ -75,7 +75,7 @@ class Segmenter:
                 run reads.
         """
         self._unpacked = ExitStack()  # what a file of zeus export holds is on the disk as long as this is
-        self.runs = self._unpacked.enter_context(opened_runs(as_runs(run)))
+        self.runs = self._unpacked.enter_context(opened_runs(as_runs(Path(run) if isinstance(run, str) else run)))
         self.members = load_members(self.runs, which, device)
         self.which = which
         self._configs = [member.config for member in self.members]
@@ -227,13 +227,13 @@ class Segmenter:
         return {layer: _texts(cache, layer) for layer in layers}
 
 
-def load_run(run: Path | Sequence[Path], **options: Any) -> Segmenter:
+def load_run(run: Path | str | Sequence[Path], **options: Any) -> Segmenter:
     """A run, or several as an ensemble, ready to segment studies; see `Segmenter` for the options."""
     return Segmenter(run, **options)
 
 
 def segment_study(
-    study: Path | str, run: Path | Sequence[Path], *, device: str | None = None, **how: Any
+    study: Path | str, run: Path | str | Sequence[Path], *, device: str | None = None, **how: Any
 ) -> Segmentation:
     """`Segmenter.segment` of one study; for many, `load_run` once."""
     return Segmenter(run, device=device).segment(study, **how)

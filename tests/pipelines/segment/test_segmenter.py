@@ -12,9 +12,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from scipy import ndimage
 
+from tests.pipelines.segment.conftest import SHAPE, run
 from tests.stage2_segment.conftest import answer_with
 from tests.stage2_segment.untrained import untrained_run
 from zeus_union.cache.errors import UserError
@@ -28,55 +27,6 @@ from zeus_union.stage2_segment import ensemble
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing
 from zeus_union.stage2_segment.predict import predict_run
-from zeus_union.stage2_segment.training.train import train_run
-
-SHAPE = (6, 40, 44)
-
-
-def run(command, *arguments: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
-
-
-def write_nnunet(root: Path) -> None:
-    """Two patients, sagittal slices 4 mm apart, FLAIR and T1Gd; in FLAIR the tumour is dark. qform and sform differ."""
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    header = nibabel.Nifti1Header()
-    header.set_qform(np.diag([4.0, 0.8, 0.8, 1]), 1)
-    sform = np.diag([4.0, 0.8, 0.8, 1])
-    sform[:3, 3] = (5, -7, 9)
-    header.set_sform(sform, 2)
-    for number in range(2):
-        random = np.random.default_rng(number)
-        labels = np.zeros(SHAPE, np.uint8)
-        labels[1:5, 8 + 4 * number : 24, 12:30] = 1
-        noise = ndimage.gaussian_filter(random.normal(size=SHAPE), 1) * 60
-        images = {0: 400 - 250.0 * labels + noise, 1: 150 + 250.0 * labels + noise}
-        for channel, image in images.items():
-            path = root / "imagesTr" / f"pat{number}_{channel:04d}.nii.gz"
-            nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), None, header), path)
-        header.set_data_dtype(np.uint8)
-        nibabel.save(nibabel.Nifti1Image(labels, None, header), root / "labelsTr" / f"pat{number}.nii.gz")
-        header.set_data_dtype(np.float32)
-    description = {"channel_names": {"0": "FLAIR", "1": "T1Gd"}, "labels": {"background": 0, "tumour": 1}}
-    (root / "dataset.json").write_text(json.dumps({**description, "numTraining": 2, "file_ending": ".nii.gz"}))
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/, cache.h5 of T1Gd alone with a window of its own, and run/: a small network on its pictures."""
-    folder = tmp_path_factory.mktemp("cohort")
-    write_nnunet(folder / "data")
-    common = ["build-cache", "--dataset", "nnunet", "--data-root", folder / "data", "--layers", "slices"]
-    built = run(
-        zeus_instruct, *common, "--out", folder / "cache.h5", "--modalities", "T1Gd", "--window", "T1Gd=300,500"
-    )
-    assert built.exit_code == 0, built.output
-    assert "pat0: sagittal slices" in built.output
-    options = {"model": "unext", "preset": "quarter", "epochs": 1, "batch_size": 6, "validate_every": 0}
-    split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
-    train_run(folder / "cache.h5", folder / "run", device="cpu", **options, **split)
-    return folder
 
 
 def test_the_cache_and_the_run_know_channels_view_and_windows(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
