@@ -196,20 +196,31 @@ def _places(
     inside: NDArray[np.bool_], box: tuple[slice, slice, slice], grid: Grid
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Lowest and highest corner of the voxels, and the mean of their centres, (3,) in mm, RAS."""
-    index = np.argwhere(inside).astype(np.float64) + [part.start for part in box]
     axes, origin = grid.affine[:3, :3], grid.affine[:3, 3]
-    centres = index @ axes.T + origin
+    start = np.array([part.start for part in box])
+    ends = (_line_ends(inside) + start) @ axes.T + origin
     reach = np.abs(axes).sum(axis=1) / 2  # from a voxel's centre to the sides of the box around it
-    return centres.min(axis=0) - reach, centres.max(axis=0) + reach, centres.mean(axis=0)
+    along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    mean = np.array([counts @ np.arange(len(counts)) / counts.sum() for counts in along])
+    return ends.min(axis=0) - reach, ends.max(axis=0) + reach, axes @ (mean + start) + origin
+
+
+def _line_ends(inside: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """(n, 3): the first and the last voxel of every line along the last axis, among which are the outermost in any direction."""
+    lines = np.argwhere(inside.any(axis=2))
+    along = inside[lines[:, 0], lines[:, 1]]
+    first, last = along.argmax(axis=1), inside.shape[2] - 1 - along[:, ::-1].argmax(axis=1)
+    return np.concatenate([np.column_stack([lines, end]) for end in (first, last)])
 
 
 def _intensity(values: NDArray[np.float32]) -> tuple[float, float]:
     return _digits(values.mean(dtype=np.float64)), _digits(values.std(dtype=np.float64))
 
 
-def _rounded(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, ...]:
+def _rounded(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
     """To a thousandth of a millimetre."""
-    return tuple(round(float(value), 3) + 0.0 for value in values)
+    first, second, third = (round(float(value), 3) + 0.0 for value in values)
+    return first, second, third
 
 
 def _digits(value: float) -> float:
