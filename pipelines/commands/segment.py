@@ -156,12 +156,11 @@ def segment(
 def _write(segmentation: Segmentation, folder: Path, replace: bool) -> None:
     """Puts results into a folder and says what they are."""
     from zeus_union.pipelines.outputs.results import write_results
-    from zeus_union.pipelines.outputs.statistics import statistics, summary_lines
+    from zeus_union.pipelines.outputs.statistics import summary_lines
     from zeus_union.stage2_segment.predict import agreement_table
 
-    rows = statistics(segmentation)
-    write_results(segmentation, folder, rows=rows, replace=replace)
-    for line in summary_lines(rows):
+    write_results(segmentation, folder, replace=replace)
+    for line in summary_lines(segmentation.statistics):
         click.echo(line)
     if segmentation.agreement:
         members = len(segmentation.made_by["members"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.colours import class_hex
 from zeus_union.cache.grid import VIEWS, Grid
-from zeus_union.pipelines.outputs.statistics import ClassStatistics, statistics, volume_text, voxels_by_slice
+from zeus_union.pipelines.outputs.statistics import ClassStatistics, volume_text, voxels_by_slice
 from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage1_instruct.inspect import show
 from zeus_union.stage1_instruct.studies.intensity import CT_WINDOW, foreground, is_ct, percentile_bounds, to_grey
@@ -28,15 +28,10 @@ _WIDTH = 3.2  # inches of a picture
 _TALLEST = 2.0  # height by width, beyond which a picture gets narrower
 
 
-def draw_preview(segmentation: Segmentation, path: Path, rows: Sequence[ClassStatistics] | None = None) -> Path:
-    """Three slices of every modality (the first four) with outlines, a legend with volumes, and the patient's sides.
-
-    Args:
-        rows: its `statistics`, where they are known already.
-    """
-    rows = statistics(segmentation) if rows is None else rows
+def draw_preview(segmentation: Segmentation, path: Path) -> Path:
+    """Three slices of every modality (the first four) with outlines, a legend with volumes, and the patient's sides."""
     grid = segmentation.grid
-    numbers = telling_slices(voxels_by_slice(segmentation))
+    numbers = telling_slices(voxels_by_slice(segmentation.mask, segmentation.grid, len(segmentation.classes)))
     masks = grid.to_slices(segmentation.mask)[numbers]
     shown = dict(list(segmentation.images.items())[:MODALITIES])
     aspect = grid.slice_spacing[1] / grid.slice_spacing[2]
@@ -57,7 +52,7 @@ def draw_preview(segmentation: Segmentation, path: Path, rows: Sequence[ClassSta
                 fontsize=8,
                 parse_math=False,
             )
-    _legend(figure, rows)
+    _legend(figure, segmentation.statistics)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font does not have
         figure.savefig(path, dpi=110)

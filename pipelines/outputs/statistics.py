@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from zeus_union.cache.grid import Grid
-from zeus_union.pipelines.segment.segmentation import Segmentation
-from zeus_union.stage2_segment.ensemble import DEFINITIONS as OF_ENSEMBLES
 
 # Corners touch, as in post-processing.
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
@@ -76,21 +74,29 @@ class ClassStatistics:
         }
 
 
-def statistics(segmentation: Segmentation) -> tuple[ClassStatistics, ...]:
-    """The statistics of every class, in the order of the labels."""
-    boxes = ndimage.find_objects(segmentation.mask, max_label=max(1, len(segmentation.classes)))
-    in_slices = voxels_by_slice(segmentation)
+def measure(
+    mask: NDArray[np.uint8], grid: Grid, classes: Sequence[str], images: Mapping[str, NDArray[np.float32]]
+) -> tuple[ClassStatistics, ...]:
+    """The statistics of every class, in the order of the labels.
+
+    Args:
+        mask: (grid.shape), label k is classes[k - 1].
+        images: modality -> (grid.shape).
+    """
+    boxes = ndimage.find_objects(mask, max_label=max(1, len(classes)))
+    in_slices = voxels_by_slice(mask, grid, len(classes))
     return tuple(
-        _measure(segmentation, label, name, boxes[label - 1], in_slices[:, label - 1])
-        for label, name in enumerate(segmentation.classes, 1)
+        ClassStatistics(label, name, 0, 0.0, 0, None, None, None, None, dict.fromkeys(images))
+        if box is None
+        else _measure(label, name, mask[box] == label, box, grid, in_slices[:, label - 1], images)
+        for label, (name, box) in enumerate(zip(classes, boxes), 1)
     )
 
 
-def voxels_by_slice(segmentation: Segmentation) -> NDArray[np.intp]:
+def voxels_by_slice(mask: NDArray[np.uint8], grid: Grid, classes: int) -> NDArray[np.intp]:
     """(slices, classes): how many voxels of each class every slice of the grid's view has."""
-    count = len(segmentation.classes) + 1
-    slices = segmentation.grid.to_slices(segmentation.mask)
-    return np.stack([np.bincount(labels.ravel(), minlength=count)[1:count] for labels in slices])
+    count = classes + 1
+    return np.stack([np.bincount(labels.ravel(), minlength=count)[1:count] for labels in grid.to_slices(mask)])
 
 
 def voxel_ml(grid: Grid) -> float:
@@ -109,31 +115,6 @@ def volume_text(row: ClassStatistics) -> str:
         return "0 ml, nothing predicted"
     digits = 0 if row.volume_ml >= 100 else 1 if row.volume_ml >= 10 else 2 if row.volume_ml >= 0.1 else 4
     return f"{row.volume_ml:,.{digits}f} ml"
-
-
-def statistics_json(segmentation: Segmentation, rows: Sequence[ClassStatistics]) -> dict[str, Any]:
-    """What statistics.json holds."""
-    grid = segmentation.grid
-    content: dict[str, Any] = {
-        "study": segmentation.study,
-        "modalities": list(segmentation.images),
-        "missing_modalities": list(segmentation.missing),
-        "runs": list(segmentation.runs),
-        "grid": {
-            "shape": list(grid.shape),
-            "spacing_mm": _rounded(grid.spacing),
-            "orientation": grid.orientation,
-            "view": grid.view,
-            "slices": grid.slice_shape[0],
-            "segmented_slices": len(segmentation.segmented),
-            "voxel_ml": voxel_ml(grid),
-        },
-        "classes": [row.to_json() for row in rows],
-        "definitions": dict(DEFINITIONS),
-    }
-    if segmentation.agreement:
-        content["ensemble"] = {"agreement": dict(segmentation.agreement), "definitions": dict(OF_ENSEMBLES)}
-    return content
 
 
 def statistics_csv(rows: Sequence[ClassStatistics], modalities: Sequence[str]) -> str:
@@ -157,23 +138,22 @@ def statistics_csv(rows: Sequence[ClassStatistics], modalities: Sequence[str]) -
 
 
 def _measure(
-    segmentation: Segmentation,
     label: int,
     name: str,
-    box: tuple[slice, slice, slice] | None,
+    inside: NDArray[np.bool_],
+    box: tuple[slice, slice, slice],
+    grid: Grid,
     in_slices: NDArray[np.intp],
+    images: Mapping[str, NDArray[np.float32]],
 ) -> ClassStatistics:
-    """The statistics of a class.
+    """The statistics of a class that has voxels.
 
     Args:
-        box: part of the array that holds it; None where it has no voxels.
+        inside: which voxels of the box are of the class.
+        box: part of the array that holds it.
         in_slices: its voxels in each slice.
     """
-    grid, ml = segmentation.grid, voxel_ml(segmentation.grid)
-    if box is None:
-        nowhere = dict.fromkeys(segmentation.images)
-        return ClassStatistics(label, name, 0, 0.0, 0, None, None, None, None, nowhere)
-    inside = segmentation.mask[box] == label
+    ml = voxel_ml(grid)
     parts, count = ndimage.label(inside, _NEIGHBOURS)
     voxels = int(np.count_nonzero(inside))
     low, high, mean = _places(inside, box, grid)
@@ -185,10 +165,10 @@ def _measure(
         volume_ml=_digits(voxels * ml),
         components=count,
         largest_component_ml=_digits(int(np.bincount(parts[inside]).max()) * ml),
-        extent_mm=_rounded(high - low),
-        centroid_ras_mm=_rounded(mean),
+        extent_mm=rounded(high - low),
+        centroid_ras_mm=rounded(mean),
         slices=(int(numbers[0]), int(numbers[-1]), len(numbers)),
-        intensity={modality: _intensity(image[box][inside]) for modality, image in segmentation.images.items()},
+        intensity={modality: _intensity(image[box][inside]) for modality, image in images.items()},
     )
 
 
@@ -196,20 +176,31 @@ def _places(
     inside: NDArray[np.bool_], box: tuple[slice, slice, slice], grid: Grid
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Lowest and highest corner of the voxels, and the mean of their centres, (3,) in mm, RAS."""
-    index = np.argwhere(inside).astype(np.float64) + [part.start for part in box]
     axes, origin = grid.affine[:3, :3], grid.affine[:3, 3]
-    centres = index @ axes.T + origin
+    start = np.array([part.start for part in box])
+    ends = (_line_ends(inside) + start) @ axes.T + origin
     reach = np.abs(axes).sum(axis=1) / 2  # from a voxel's centre to the sides of the box around it
-    return centres.min(axis=0) - reach, centres.max(axis=0) + reach, centres.mean(axis=0)
+    along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    mean = np.array([counts @ np.arange(len(counts)) / counts.sum() for counts in along])
+    return ends.min(axis=0) - reach, ends.max(axis=0) + reach, axes @ (mean + start) + origin
+
+
+def _line_ends(inside: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """(n, 3): the first and the last voxel of every line along the last axis, among which are the outermost in any direction."""
+    lines = np.argwhere(inside.any(axis=2))
+    along = inside[lines[:, 0], lines[:, 1]]
+    first, last = along.argmax(axis=1), inside.shape[2] - 1 - along[:, ::-1].argmax(axis=1)
+    return np.concatenate([np.column_stack([lines, end]) for end in (first, last)])
 
 
 def _intensity(values: NDArray[np.float32]) -> tuple[float, float]:
     return _digits(values.mean(dtype=np.float64)), _digits(values.std(dtype=np.float64))
 
 
-def _rounded(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, ...]:
+def rounded(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
     """To a thousandth of a millimetre."""
-    return tuple(round(float(value), 3) + 0.0 for value in values)
+    first, second, third = (round(float(value), 3) + 0.0 for value in values)
+    return first, second, third
 
 
 def _digits(value: float) -> float:

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zeus_union.cache.atomic import make_folder, sync_folder
 from zeus_union.cache.descriptors import FLAGS
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import some_of
 
 
 @contextmanager
-def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool, ours: Callable[[str], bool]) -> Iterator[Path]:
     """Gives a folder beside `folder` to write into, which gets its name, durably, when the block ends without an error.
 
     An error in the block removes what was written. What a killed process left (.NAME.partial) is removed, and what it had
     taken away to put the new one in its place (.NAME.old) is put back.
 
     Args:
-        replace: what has the name is replaced once the new folder is complete; else it stays.
+        replace: a folder of that name is replaced once the new one is complete; else it stays.
+        ours: whether a file of this name may go with the folder that is replaced.
 
     Raises:
-        UserError: not `replace`, and something has the name.
+        UserError: what has the name is no folder, or not `replace`, or holds a file that is not `ours`.
     """
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     make_folder(folder.parent)
     if old.exists() and not folder.exists():
         os.rename(old, folder)
-    if not replace:
-        _check_free(folder)
+    _check_replaceable(folder, replace, ours)
     for left in (partial, old):
         if left.exists():
             shutil.rmtree(left)
@@ -39,11 +40,9 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield partial
         _sync(partial)
-        if replace and folder.exists():
+        _check_replaceable(folder, replace, ours)
+        if folder.exists():
             os.rename(folder, old)
-        elif folder.exists():
-            _check_free(folder)
-            folder.rmdir()  # an empty one, which Windows does not rename over
         try:
             os.rename(partial, folder)
         except BaseException:
@@ -54,16 +53,22 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if old.exists():
-        _remove(old)
+    shutil.rmtree(old, ignore_errors=True)  # what cannot be removed is left: the new folder is in its place
 
 
-def _check_free(folder: Path) -> None:
-    """Raises UserError: something of that name is there, other than an empty folder."""
+def _check_replaceable(folder: Path, replace: bool, ours: Callable[[str], bool]) -> None:
+    """Raises UserError: something of that name is there that has to stay; an empty folder has not."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} exists and is no folder; choose another name or remove it")
-    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is no folder of results; choose another --out or remove it")
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if names and not replace:
         raise UserError(f"{folder} exists already; give --overwrite to write it again, or another --out")
+    strangers = [name for name in names if not ours(name)]
+    if strangers:
+        raise UserError(
+            f"{folder} also holds {some_of(strangers, 3)}, which zeus did not write; it is not replaced, move "
+            f"{'it' if len(strangers) == 1 else 'them'} away or choose another --out"
+        )
 
 
 def _sync(folder: Path) -> None:
@@ -75,12 +80,3 @@ def _sync(folder: Path) -> None:
         finally:
             os.close(descriptor)
     sync_folder(folder)
-
-
-def _remove(path: Path) -> None:
-    """Removes what has been replaced; what cannot be is left, the new folder is in its place."""
-    with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

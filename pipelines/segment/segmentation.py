@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction
+from zeus_union.pipelines.outputs.statistics import ClassStatistics, measure
 from zeus_union.stage1_instruct.studies.dicom import Series
 
 MADE_BY = "made_by.json"  # in a folder of results: `Segmentation.made_by`
@@ -52,6 +54,11 @@ class Segmentation:
     agreement: Mapping[str, float | None] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def statistics(self) -> tuple[ClassStatistics, ...]:
+        """Volume, intensities, extent, components and place of every class (`outputs.statistics.DEFINITIONS`)."""
+        return measure(self.mask, self.grid, self.classes, self.images)
 
     @property
     def runs(self) -> tuple[str, ...]:

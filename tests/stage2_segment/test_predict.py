@@ -12,6 +12,7 @@ from tests.stage2_segment.conftest import SLICES, answer_with, native_labels, ob
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
+from zeus_union.stage2_segment.label_names import read_label_table
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.trained import load_run
 from zeus_union.stage2_segment.training.train import train_run
@@ -40,6 +41,7 @@ def test_nifti_lines_up_with_the_source_to_the_voxel(
     image = nibabel.load(tmp_path / "masks" / "dan.nii.gz")
     grid = oblique_grid()
     assert image.get_data_dtype() == np.uint8
+    assert read_label_table(image) == {1: "liver", 2: "spleen"}
     np.testing.assert_allclose(image.affine, grid.affine, atol=1e-6)
     np.testing.assert_allclose(image.get_qform(), grid.affine, atol=1e-4)
     # The file's axes run to posterior, superior and left: (row, slice, column) of the axial view.

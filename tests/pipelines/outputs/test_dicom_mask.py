@@ -220,7 +220,9 @@ def enhance(path: Path, files: list[Path]) -> Path:
 @pytest.fixture
 def written(tmp_path: Path) -> pydicom.Dataset:
     series = dicom_series(tmp_path, turned("axial"))
-    study = of_series(series, random_mask(SHAPE, 3), CLASSES, runs=("run-a 12ab34cd",))
+    study = of_series(
+        series, random_mask(SHAPE, 3), CLASSES, made_by={"members": [{"run": "run-a", "weights_sha256": "12ab34cd"}]}
+    )
     return pydicom.dcmread(write_dicom_mask(tmp_path / "mask.dcm", study))
 
 

@@ -24,7 +24,15 @@ from zeus_union.pipelines.outputs.results import write_results
 from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage2_segment.label_names import read_label_table
 
-ALWAYS = ["instructions.json", "labels.ctbl", "labels.txt", "mask.nii.gz", "statistics.csv", "statistics.json"]
+ALWAYS = [
+    "instructions.json",
+    "labels.ctbl",
+    "labels.txt",
+    "made_by.json",
+    "mask.nii.gz",
+    "statistics.csv",
+    "statistics.json",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +142,22 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     assert names(folder) == ["notes.txt"] and names(tmp_path) == ["out"]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is no folder"):
-        write_results(abdomen(), tmp_path / "file")
+        write_results(abdomen(), tmp_path / "file", replace=True)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match="is no folder"):
+        write_results(abdomen(), tmp_path / "link", replace=True)
+    assert (tmp_path / "file").read_text() == "mine" and names(folder) == ["notes.txt"]
+
+
+def test_only_results_are_replaced(tmp_path: Path) -> None:
+    """Else --overwrite with --out set to the folder of the studies would take the images away."""
+    folder = tmp_path / "patient 7"
+    folder.mkdir()
+    for name in ("FLAIR.nii.gz", "mask.nii.gz"):
+        (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=r"patient 7 also holds FLAIR.nii.gz, which zeus did not write"):
+        write_results(abdomen(), folder, replace=True)
+    assert names(tmp_path) == ["patient 7"] and (folder / "mask.nii.gz").read_text() == "mine"
 
 
 def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
@@ -145,7 +168,7 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
 
 def test_a_replaced_folder_has_nothing_of_the_one_before(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
+    (tmp_path / "out" / "liver.prob.nii.gz").write_text("old")
     write_results(abdomen(), tmp_path / "out", preview=False, replace=True)
     assert names(tmp_path / "out") == ALWAYS and names(tmp_path) == ["out"]
 
@@ -154,10 +177,10 @@ def test_what_a_killed_process_left_is_cleared_away_and_what_it_took_is_put_back
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "half").write_text("half")
     (tmp_path / ".out.old").mkdir()
-    (tmp_path / ".out.old" / "result").write_text("of before")
+    (tmp_path / ".out.old" / "mask.dcm").write_text("of before")
     with pytest.raises(UserError, match="exists already"):
         write_results(abdomen(), tmp_path / "out")
-    assert (tmp_path / "out" / "result").read_text() == "of before"
+    assert (tmp_path / "out" / "mask.dcm").read_text() == "of before"
     write_results(abdomen(), tmp_path / "out", preview=False, replace=True)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ALWAYS
 
@@ -187,16 +210,16 @@ def test_a_disk_that_fills_up_at_any_file_leaves_nothing_half_written(
     out = tmp_path / "out"
     if there_before:
         out.mkdir()
-        (out / "result").write_text("of before")
+        (out / "preview.png").write_text("of before")
     for allowed in range(len(ALWAYS) + 1):
         with monkeypatch.context() as patch:
             DiskFull(patch, tmp_path / ".out.partial", allowed)
             with pytest.raises(OSError, match="No space left"):
                 write_results(study, out, replace=there_before)
         assert names(tmp_path) == (["out", "source"] if there_before else ["source"])
-        assert not there_before or names(out) == ["result"]
+        assert not there_before or names(out) == ["preview.png"]
     write_results(study, out, preview=False, replace=there_before)
-    assert names(tmp_path) == ["out", "source"] and "result" not in names(out)
+    assert names(tmp_path) == ["out", "source"] and "preview.png" not in names(out)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -15,20 +15,21 @@ from scipy.spatial.transform import Rotation
 
 from tests.pipelines.outputs.studies import abdomen
 from zeus_union.cache.grid import VIEWS, Grid
+from zeus_union.pipelines.outputs.results import statistics_json
 from zeus_union.pipelines.outputs.statistics import (
     ClassStatistics,
-    statistics,
     statistics_csv,
-    statistics_json,
     summary_lines,
     volume_text,
 )
 from zeus_union.pipelines.segment.segmentation import Segmentation
 
+MADE_BY = {"members": [{"run": "run-a", "weights_sha256": "12ab"}]}
+
 
 def test_a_box_measures_what_it_is() -> None:
     """10 x 6 x 4 voxels of 2 x 3 x 4 mm; x runs to the left from 10 mm right."""
-    liver, spleen, kidney = statistics(abdomen())
+    liver, spleen, kidney = abdomen().statistics
     assert (liver.label, liver.name, liver.voxels, liver.volume_ml) == (1, "liver", 240, 5.76)
     assert liver.extent_mm == (20.0, 18.0, 16.0)
     assert liver.centroid_ras_mm == (10 - 2 * 6.5, -20 + 3 * 5.5, 30 + 4 * 5.5)
@@ -45,15 +46,15 @@ def test_a_box_measures_what_it_is() -> None:
 
 def test_slices_are_counted_in_the_view_from_its_first() -> None:
     """Coronal slices run to the back: row 3 of 16 from the back is slice 12."""
-    assert statistics(abdomen("coronal"))[0].slices == (16 - 9, 16 - 4, 6)
-    assert statistics(abdomen("sagittal"))[0].slices == (20 - 12, 20 - 3, 10)
+    assert abdomen("coronal").statistics[0].slices == (16 - 9, 16 - 4, 6)
+    assert abdomen("sagittal").statistics[0].slices == (20 - 12, 20 - 3, 10)
 
 
 def test_corners_join_components() -> None:
     study = abdomen()
     mask = np.zeros_like(study.mask)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[3, 3, 3] = 1
-    (liver, *_) = statistics(replace(study, mask=mask))
+    (liver, *_) = replace(study, mask=mask).statistics
     assert liver.components == 2 and liver.largest_component_ml == 0.048
 
 
@@ -77,7 +78,7 @@ def test_in_any_orientation_they_are_those_of_every_voxel_s_box(
     mask = (random.random((5, 4, 6)) < 0.1).astype(np.uint8) * random.integers(1, 3, (5, 4, 6)).astype(np.uint8)
     image = random.normal(size=mask.shape).astype(np.float32)
     study = Segmentation("s", ("a", "b"), mask, Grid((5, 4, 6), affine, view), {"M": image})
-    for row in statistics(study):
+    for row in study.statistics:
         index = np.argwhere(mask == row.label)
         if not len(index):
             assert row.centroid_ras_mm is None
@@ -92,8 +93,12 @@ def test_in_any_orientation_they_are_those_of_every_voxel_s_box(
 
 
 def test_json_has_definitions_both_coordinate_systems_and_no_nan() -> None:
-    study = abdomen(missing=("FLAIR",), segmented=tuple(range(0, 12, 2)), runs=("run-a 12ab",))
-    content = json.loads(json.dumps(statistics_json(study, statistics(study)), allow_nan=False))
+    study = abdomen(
+        missing=("FLAIR",),
+        segmented=tuple(range(0, 12, 2)),
+        made_by=MADE_BY,
+    )
+    content = json.loads(json.dumps(statistics_json(study), allow_nan=False))
     assert (content["modalities"], content["missing_modalities"]) == (["T1", "T2"], ["FLAIR"])
     assert content["grid"]["segmented_slices"] == 6 and content["grid"]["slices"] == 12
     assert content["grid"]["voxel_ml"] == pytest.approx(0.024)
@@ -110,7 +115,7 @@ def test_json_has_definitions_both_coordinate_systems_and_no_nan() -> None:
 
 def test_an_ensemble_s_agreement_is_among_them_with_what_it_means() -> None:
     study = abdomen(agreement={"liver": 0.97, "spleen": None, "left kidney": 0.4})
-    ensemble = statistics_json(study, statistics(study))["ensemble"]
+    ensemble = statistics_json(study)["ensemble"]
     assert ensemble["agreement"] == {"liver": 0.97, "spleen": None, "left kidney": 0.4}
     assert "mean DSC of the pairs" in ensemble["definitions"]["agreement"]
 
@@ -118,7 +123,7 @@ def test_an_ensemble_s_agreement_is_among_them_with_what_it_means() -> None:
 def test_csv_is_one_row_a_class_in_numbers() -> None:
     study = abdomen()
     named = replace(study, classes=('a "b", c', "spleen", "脾\nx"))
-    rows = list(csv.DictReader(io.StringIO(statistics_csv(statistics(named), tuple(named.images)))))
+    rows = list(csv.DictReader(io.StringIO(statistics_csv(named.statistics, tuple(named.images)))))
     assert [row["class"] for row in rows] == list(named.classes)
     assert all(float(value) is not None for name, value in rows[0].items() if name != "class")
     assert rows[1]["T1_mean"] == rows[1]["first_slice"] == rows[1]["centroid_ras_x_mm"] == ""
@@ -138,7 +143,7 @@ def test_volumes_are_said_with_the_digits_they_deserve() -> None:
         "0.0421 ml",
     ]
     assert of(0) == "0 ml, nothing predicted"
-    assert summary_lines(statistics(abdomen())) == [
+    assert summary_lines(abdomen().statistics) == [
         "liver 5.76 ml",
         "spleen 0 ml, nothing predicted",
         "left kidney 0.12 ml",
@@ -149,7 +154,7 @@ def test_255_classes_and_a_single_slice_are_measured() -> None:
     shape = (51, 5, 1)
     mask = (np.arange(255).reshape(shape) + 1).astype(np.uint8)
     names = tuple(f"class {label}" for label in range(1, 256))
-    rows = statistics(Segmentation("s", names, mask, Grid(shape, np.eye(4)), {"M": mask.astype(np.float32)}))
+    rows = Segmentation("s", names, mask, Grid(shape, np.eye(4)), {"M": mask.astype(np.float32)}).statistics
     assert [row.voxels for row in rows] == [1] * 255
     assert [row.intensity["M"] for row in rows] == [(float(label), 0.0) for label in range(1, 256)]
     assert all(row.slices == (0, 0, 1) for row in rows)
