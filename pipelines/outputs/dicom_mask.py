@@ -90,10 +90,10 @@ def write_dicom_mask(path: Path, segmentation: Segmentation, codes: Sequence[Cla
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names and values that are the source's
         try:
-            written = _segmentation_object(segmentation, codes, frames, sources)
-            written.ContentCreatorName = ""  # a program's, and the field has to be there
-            _refer_to_files(written, series)
-            written.save_as(path)
+            dataset = _segmentation_object(segmentation, codes, frames, sources)
+            dataset.ContentCreatorName = ""  # a program's, and the field has to be there
+            _refer_to_files(dataset, series)
+            dataset.save_as(path)
         except (ValueError, TypeError, LookupError) as error:  # values that DICOM does not allow
             raise UserError(
                 f"the header of {series.files[0]} cannot be carried into a segmentation object ({first_line(error)})"
@@ -231,10 +231,10 @@ def _about_patient(frame: Frame) -> Dataset:
     return header
 
 
-def _refer_to_files(written: Any, series: Series) -> None:
+def _refer_to_files(dataset: Any, series: Series) -> None:
     """Lets every reference to a source name its real class, and its frame where a file has several."""
     positions = np.array([tag_value(frame, "ImagePositionPatient") for frame in series.frames], dtype=float)
-    for group in written.PerFrameFunctionalGroupsSequence:
+    for group in dataset.PerFrameFunctionalGroupsSequence:
         position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
         frame = series.frames[int(np.linalg.norm(positions - position, axis=1).argmin())]
         reference = group.DerivationImageSequence[0].SourceImageSequence[0]
@@ -242,8 +242,8 @@ def _refer_to_files(written: Any, series: Series) -> None:
         if frame.count > 1:
             reference.ReferencedFrameNumber = frame.index + 1
     files = {str(tag_value(frame, "SOPInstanceUID")): str(tag_value(frame, "SOPClassUID")) for frame in series.frames}
-    written.SourceImageSequence = [_reference(instance, of_class) for instance, of_class in files.items()]
-    written.ReferencedSeriesSequence[0].ReferencedInstanceSequence = written.SourceImageSequence
+    dataset.SourceImageSequence = [_reference(instance, of_class) for instance, of_class in files.items()]
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = dataset.SourceImageSequence
 
 
 def _reference(instance: str, of_class: str) -> Dataset:

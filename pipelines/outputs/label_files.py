@@ -30,8 +30,8 @@ def itk_snap_labels(classes: Sequence[str]) -> str:
     lines = []
     for label, name in enumerate(classes, 1):
         red, green, blue = class_colour(label)
-        written = " ".join(name.replace('"', "'").split())
-        lines.append(f'{label:5d} {red:5d} {green:4d} {blue:4d}        1  1  1    "{written}"\n')
+        text = " ".join(name.replace('"', "'").split())
+        lines.append(f'{label:5d} {red:5d} {green:4d} {blue:4d}        1  1  1    "{text}"\n')
     return _ITK_SNAP_HEAD + "".join(lines)
 
 

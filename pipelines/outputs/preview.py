@@ -33,15 +33,15 @@ def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     grid = segmentation.grid
     numbers = telling_slices(voxels_by_slice(segmentation.mask, segmentation.grid, len(segmentation.classes)))
     masks = grid.to_slices(segmentation.mask)[numbers]
-    shown = dict(list(segmentation.images.items())[:MODALITIES])
+    images = dict(list(segmentation.images.items())[:MODALITIES])
     aspect = grid.slice_spacing[1] / grid.slice_spacing[2]
     tall = min(_TALLEST, aspect * grid.slice_shape[1] / grid.slice_shape[2])
     figure = Figure(
-        figsize=(_WIDTH * len(numbers) + 2.4, (_WIDTH * tall + 0.3) * len(shown) + 0.9), layout="constrained"
+        figsize=(_WIDTH * len(numbers) + 2.4, (_WIDTH * tall + 0.3) * len(images) + 0.9), layout="constrained"
     )
-    _title(figure, segmentation, list(shown))
-    pictures = figure.subplots(len(shown), len(numbers), squeeze=False)
-    for line, (modality, image) in zip(pictures, shown.items()):
+    _title(figure, segmentation, list(images))
+    pictures = figure.subplots(len(images), len(numbers), squeeze=False)
+    for line, (modality, image) in zip(pictures, images.items()):
         greys = _greys(grid.to_slices(image)[numbers], modality)
         for axes, number, grey, mask in zip(line, numbers, greys, masks):
             show(axes, grey, mask, segmentation.classes, aspect)
@@ -108,9 +108,9 @@ def _greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]:
 
 
 def _mark_sides(axes: Any, grid: Grid) -> None:
-    places = {"left": (0.02, 0.5), "right": (0.98, 0.5), "top": (0.5, 0.98), "bottom": (0.5, 0.02)}
+    anchors = {"left": (0.02, 0.5), "right": (0.98, 0.5), "top": (0.5, 0.98), "bottom": (0.5, 0.02)}
     for side, letter in sides(grid).items():
-        across, up = places[side]
+        across, up = anchors[side]
         axes.text(
             across,
             up,
@@ -125,9 +125,9 @@ def _mark_sides(axes: Any, grid: Grid) -> None:
         )
 
 
-def _title(figure: Figure, segmentation: Segmentation, shown: Sequence[str]) -> None:
+def _title(figure: Figure, segmentation: Segmentation, modalities: Sequence[str]) -> None:
     parts = [segmentation.study, f"{segmentation.grid.view} slices"]
-    more = [name for name in segmentation.images if name not in shown]
+    more = [name for name in segmentation.images if name not in modalities]
     if more:
         parts.append(f"also read: {', '.join(more)}")
     if segmentation.missing:

@@ -111,19 +111,19 @@ def instructions_json(segmentation: Segmentation) -> list[dict[str, Any]]:
     """
     return [
         {
-            "slice": said.slice_number,
-            "modality": said.modality,
+            "slice": instruction.slice_number,
+            "modality": instruction.modality,
             "variant": variant,
             "class": _class_of(variant, segmentation.classes),
-            "prompt": said.prompt,
-            "text": said.text,
-            "stop_reason": said.stop_reason,
-            "prompt_tokens": said.prompt_tokens,
-            "output_tokens": said.output_tokens,
-            "seed": said.seed,
+            "prompt": instruction.prompt,
+            "text": instruction.text,
+            "stop_reason": instruction.stop_reason,
+            "prompt_tokens": instruction.prompt_tokens,
+            "output_tokens": instruction.output_tokens,
+            "seed": instruction.seed,
         }
         for variant, texts in segmentation.instructions.items()
-        for said in texts
+        for instruction in texts
     ]
 
 
@@ -140,9 +140,9 @@ def _class_of(variant: str, classes: Sequence[str]) -> str | None:
 def _write_volumes(segmentation: Segmentation, folder: Path) -> None:
     grid = segmentation.grid
     write_labels(folder / MASK, segmentation.mask, grid, segmentation.classes)
-    for name, written in zip(segmentation.classes, class_file_names(segmentation.classes)):
+    for name, file_name in zip(segmentation.classes, class_file_names(segmentation.classes)):
         if name in segmentation.probabilities:
-            write_probabilities(folder / f"{written}.{PROBABILITY}", segmentation.probabilities[name], grid)
+            write_probabilities(folder / f"{file_name}.{PROBABILITY}", segmentation.probabilities[name], grid)
     if segmentation.disagreement is not None:
         write_fractions(folder / DISAGREEMENT, segmentation.disagreement, grid)
 
