@@ -14,7 +14,7 @@ from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE, FACTS
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.checkpoint import write_json
+from zeus_union.stage2_segment.checkpoint import name_of, write_json
 from zeus_union.stage2_segment.config import RunConfig
 
 PROJECTION, PROFILE = "projection.safetensors", "profile.json"
@@ -55,7 +55,9 @@ def carried_profile(run: Path, given: Collection[str] = ()) -> dict[str, Any] | 
     to_give = dict(values.pop(TO_GIVE, {}))
     if wanted := {part: name for part, name in to_give.items() if part not in given}:
         named = ", ".join(f"--set {part}=..." + (f" ({name})" if name else "") for part, name in wanted.items())
-        raise UserError(f"{run} was shared without files of its own machine; give {named}, as they are called here")
+        raise UserError(
+            f"{name_of(run)} was shared without files of its own machine; give {named}, as they are called here"
+        )
     return {**values, **dict.fromkeys(to_give, "none")}
 
 

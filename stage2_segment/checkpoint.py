@@ -23,6 +23,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.stage2_segment.config import RunConfig
 
 CONFIG, METRICS, STATE = "config.json", "metrics.parquet", "state.pt"
+UNPACKED_FROM = "unpacked_from.txt"  # in the folder of a run that is there while a command reads its file
 # A state is 12 bytes a parameter: not after every step, and where the disk is slow, for no more than a tenth of the time.
 SAVE_EVERY_S, SAVING_SHARE = 20, 0.1
 
@@ -37,6 +38,12 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def name_of(run: Path) -> str:
+    """What messages and results call a run: its folder, or the file that it was unpacked from for a while."""
+    origin = run / UNPACKED_FROM
+    return origin.read_text(encoding="utf-8") if origin.is_file() else str(run)
 
 
 def load_config(run: Path) -> RunConfig:

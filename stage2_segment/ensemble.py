@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, sha256_file
-from zeus_union.stage2_segment.checkpoint import load_config, weights_path
+from zeus_union.stage2_segment.checkpoint import load_config, name_of, weights_path
 from zeus_union.stage2_segment.compatibility import check_cache, what_differs
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.trained import TrainedRun, load_run
@@ -177,7 +177,7 @@ def describe_members(runs: Sequence[Path], which: str) -> list[dict[str, Any]]:
     """What ensemble.json says of each member."""
     return [
         {
-            "run": str(run),
+            "run": name_of(run),
             "weights": which,
             "weights_sha256": sha256_file(weights_path(run, which)),
             "model": config.architecture.model,

@@ -35,7 +35,9 @@ def open_cache(run: Path, path: Path | None = None, allow_partial: bool = False)
     if path is None:
         config = checkpoint.load_config(run)
         if config.is_shared:
-            raise UserError(f"{run} was shared without the cache it was trained on; give --cache FILE")
+            raise UserError(
+                f"{checkpoint.name_of(run)} was shared without the cache it was trained on; give --cache FILE"
+            )
         path = Path(os.path.normpath(run / config.inputs.cache))
         if not path.is_file():
             raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from zeus_union.cache.errors import UserError
@@ -27,6 +28,10 @@ class KnownSubjects:
     names: frozenset[str]
     sources: frozenset[str]
 
+    @cached_property
+    def _salts(self) -> frozenset[str]:
+        return salts_in(self.names | self.sources)
+
     def __or__(self, other: KnownSubjects) -> KnownSubjects:
         return KnownSubjects(self.names | other.names, self.sources | other.sources)
 
@@ -37,8 +42,8 @@ class KnownSubjects:
             images: sha256 of the files it was read from, without labels.
         """
         images = set(images)
-        marked_images = {mark_picture(image, salt) for salt in salts_in(self.sources) for image in images}
-        marked_names = {mark_name(name, salt) for salt in salts_in(self.names)}
+        marked_images = {mark_picture(image, salt) for salt in self._salts for image in images}
+        marked_names = {mark_name(name, salt) for salt in self._salts}
         return not self.names.isdisjoint({name} | marked_names) or not self.sources.isdisjoint(images | marked_images)
 
     def among(self, cache: Cache, subjects: Iterable[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build
 from zeus_union.stage1_instruct.models.assembly import best_device
 from zeus_union.stage1_instruct.studies.intensity import windows_in
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
+from zeus_union.stage2_segment.checkpoint import name_of
 from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
 from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, describe_members, load_members
 from zeus_union.stage2_segment.evaluation.missing import known_loss
@@ -165,7 +166,7 @@ class Segmenter:
 
     def _say_trained_on(self, cache: Cache, subject: str) -> None:
         known = [
-            run.name
+            Path(name_of(run)).name
             for run, config in zip(self.runs, self._configs)
             if trained_by_run_or_projection(config).among(cache, [subject])
         ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage2_segment.carried import TO_GIVE
-from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.config import RunConfig, Split
 from zeus_union.stage2_segment.inputs.layers import UNBOUND
 from zeus_union.stage2_segment.marks import mark_name, mark_picture
 
@@ -22,19 +23,20 @@ from zeus_union.stage2_segment.marks import mark_name, mark_picture
 NAMES, PICTURES = ("subjects", "held_out_subjects", "chosen_on"), ("digests",)
 # Of what is known of a projection: what it fits, not what it said of a patient.
 FACTS = ("kind", "inputs", "hidden", "outputs", "vision", "llm_sha256", "template", "subjects")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ON_A_MACHINE = ("address", "key_variable")
 
 
 def shared_config(config: RunConfig, salt: str) -> RunConfig:
     """A run's description with marks for its subjects, and without its cache."""
     split, inputs = config.split, config.inputs
-    people = {
-        name: tuple(sorted(mark_name(subject, salt) for subject in getattr(split, name)))
-        for name in ("train", "test", "validation")
-    }
+
+    def marks(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(mark_name(name, salt) for name in names))
+
     return replace(
         config,
-        split=replace(split, **people),
+        split=Split(split.fold, marks(split.train), marks(split.test), marks(split.validation)),
         inputs=replace(
             inputs,
             card=replace(inputs.card, name=without_path(inputs.card.name)),
@@ -46,7 +48,7 @@ def shared_config(config: RunConfig, salt: str) -> RunConfig:
                 variant: _unbound(shared_value(recipe, salt)) for variant, recipe in inputs.instruction_recipes.items()
             },
             training_sources=tuple(sorted(mark_picture(digest, salt) for digest in inputs.training_sources)),
-            seen=tuple(sorted(mark_name(subject, salt) for subject in inputs.seen)),
+            seen=marks(inputs.seen),
         ),
     )
 
@@ -76,10 +78,14 @@ def shared_value(value: Any, salt: str, key: str = "") -> Any:
 
 
 def without_path(text: str) -> str:
-    """The last part of a path of this or another system; what is none as it is."""
+    """The last part of a path of this or another system, or of an address; what is none as it is."""
+    if _ADDRESS.match(text):
+        return PurePosixPath(text.partition("://")[2].partition("/")[2]).name
     if PureWindowsPath(text).is_absolute():
         return PureWindowsPath(text).name
-    return PurePosixPath(text).name if PurePosixPath(text).is_absolute() or text.startswith("~") else text
+    if text.startswith("~"):  # somebody's home
+        return PurePosixPath(text.partition("/")[2]).name
+    return PurePosixPath(text).name if PurePosixPath(text).is_absolute() else text
 
 
 def shared_profile(lines: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from zeus_union.cache.atomic import AtomicFile, require_space
 from zeus_union.cache.errors import UserError
-from zeus_union.stage2_segment.checkpoint import CONFIG
+from zeus_union.stage2_segment.checkpoint import CONFIG, UNPACKED_FROM, load_config
 
 ENDING = ".zeus.zip"
 FORMAT = 1
@@ -57,7 +57,7 @@ def write_archive(out: Path, files: Mapping[str, bytes | Path]) -> None:
     require_space(out.parent if out.parent.is_dir() else Path(), sum(sizes.values()), f"the file {out.name}")
     target = AtomicFile(out, mode=0o644)
     try:
-        with zipfile.ZipFile(target, "w") as archive:  # type: ignore[call-overload]
+        with zipfile.ZipFile(target, "w") as archive:
             listed = {}
             for name, content in sorted(files.items()):
                 listed[name] = {"bytes": sizes[name], "sha256": _add(archive, name, content, sizes[name])}
@@ -118,6 +118,24 @@ def unpack(archive: Path, folder: Path) -> tuple[Path, ...]:
     runs = tuple(folder / "runs" / str(number) for number in numbers)
     if not runs or not all(f"runs/{number}/{CONFIG}" in listed for number in numbers):
         raise UserError(f"{archive} has no run in it, or one without its {CONFIG}; export it again")
+    return runs
+
+
+def unpack_runs(archive: Path, folder: Path) -> tuple[Path, ...]:
+    """`unpack`, and what came out are runs of this version.
+
+    Raises:
+        UserError: as `unpack`; a description that this version cannot read.
+    """
+    runs = unpack(archive, folder)
+    for run in runs:
+        try:
+            load_config(run)
+        except UserError as error:
+            raise UserError(
+                f"{archive} holds a run that is damaged or of another version of Zeus ({error.__cause__ or error}); export it "
+                "again with this version"
+            ) from error
     return runs
 
 
@@ -217,12 +235,14 @@ def opened_runs(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         folders: list[Path] = []
         for number, path in enumerate(paths):
             if path.is_file():
-                inside = Path(temporary) / str(number)
-                inside.mkdir()
-                runs = unpack(path, inside)
-                # Called as the file is, for those who read of the run.
-                names = [stem_of(path)] if len(runs) == 1 else [f"{stem_of(path)}-{run.name}" for run in runs]
-                folders += [run.rename(inside / name) for run, name in zip(runs, names)]
+                inside = Path(temporary) / str(number) / stem_of(path)
+                inside.mkdir(parents=True)
+                unpacked = unpack_runs(path, inside)
+                for run in unpacked:
+                    (run / UNPACKED_FROM).write_text(
+                        str(path) + (f" (run {run.name})" if len(unpacked) > 1 else ""), "utf-8"
+                    )
+                folders += unpacked
             elif (path / CARD).is_file() and not (path / CONFIG).is_file():
                 folders += sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
             else:

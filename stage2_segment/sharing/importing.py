@@ -14,7 +14,7 @@ from zeus_union.stage2_segment.checkpoint import load_config, weights_path
 from zeus_union.stage2_segment.chosen_postprocessing import WEIGHTS
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.ensemble import check_members
-from zeus_union.stage2_segment.sharing.archive import stem_of, unpack
+from zeus_union.stage2_segment.sharing.archive import stem_of, unpack_runs
 from zeus_union.stage2_segment.trained import load_run
 
 
@@ -26,17 +26,17 @@ def import_runs(archive: Path, out: Path | None = None) -> tuple[Path, ...]:
             the fold, else run0, ...); None: runs/NAME.
 
     Raises:
-        UserError: as `unpack`; runs that do not load or cannot predict together; `out` exists.
+        UserError: as `unpack_runs`; runs that do not load or cannot predict together; `out` exists.
     """
     out = out or Path("runs") / stem_of(archive)
     if os.path.lexists(out):
         raise UserError(f"{out} exists; give another --out, or remove it")
-    made = [folder for folder in out.parents if not folder.exists()]
+    made = [parent for parent in out.parents if not parent.exists()]
     make_folder(out.parent)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        runs = unpack(archive, temporary)
+        runs = unpack_runs(archive, temporary)
         configs = [load_config(run) for run in runs]
         check_members(runs, configs)
         for run in runs:
@@ -54,8 +54,8 @@ def import_runs(archive: Path, out: Path | None = None) -> tuple[Path, ...]:
         sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:  # made for nothing
-            folder.rmdir()
+        for parent in made:  # made for nothing
+            parent.rmdir()
         raise
     return tuple(out / name if name else out for name in names)
 

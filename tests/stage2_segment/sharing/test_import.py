@@ -109,6 +109,9 @@ BAD: Mapping[str, tuple[Callable[[dict[str, bytes]], None], bool, str]] = {
     "a path of Windows": (lambda files: files.update({"runs\\0\\config.json": b"x"}), True, "which is none"),
     "a folder": (lambda files: files.update({"runs/0/weights/": b""}), True, "which is none of a run's files"),
     "a config of another version": (config_of_another_version, True, "of another version of Zeus"),
+    "a config that is none": (
+        lambda files: files.update({"runs/0/config.json": b"{"}), True, "of another version of Zeus",
+    ),
     "a config of another model": (other_classes, True, "does not fit the run's config.json"),
     "no config": (lambda files: files.pop("runs/0/config.json") and None, True, "has no run in it, or one without its"),
     "no weights": (lambda files: files.pop("runs/0/weights/last.safetensors") and None, True, "last.safetensors does not"),
