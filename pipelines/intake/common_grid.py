@@ -59,7 +59,7 @@ def onto_reference(image: Image, reference: Image, register: bool) -> tuple[NDAr
     if not doubt:
         size = f"resampled from {size_of(image.grid)}"
         partly = f", which covers {covered:.0%} of {reference.name}" if covered < _COMPLETE else ""
-        return resample_to(image.volume, image.grid, reference.grid, order=1), size + partly
+        return _resampled(image, image.grid, reference.grid), size + partly
     if not register:
         raise UserError(
             f"{image.source} ({image.name}) cannot be laid on {reference.source} ({reference.name}): {doubt}; --register moves "
@@ -74,6 +74,12 @@ def size_of(grid: Grid) -> str:
     return f"{shape} at {' x '.join(f'{side:.3g}' for side in grid.spacing)} mm"
 
 
+def _resampled(image: Image, grid: Grid, target: Grid) -> NDArray[np.float32]:
+    """Linear; where the image does not reach 0, or its lowest value where that is lower (air, in Hounsfield units)."""
+    lowest = min(0.0, float(np.nanmin(image.volume)))
+    return resample_to(image.volume - np.float32(lowest), grid, target, order=1) + np.float32(lowest)
+
+
 def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], str]:
     if not wanted():
         return np.zeros(reference.grid.shape, np.float32), "to be registered"
@@ -81,7 +87,7 @@ def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], st
 
     what = f"{image.source} ({image.name}) onto {reference.source} ({reference.name})"
     motion = register_rigidly(image.volume, image.grid, reference.volume, reference.grid, what)
-    volume = resample_to(image.volume, moved_grid(image.grid, motion), reference.grid, order=1)
+    volume = _resampled(image, moved_grid(image.grid, motion), reference.grid)
     said = f"registered, moved by {motion.shift_mm:.1f} mm and {motion.degrees:.1f} degrees"
     return volume, f"{said}; resampled from {size_of(image.grid)}"
 
@@ -109,9 +115,10 @@ def _doubt(image: Image, reference: Image, covered: float) -> str:
 def _untrusted(grid: Grid) -> str:
     """Why a file's header does not say where its voxels lie; '' where it does."""
     header = grid.header
+    if np.allclose(np.abs(grid.affine), np.eye(4)):
+        return "says no position (1 mm a voxel, from 0)"
     if header is None:
-        lost = np.allclose(np.abs(grid.affine), np.eye(4))
-        return "says no position (1 mm a voxel, from 0)" if lost else ""
+        return ""
     if header.sform_code <= 0 and header.qform_code <= 0:
         return "says no position (qform_code and sform_code are 0)"
     if header.sform_code > 0 and header.qform_code > 0 and not _agree(header, grid):

@@ -41,10 +41,12 @@ class Reading:
     Attributes:
         modality: the modality that it ends in or whose number it ends in.
         doubts: what else can be read in it: names of modalities, or words; empty where it is clear.
+        case: of a file that is called by its channel number, the words before it, whom nnU-Net means by them.
     """
 
     modality: str
     doubts: tuple[str, ...]
+    case: Words = ()
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,14 @@ def read_name(
     longest = max((len(names[name]) for name in ends), default=0)
     ends = [name for name in ends if len(names[name]) == longest]
     before = parts[: len(parts) - longest]
+    case: Words = ()
     number = re.fullmatch(r".*_(\d{4})", stem, re.DOTALL)
     if not ends and number:
         ends = [name for name, channel in channels.items() if channel == int(number[1])]
         before = parts[:-1]
         if ends and names.get(ends[0]) and before[-len(names[ends[0]]) :] == names[ends[0]]:
             before = before[: -len(names[ends[0]])]  # patient_T1_0001: name and number agree
+        case = before
     if not any(name in wanted for name in ends):
         return None
     modality = next(name for name in ends if name in wanted)
@@ -103,7 +107,7 @@ def read_name(
     doubts += _modalities_in(before, modality, names)
     doubts += [word for word in before if word in _LABELS]
     doubts += [word for word in before[-1:] if word in _LINKS | _QUALIFIERS]
-    return Reading(modality, tuple(dict.fromkeys(doubts)))
+    return Reading(modality, tuple(dict.fromkeys(doubts)), case)
 
 
 def find_modalities(
@@ -132,8 +136,11 @@ def find_modalities(
     taken = {path.resolve() for path in modalities.values()}
     candidates: dict[str, list[tuple[Path, Reading]]] = {name: [] for name in wanted if name not in modalities}
     files = volume_files(study)
+    cases = {name: case for name, path in modalities.items() if (case := _case_of(path, wanted, channels, known))}
     for path in files:
         said = read_name(stem_of(path), wanted, channels, known)
+        if said and said.case and cases and said.case not in cases.values():
+            continue  # another patient's beside those that the user chose
         if said and said.modality in candidates and path.resolve() not in taken:
             candidates[said.modality].append((path, said))
     for name, fitting in candidates.items():
@@ -149,6 +156,13 @@ def find_modalities(
             )
         if fitting:
             modalities[name] = fitting[0][0]
+            cases |= {name: fitting[0][1].case} if fitting[0][1].case else {}
+    if len({*cases.values()}) > 1:
+        numbered = ", ".join(modalities[name].name for name in cases)
+        raise UserError(
+            f"{study} has files of several cases ({numbered}: what stands before the number differs); give a folder for each, "
+            "or say every file with --modality"
+        )
     if not modalities:
         first = wanted[0]
         calls = [f"{first}.nii.gz", *([f"PATIENT_{channels[first]:04d}.nii.gz"] if first in channels else [])]
@@ -278,6 +292,11 @@ def _modalities_in(parts: Words, modality: str, names: Mapping[str, Words]) -> l
         for name, sought in others.items()
         if any(parts[at : at + len(sought)] == sought for at in range(len(parts)))
     ]
+
+
+def _case_of(path: Path, wanted: Sequence[str], channels: Mapping[str, int], known: Sequence[str]) -> Words:
+    said = read_name(stem_of(path), wanted, channels, known)
+    return said.case if said else ()
 
 
 def _some(files: Sequence[Path]) -> str:

@@ -149,6 +149,7 @@ def _preferences(wanted: Wanted, view: str | None) -> list[tuple[str, Callable[[
     exact = words_of(wanted.name)
     steps: list[tuple[str, Callable[[Stack], float]]] = [
         ("called so", lambda stack: words_of(stack.description) != exact),
+        ("several slices", lambda stack: len(stack.frames) == 1),
         ("without fat suppression", lambda stack: bool(stack.traits.fat_suppressed) and not asked.fat_suppressed),
         ("the whole signal, not one phase", lambda stack: bool(stack.traits.phase) and not asked.phase),
         ("without contrast agent", lambda stack: bool(stack.traits.contrast) and not asked.contrast),

@@ -70,7 +70,6 @@ def register_rigidly(
     method.SetShrinkFactorsPerLevel(shrink)
     method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    images = _image(SimpleITK, fixed, fixed_grid), _image(SimpleITK, moving, moving_grid)
     start = SimpleITK.Euler3DTransform()
     centre = _centre(fixed_grid)
     start.SetCenter(centre.tolist())
@@ -79,7 +78,7 @@ def register_rigidly(
     method.SetInitialTransform(start, inPlace=True)
     try:
         with _one_thread(SimpleITK):
-            method.Execute(*images)
+            method.Execute(_image(SimpleITK, fixed, fixed_grid), _image(SimpleITK, moving, moving_grid))
     except RuntimeError as error:
         raise UserError(
             f"{what}: the registration failed ({str(error).strip().splitlines()[-1][:120]}); register them with another program "

@@ -26,8 +26,12 @@ from zeus_union.stage1_instruct.studies.dicom import read_series
 from zeus_union.stage1_instruct.studies.dicom_files import dicom_files, is_dicom
 from zeus_union.stage1_instruct.studies.dicom_frames import Frame, read_frames, tag_numbers, tag_value
 
+# Slices of one volume differ by 1e-4, a localiser's planes by 1, a radial acquisition's by 0.05.
+SAME_DIRECTION = 0.02
 # By which a series that shows every place several times is taken apart, the first that does it.
 REPEATS = ("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber", "InversionTime", "TriggerTime")
+# In ms: echoes of a dual-echo acquisition come before; later ones are of other sequences.
+LATE_ECHO = 15.0
 _LOCALISERS = frozenset(
     ("loc", "localizer", "localiser", "localizers", "scout", "survey", "topogram", "surview", "scanogram", "pilot")
 )
@@ -54,8 +58,8 @@ class Stack:
     Attributes:
         frames: in the order of the files.
         label: what the user calls it: the series' number, with .1, .2 where the series holds several stacks.
-        traits: what tags and description say it is.
-        phase_by_echo: read of the echo times, where nothing else says the phase.
+        traits: what tags and description together say it is.
+        tags: what the tags alone say.
     """
 
     frames: tuple[Frame, ...]
@@ -90,14 +94,23 @@ class Stack:
     def size_in_words(self) -> str:
         return f"{len(self.frames)} slice{'s' * (len(self.frames) != 1)}"
 
-    @cached_property
+    @property
     def grid(self) -> Grid | None:
         """Where it lies; None where its frames are no volume."""
+        return self._geometry[0]
+
+    @property
+    def fault(self) -> str:
+        """Why its frames are no volume (a slice is missing, ...); '' where they are."""
+        return self._geometry[1]
+
+    @cached_property
+    def _geometry(self) -> tuple[Grid | None, str]:
         try:
             with reading("headers"):
-                return read_series(self.frames).grid
-        except UserError:
-            return None
+                return read_series(self.frames).grid, ""
+        except UserError as error:
+            return None, str(error)
 
     @property
     def is_original(self) -> bool:
@@ -114,7 +127,7 @@ class Stack:
     @property
     def is_attenuation_corrected(self) -> bool:
         """Of PET: whether CorrectedImage says so."""
-        return "ATTN" in {str(word) for word in tag_value(self.first, "CorrectedImage") or ()}
+        return "ATTN" in _text(self.first, "CorrectedImage")
 
     @property
     def is_reformat(self) -> bool:
@@ -162,10 +175,12 @@ def find_stacks(folder: Path) -> tuple[Stack, ...]:
     frames = [frame for path in files for frame in read_frames(path)]
     _check_one_patient(folder, frames)
     _check_one_study(folder, frames)
-    groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    directions: list[tuple[float, ...]] = []
+    alike: dict[tuple[object, ...], dict[str, list[Frame]]] = defaultdict(lambda: defaultdict(list))
     for frame in frames:
-        groups[(_text(frame, "SeriesInstanceUID"), *_image_key(frame))].append(frame)
-    sets = [part for group in _joined(groups.values()) for part in _without_repeats(group)]
+        key = (_direction(frame, directions), *_image_key(frame))
+        alike[key][_text(frame, "SeriesInstanceUID")].append(frame)
+    sets = [part for series in alike.values() for group in _joined(series.values()) for part in _without_repeats(group)]
     sets.sort(key=_order)
     stacks = [_stack(frames) for frames in sets]
     return tuple(_labelled(_with_phases(stacks)))
@@ -173,14 +188,11 @@ def find_stacks(folder: Path) -> tuple[Stack, ...]:
 
 def _image_key(frame: Frame) -> tuple[object, ...]:
     """What the frames of one volume have in common."""
-    directions = _numbers(frame, "ImageOrientationPatient", 6)
     traits = traits_of_tags(frame)
     return (
         _text(frame, "SOPClassUID"),
         _text(frame, "Rows"),
         _text(frame, "Columns"),
-        # Slices of one volume differ by 1e-4, and -0.0 is 0.0.
-        tuple(round(value, 1) + 0.0 for value in directions),
         round((_numbers(frame, "EchoTime", 1) or (0.0,))[0], 2),
         traits.weighting if traits.weighting in ("ADC", "DWI", "diffusion map") else "",
         traits.phase,
@@ -190,8 +202,18 @@ def _image_key(frame: Frame) -> tuple[object, ...]:
     )
 
 
+def _direction(frame: Frame, known: list[tuple[float, ...]]) -> int:
+    """The number of a frame's ImageOrientationPatient among those that are `known`, to which a new one is added."""
+    directions = _numbers(frame, "ImageOrientationPatient", 6)
+    for number, other in enumerate(known):
+        if len(other) == len(directions) and all(abs(a - b) < SAME_DIRECTION for a, b in zip(directions, other)):
+            return number
+    known.append(directions)
+    return len(known) - 1
+
+
 def _joined(groups: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
-    """The groups; those of one frame each that are alike but for the series are one."""
+    """The groups of frames that are alike, one a series; those of one frame each are put together."""
     singles: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for group in groups:
         if len(group) > 1:
@@ -199,7 +221,7 @@ def _joined(groups: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
             continue
         frame = group[0]
         alike = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "RepetitionTime", "PixelSpacing")
-        singles[(*_image_key(frame), *(_text(frame, tag) for tag in alike))].append(frame)
+        singles[tuple(_text(frame, tag) for tag in alike)].append(frame)
     yield from singles.values()
 
 
@@ -227,8 +249,8 @@ def _stack(frames: Sequence[Frame]) -> Stack:
 _REFINED_BY_WORDS: dict[str, frozenset[str]] = {
     "T1": frozenset(("angiography", "perfusion", "SWI", "magnetisation transfer", "PD", "T2*")),
     "T2": frozenset(("FLAIR", "STIR", "DWI", "T2*", "PD")),
-    "PD": frozenset(("T1", "T2", "magnetisation transfer", "STIR")),
-    "T2*": frozenset(("SWI", "fMRI", "perfusion", "T2", "magnetisation transfer")),
+    "PD": frozenset(("T1", "magnetisation transfer", "STIR")),
+    "T2*": frozenset(("SWI", "fMRI", "perfusion", "magnetisation transfer")),
     "DWI": frozenset(("ADC", "diffusion map", "perfusion")),
     "STIR": frozenset(("T2",)),
 }
@@ -251,32 +273,41 @@ def _merge(tags: Traits, text: str) -> Traits:
 
 
 def _with_phases(stacks: Sequence[Stack]) -> list[Stack]:
-    """The phase of the two echoes of one acquisition, by their echo times, where neither tags nor description say it."""
-    pairs: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    alike = ("StudyInstanceUID", "FrameOfReferenceUID", "ProtocolName", "RepetitionTime", "Rows", "Columns")
-    for index, stack in enumerate(stacks):
-        if stack.tags.device == "MR" and not stack.traits.phase and not stack.unsuitable:
-            same = stack.uid if not stack.description else stack.description
-            pairs[(same, *(_text(stack.first, tag) for tag in alike))].append(index)
+    """The phase of the two echoes of one acquisition, by their echo times, where neither tags nor description say it.
+
+    The two are of one series, or of two series that differ in the echo time alone.
+    """
     result = list(stacks)
-    for indices in pairs.values():
-        echoes = [(_numbers(stacks[index].first, "EchoTime", 1) or (0.0,))[0] for index in indices]
-        if len(indices) != 2 or not all(echoes) or echoes[0] == echoes[1]:
-            continue
-        tesla = (_numbers(stacks[indices[0]].first, "MagneticFieldStrength", 1) or (1.5,))[0] or 1.5
-        together = [fat_with_water(echo, tesla) for echo in echoes]
-        if min(together) < 0 < max(together) and max(echoes) < 15:
-            for index, echo, cosine in zip(indices, echoes, together):
-                phase = "in phase" if cosine > 0 else "out of phase"
-                traits = stacks[index].traits
-                weighting = traits.weighting or "T1"
-                why = f"TE {echo:g} ms at {tesla:g} T, {phase}"
-                reasons = {**traits.reasons, "phase": why}
-                reasons.setdefault("weighting", why)
-                result[index] = replace(
-                    stacks[index], traits=replace(traits, phase=phase, weighting=weighting, reasons=reasons)
-                )
+    alike = ("StudyInstanceUID", "FrameOfReferenceUID", "ProtocolName", "RepetitionTime", "Rows", "Columns")
+    for name in ("SeriesInstanceUID", "SeriesDescription"):
+        pairs: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index, stack in enumerate(result):
+            if stack.tags.device == "MR" and not stack.traits.phase and not stack.unsuitable:
+                pairs[tuple(_text(stack.first, tag) for tag in (name, *alike))].append(index)
+        for indices in pairs.values():
+            for index, phased in zip(indices, _phases_of([result[index] for index in indices])):
+                result[index] = phased
     return result
+
+
+def _phases_of(stacks: Sequence[Stack]) -> list[Stack]:
+    """Two echoes with their phases; anything else as it is."""
+    echoes = [(_numbers(stack.first, "EchoTime", 1) or (0.0,))[0] for stack in stacks]
+    if len(stacks) != 2 or not all(0 < echo < LATE_ECHO for echo in echoes):
+        return list(stacks)
+    tesla = (_numbers(stacks[0].first, "MagneticFieldStrength", 1) or (0.0,))[0] or 1.5
+    together = [fat_with_water(echo, tesla) for echo in echoes]
+    if not min(together) < 0 < max(together):
+        return list(stacks)
+    phased = []
+    for stack, echo, cosine in zip(stacks, echoes, together):
+        phase = "in phase" if cosine > 0 else "out of phase"
+        why = f"TE {echo:g} ms at {tesla:g} T, {phase}"
+        traits = replace(stack.traits, phase=phase, weighting=stack.traits.weighting or "T1")
+        phased.append(
+            replace(stack, traits=replace(traits, reasons={"weighting": why, **traits.reasons, "phase": why}))
+        )
+    return phased
 
 
 def _labelled(stacks: Sequence[Stack]) -> list[Stack]:

@@ -186,6 +186,8 @@ def _folder_of(path: Path) -> Iterator[tuple[Path, Path]]:
         try:
             yield (_inner(folder), path)
         except UserError as error:
+            if str(folder) not in str(error):
+                raise
             raise type(error)(str(error).replace(str(folder), str(path))) from error
 
 
@@ -325,6 +327,8 @@ def _listed_stacks(
             reason = stack.unsuitable or (
                 f"could be {', '.join(fits)}, as other series could" if fits else _why_not(verdicts)
             )
+        elif stack.fault:
+            reason += f"; but {stack.fault}"
         yield Listed(stack.label, stack.description, size, name, reason)
     for name, source in sources.items():
         if source.file:

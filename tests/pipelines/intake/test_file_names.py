@@ -86,6 +86,17 @@ def test_usual_names_are_read_without_a_doubt():
         assert reading is not None and (reading.modality, reading.doubts) == (modality, ()), stem
 
 
+def test_files_of_two_cases_are_never_one_study(tmp_path: Path):
+    study = folder(tmp_path, "pat1_0000.nii.gz", "pat2_0001.nii.gz")
+    with pytest.raises(UserError, match=r"several cases \(pat1_0000.nii.gz, pat2_0001.nii.gz"):
+        taken(study, BRAIN)
+    assert taken(study, BRAIN, chosen={"FLAIR": "pat1_0000.nii.gz"}) == {"FLAIR": "pat1_0000.nii.gz"}
+    both = {"FLAIR": "pat1_0000.nii.gz", "T1w": "pat1_0001.nii.gz"}
+    assert taken(folder(tmp_path, "pat1_0001.nii.gz"), BRAIN, chosen={"FLAIR": "pat1_0000.nii.gz"}) == both
+    named = folder(tmp_path / "named", "pat1_FLAIR_0000.nii.gz", "pat1_T1w_0001.nii.gz")
+    assert list(taken(named, BRAIN)) == ["FLAIR", "T1w"]
+
+
 def test_a_choice_is_a_modality_of_the_run_and_a_series_or_file_of_its_own(tmp_path: Path):
     study = folder(tmp_path, "a.nii.gz")
     assert parse_choices(["T1w=5", "FLAIR=b=c.nii"]) == {"T1w": "5", "FLAIR": "b=c.nii"}

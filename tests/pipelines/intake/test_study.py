@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, RLELossless, generate_uid
 
 from tests.pipelines.intake import pacs
+from tests.stage1_instruct.studies.test_series import write_enhanced
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import is_subject_name
 from zeus_union.pipelines.intake.study import OpenedStudy, list_study, open_study, plan_study
@@ -186,6 +187,18 @@ def test_every_series_is_listed_with_what_it_is_for_or_why_not(export: Path):
     assert len(choice_table("s", *plan_study(export, ("T2", "T1Gd"), channels={})).columns) == 4
 
 
+def test_the_echoes_of_one_enhanced_file_are_two_modalities(tmp_path: Path):
+    before = opened(pacs.export(tmp_path / "s", *pacs.dual_echo()), RUN[2:])
+    (tmp_path / "enhanced").mkdir()
+    write_enhanced(
+        tmp_path / "enhanced" / "IM1", sorted((tmp_path / "s").iterdir()), ("orientation", "measures", "kind")
+    )
+    for study in (tmp_path / "enhanced", tmp_path / "enhanced" / "IM1"):
+        after = opened(study, RUN[2:])
+        for modality, image in before.images.items():
+            np.testing.assert_array_equal(image, after.images[modality])
+
+
 # Which of several.
 
 
@@ -248,6 +261,22 @@ def test_an_original_is_taken_before_what_was_made_of_it(tmp_path: Path, better:
         for number, tags in ((1, worse), (2, better), (3, worse))
     ]
     assert taken(opened(pacs.export(tmp_path / "s", *scans), ("T2",))) == {"T2": "2"}
+
+
+def test_a_volume_is_taken_before_slabs_of_one_slice_each(tmp_path: Path):
+    slabs = [
+        pacs.scan("coronal", "MRCP", 2, tags=pacs.T2, shape=(24, 20, 1), tilt=(0, 0, angle), series="mrcp")
+        for angle in (0, 15, 30)
+    ]
+    study = opened(pacs.export(tmp_path / "s", *slabs, pacs.scan("axial", "t2", 1, tags=pacs.T2)), ("T2",))
+    assert taken(study) == {"T2": "1"} and "several slices" in study.choices[0].reason
+
+
+def test_repeated_dual_echoes_each_have_their_phases(tmp_path: Path):
+    folder = pacs.export(tmp_path / "s", *pacs.dual_echo(5), *pacs.dual_echo(8))
+    assert "can be T1-DUAL-in: 5.2 (T1W dual FFE, 6 slices), 8.2" in refused(folder, RUN[2:])
+    study = opened(folder, RUN[2:], chosen={"T1-DUAL-in": "8", "T1-DUAL-out": "8"})
+    assert taken(study) == {"T1-DUAL-in": "8.2", "T1-DUAL-out": "8.1"}
 
 
 def test_contrast_agent_makes_t1gd_and_its_absence_t1(tmp_path: Path):
@@ -346,6 +375,8 @@ def test_a_missing_a_doubled_and_a_truncated_slice_are_named(export: Path):
     by_position = sorted(files, key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
     by_position[2].unlink()
     assert "a slice is missing" in refused(export)
+    listed = {entry.name: entry for entry in list_study(export, ("T2",), channels={})}
+    assert listed["2"].size == "5 slices" and "a slice is missing" in listed["2"].reason
     assert list(opened(export, ("FLAIR",)).images) == ["FLAIR"]
 
 
