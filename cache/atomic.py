@@ -203,7 +203,7 @@ def require_space(folder: Path, count: int, what: str) -> None:
     if free < needed:
         raise NoSpaceError(
             f"no space left: {what} needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {folder}; "
-            "free some and run the same command again: it goes on where it stopped"
+            "free some and run the same command again: it resumes"
         )
 
 

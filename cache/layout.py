@@ -157,7 +157,7 @@ def kind_of(layer: str) -> str:
     """
     if not _LAYER.fullmatch(layer):
         raise UserError(
-            f"{layer!r} is no layer; layers are slices, embeddings/ENCODER and instructions/VARIANT "
+            f"{layer!r} is not a layer name; layers are slices, embeddings/ENCODER and instructions/VARIANT "
             "with names of letters, digits, '.', '_', '-'"
         )
     return layer.partition("/")[0].partition("@")[0]

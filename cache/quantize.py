@@ -85,6 +85,7 @@ def decode(values: Any, scale: Any = None, offset: Any = None) -> torch.Tensor:
     decoded = torch.as_tensor(values).to(torch.float32)
     if scale is None:
         return decoded
-    scale = torch.as_tensor(scale).to(decoded.device, non_blocking=True)[..., None, None]
-    offset = torch.as_tensor(offset).to(decoded.device, non_blocking=True)[..., None, None]
+    ahead = decoded.device.type == "cuda"
+    scale = torch.as_tensor(scale).to(decoded.device, non_blocking=ahead)[..., None, None]
+    offset = torch.as_tensor(offset).to(decoded.device, non_blocking=ahead)[..., None, None]
     return decoded.mul_(scale).add_(offset)

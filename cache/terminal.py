@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 from rich.console import Console, RenderableType
@@ -97,7 +97,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYSTEM_ERRORS: Mapping[int, str] = {
     **dict.fromkeys(
         FULL,
-        "no space left on the device{file}; free some and run the same command again: it goes on where it stopped",
+        "no space left on the device{file}; free some and run the same command again: it resumes",
     ),
     errno.EROFS: "the file system is read-only{file}; choose another folder",
     errno.ENOLCK: "the file system has no locks to give{file}; choose a folder on another one",
@@ -161,9 +161,14 @@ def say(message: str) -> None:
     console.print(message, markup=False)
 
 
-def terminal_width() -> int:
-    """Columns of the terminal; as many as anything needs where the output goes into a file or a pipe."""
-    return Console().width if sys.stdout.isatty() else UNLIMITED
+def say_table(table: Table) -> None:
+    """A table to standard error, as `print_tables` prints results."""
+    _print(sys.stderr, table)
+
+
+def terminal_width(file: TextIO | None = None) -> int:
+    """Columns of the terminal; as many as anything needs where the output (or `file`) goes into a file or a pipe."""
+    return Console(file=file).width if (file or sys.stdout).isatty() else UNLIMITED
 
 
 def print_tables(*parts: RenderableType) -> None:
@@ -171,10 +176,14 @@ def print_tables(*parts: RenderableType) -> None:
 
     In a terminal a long name goes on in the next line of its cell; in a file or a pipe every row is one line.
     """
+    _print(sys.stdout, *parts)
+
+
+def _print(file: TextIO, *parts: RenderableType) -> None:
     for table in (part for part in parts if isinstance(part, Table)):
         for column in table.columns:
             column.overflow = "fold"
-    output = Console(width=terminal_width(), markup=False, emoji=False, highlight=False)
+    output = Console(file=file, width=terminal_width(file), markup=False, emoji=False, highlight=False)
     for part in parts:
         # Rendered Markdown fills the width; where there is none, its source reads as well.
         output.print(part.markup if isinstance(part, Markdown) and output.width == UNLIMITED else part)

@@ -8,16 +8,15 @@ from typing import Any
 
 import click
 
+from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
+from zeus_union.pipelines.commands.segment import segment
 from zeus_union.stage2_segment.choices import RESIDENT
 from zeus_union.stage2_segment.run_options import (
     RUN,
-    chosen_runs,
     open_runs,
-    probabilities_option,
     results_of_shared,
-    runs_options,
 )
 
 
@@ -29,7 +28,7 @@ def main() -> None:
     \b
     zeus demo                  from nothing to masks, on a phantom
     zeus ablate --cache cache/brats.h5 --grid controls      what is the instruction worth?
-    zeus segment patient7 --run runs/NAME                   a new study, both stages, mask out
+    zeus segment patient7 --run runs/NAME                   a new study, DICOM or NIfTI: mask, volumes, preview
     zeus report runs/NAME      a run's figures and a picture of its predictions
     zeus export runs/NAME NAME.zeus.zip                     a run as a file to hand over; zeus import reads it
     """
@@ -44,7 +43,7 @@ def main() -> None:
     "--caption-epochs", type=click.IntRange(1), help="Epochs of the projection's training.  [default: about 150 steps]"
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default=None, help="cpu, cuda, ...; the best there is if not given.")
+@click.option("--device", default=None, help=devices.HELP)
 def demo(
     out: Path,
     subjects: int,
@@ -56,7 +55,7 @@ def demo(
 ) -> None:
     """The whole thing on the embedded models, from nothing: data, cache, run, masks, picture.
 
-    Says first what it downloads and how long it takes. The same command again goes on where it stopped.
+    Says first what it downloads and how long it takes. The same command again resumes.
     """
     from zeus_union.pipelines.demo import run_demo
 
@@ -69,7 +68,7 @@ def demo(
 @click.option(
     "--grid", "grid_name", required=True, help="table2, table3, table4, table5 (the paper's), controls, or a YAML file."
 )
-@click.option("--out", type=FOLDER, help="Folder to write or go on with.  [default: ablations/CACHE-GRID]")
+@click.option("--out", type=FOLDER, help="Folder to write, or to resume.  [default: ablations/CACHE-GRID]")
 @click.option("--seeds", help="Every row with each of these, separated by commas.  [default: the grid's, else 0]")
 @click.option("--folds", help="Hold out each of these, or: all.  [default: the grid's, else 0]")
 @click.option("--controls", help="Rows to add with the first row's text replaced, or: all.  [default: the grid's]")
@@ -113,7 +112,7 @@ def demo(
     help="Where the cached embeddings are kept while training.",
 )
 @click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
-@click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+@click.option("--device", help=devices.HELP)
 def ablate(
     cache_path: Path,
     grid_name: str,
@@ -200,88 +199,7 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(name) for name in names))
 
 
-@main.command()
-@click.argument("study", type=FOLDER)
-@runs_options
-@click.option("--out", type=FILE, help="The mask to write.  [default: STUDY-mask.nii.gz beside it]")
-@click.option("--models", "profile", default="lite", show_default=True, help="As build-cache was given for the run.")
-@click.option("--set", "overrides", multiple=True, metavar="PART=VALUE", help="As build-cache was given for the run.")
-@click.option("--cache", type=FILE, help="The first run's cache, where it has moved.  [default: where it was]")
-@click.option(
-    "--modality",
-    "choices",
-    multiple=True,
-    metavar="MODALITY=FILE",
-    help="The file of a modality, e.g. T1Gd=scan.nii.gz, where its name does not say it; repeatable.",
-)
-@click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
-@click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
-@probabilities_option
-@click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
-@click.option(
-    "--postprocessing/--no-postprocessing",
-    "postprocess",
-    default=True,
-    show_default=True,
-    help="Masks in the native grid with what was chosen for the run (zeus-segment postprocess), or as they come.",
-)
-def segment(
-    study: Path,
-    runs: tuple[Path, ...],
-    ablation: Path | None,
-    row: str | None,
-    of_fold: int | None,
-    out: Path | None,
-    profile: str,
-    overrides: tuple[str, ...],
-    cache: Path | None,
-    choices: tuple[str, ...],
-    slice_step: int,
-    send_images_to: str | None,
-    probabilities: bool,
-    device: str | None,
-    postprocess: bool,
-) -> None:
-    """A new study through both stages: mask out, in the study's own grid.
-
-    STUDY is a folder with a volume (NIfTI, .mha, .mhd, .nrrd) for each modality, on one grid: FLAIR.nii.gz,
-    patient_FLAIR.nii.gz, or numbered as the run's data set is (nnU-Net), patient_0000.nii.gz. What was taken for which
-    modality is printed; a name that can be read in two ways is refused, --modality decides. A run takes what there is of
-    its modalities and says what was missing.
-
-    Several runs predict together, as in zeus-segment predict; their instructions are by the same --models, each through the
-    projection that its run carries.
-
-    \b
-    zeus segment patient7 --run runs/brats-late-fold0-seed0 --set projection=projection.safetensors
-    """
-    from zeus_union.pipelines.intake.file_names import parse_choices
-    from zeus_union.pipelines.segment.segmenter import segment_study
-    from zeus_union.stage1_instruct.profiles.profile import parse_overrides
-    from zeus_union.stage1_instruct.studies.file_formats import stem_of
-    from zeus_union.stage2_segment.predict import ENSEMBLE, agreement_table, read_agreement
-
-    members = chosen_runs(runs, ablation, row, of_fold)
-    out = out or study.with_name(f"{study.resolve().name}-mask.nii.gz")
-    parts = parse_overrides(overrides)
-    mask = segment_study(
-        study,
-        members,
-        out,
-        profile=profile,
-        overrides=parts,
-        cache=cache,
-        modalities=parse_choices(choices),
-        slice_step=slice_step,
-        send_images_to=send_images_to,
-        device=device,
-        postprocess=postprocess,
-        probabilities=probabilities,
-    )
-    agreement = mask.with_name(f"{stem_of(mask)}.{ENSEMBLE}")
-    if len(members) > 1 and agreement.is_file():
-        print_tables(agreement_table(read_agreement(agreement), len(members)))
-    click.echo(f"mask in {mask}")
+main.add_command(segment)
 
 
 @main.command()

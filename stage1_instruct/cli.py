@@ -7,10 +7,11 @@ import click
 from zeus_union.cache.terminal import ZeusGroup
 from zeus_union.stage1_instruct.commands.build import build_cache_command
 from zeus_union.stage1_instruct.commands.data import check, make_demo
+from zeus_union.stage1_instruct.commands.fetch import fetch
 from zeus_union.stage1_instruct.commands.knowledge import probe_texts_command
 from zeus_union.stage1_instruct.commands.layers import export_texts_command, import_texts_command, make_oracle_command
 from zeus_union.stage1_instruct.commands.look import inspect, pack, verify
-from zeus_union.stage1_instruct.commands.profile import doctor, fetch
+from zeus_union.stage1_instruct.commands.profile import doctor
 from zeus_union.stage1_instruct.commands.text import make_pairs_command, sentences, train_projection_command
 
 COMMANDS = (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose
+from zeus_union.stage1_instruct.public_data.sources import how_to_get
 from zeus_union.stage1_instruct.studies.labels import LABELS
 from zeus_union.stage1_instruct.studies.modality_terms import parse_terms
 from zeus_union.stage1_instruct.studies.msd import NAMES, open_msd
@@ -18,6 +19,21 @@ from zeus_union.stage1_instruct.studies.study import Dataset, Study
 __all__ = ["DATASETS", "Dataset", "Study", "open_dataset"]
 
 DATASETS = ("demo", "chaos", *NAMES, "nnunet")
+
+
+def default_root(name: str) -> Path:
+    """The folder of a data set where none is given."""
+    return Path("data") / name
+
+
+def _require_data(name: str, root: Path | None) -> None:
+    """Raises a UserError that names the command which gets a public data set, where its folder is not there or empty."""
+    command = how_to_get(name, root)
+    folder = default_root(name) if root is None else root
+    if command is None or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        return
+    state = "is empty" if folder.exists() else "does not exist"
+    raise UserError(f"the data root {folder} {state}; {command} gets the data, or give its folder with --data-root")
 
 
 def open_dataset(
@@ -50,7 +66,8 @@ def open_dataset(
     """
     choose([name], DATASETS, "data set")
     choose([labels], LABELS, "way of labelling")
-    root = Path("data") / name if root is None else root
+    _require_data(name, root)
+    root = default_root(name) if root is None else root
     if trust_voxels and name in ("chaos", "demo"):
         raise UserError(f"--trust-voxels is for files with a header of their own, {name} is DICOM; leave it out")
     if name in NAMES:

@@ -13,6 +13,7 @@ import torch
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.assembly import Models, load_models
+from zeus_union.stage1_instruct.models.batching import is_out_of_memory
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
 from zeus_union.stage1_instruct.profiles.profile import SERVER, Profile
@@ -72,7 +73,11 @@ def examine(profile: Profile, device: str | torch.device, send_images_to: str | 
     for part, check in checks.items():
         try:
             yield Finding(part, True, check(models))
-        except (UserError, torch.OutOfMemoryError) as error:
+        except UserError as error:
+            yield Finding(part, False, str(error))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             yield Finding(part, False, str(error))
     for message in notes:
         yield Finding("note", True, message)

@@ -9,14 +9,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from zeus_union.cache.colours import class_hex
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.layout import kind_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.text_statistics import text_statistics
-
-# Colour-blind safe (Okabe and Ito), one per class; more classes start over.
-CLASS_COLOURS = ("#D55E00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#E69F00", "#0072B2")
 
 
 def describe(cache: Cache) -> None:
@@ -108,14 +106,24 @@ def instruction_texts(cache: Cache, row: int, variant: str | None = None) -> dic
     }
 
 
-def show(axes, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, classes: tuple[str, ...]) -> None:
-    """One picture in grey with the outline of each class."""
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+def show(
+    axes, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, classes: tuple[str, ...], aspect: float = 1.0
+) -> None:
+    """One picture in grey with the outline of each class, closed at the picture's edges too.
+
+    Args:
+        aspect: spacing of the rows by that of the columns.
+    """
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect=aspect)
     axes.set_xticks([])
     axes.set_yticks([])
     if mask is None:
         return
+    rows, columns = mask.shape
     for label in range(1, len(classes) + 1):
         if (mask == label).any():
-            colour = CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
-            axes.contour(mask == label, levels=[0.5], colors=[colour], linewidths=1.2)
+            inside = np.pad(mask == label, 1)
+            at = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
+            axes.contour(*at, inside, levels=[0.5], colors=[class_hex(label)], linewidths=1.2)
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, FOLDER, PanelCommand, ZeusGroup, is_full, print_tables, say, split_names
 from zeus_union.stage2_segment.ablation_folder import ensemble_of_row
@@ -21,7 +22,7 @@ from zeus_union.stage2_segment.run_options import (
     runs_options,
 )
 
-device_option = click.option("--device", help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+device_option = click.option("--device", help=devices.HELP)
 partial_option = click.option("--allow-partial", is_flag=True, help="Use the finished subjects of an unfinished cache.")
 run_option = click.option("--run", type=FOLDER, required=True, help="Folder that zeus-segment train wrote.")
 weights_option = click.option(

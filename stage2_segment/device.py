@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from zeus_union.cache.devices import best_device, usable_device
 from zeus_union.cache.errors import UserError
 
 # What `accelerate config` can switch on that wraps or shards the model; none of it is made for models of a few millions.
@@ -16,7 +17,7 @@ AUTOCAST = {"fp32": "no", "bf16": "bf16"}  # a run's precision -> accelerate's w
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device called `name`; the best there is for None. fp32 is fp32 on it: TF32 is off.
+    """The device called `name`; the best there is for None (`cache.devices`). fp32 is fp32 on it: TF32 is off.
 
     Raises:
         UserError: no such device.
@@ -24,13 +25,8 @@ def pick_device(name: str | None) -> torch.device:
     # cuDNN's convolutions would round to 10 bits by default, so that no GPU gives the numbers of a CPU.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"device {name} cannot be used: {why}; --device cpu always works") from error
+        return best_device()
+    device = usable_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zeus_union.cache.grid import Grid
+from zeus_union.stage2_segment.label_names import label_table
 
 # A stored probability is a whole number of these. A power of two, so that 0, 1/2 and 1 are exact whether a program computes
 # in float32 or float64; 16 bits are finer than float16 above 1/16 and half of float32's size.
 PROBABILITY_STEP = 2.0**-15
 
 
-def write_labels(path: Path, volume: NDArray[np.uint8], grid: Grid) -> Path:
-    """A label map uint8 (grid.shape) as NIfTI, whole under its name or not there."""
-    return _write(path, volume, grid)
+def write_labels(path: Path, volume: NDArray[np.uint8], grid: Grid, classes: Sequence[str] = ()) -> Path:
+    """A label map uint8 (grid.shape) as NIfTI, whole under its name or not there.
+
+    Args:
+        classes: label k is classes[k - 1]; their names and colours go into the header (`label_names`).
+    """
+    return _write(path, volume, grid, classes=classes)
 
 
 def write_probabilities(path: Path, volume: NDArray[np.uint16], grid: Grid) -> Path:
@@ -29,7 +35,7 @@ def write_probabilities(path: Path, volume: NDArray[np.uint16], grid: Grid) -> P
 
     The file holds uint16 with scl_slope 2^-15: nibabel (get_fdata, dataobj) and ITK both give numbers from 0 to 1.
     """
-    return _write(path, volume, grid, PROBABILITY_STEP)
+    return _write(path, volume, grid, slope=PROBABILITY_STEP)
 
 
 def write_fractions(path: Path, volume: NDArray[np.float32], grid: Grid) -> Path:
@@ -45,14 +51,21 @@ def stored_probabilities(logits: Tensor) -> NDArray[np.uint16]:
     return stored.cpu().numpy().astype(np.uint16)
 
 
-def to_volume(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> NDArray[Any]:
-    """Slices (n, rows, columns) `numbers` of a grid -> a volume in the array order of the source; other slices are 0."""
+def to_every_slice(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> NDArray[Any]:
+    """Slices (n, rows, columns) `numbers` of a grid -> all slices of its view; the other ones are 0."""
     every = np.zeros(grid.slice_shape, slices.dtype)
     every[numbers] = slices
-    return grid.from_slices(every)
+    return every
 
 
-def _write(path: Path, volume: NDArray[Any], grid: Grid, slope: float | None = None) -> Path:
+def to_volume(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> NDArray[Any]:
+    """Slices (n, rows, columns) `numbers` of a grid -> a volume in the array order of the source; other slices are 0."""
+    return grid.from_slices(to_every_slice(slices, numbers, grid))
+
+
+def _write(
+    path: Path, volume: NDArray[Any], grid: Grid, slope: float | None = None, classes: Sequence[str] = ()
+) -> Path:
     """A volume in its dtype, whole under its name or not there.
 
     Its header says where it lies in the very fields of the NIfTI file that the study came from (both transforms, their
@@ -69,6 +82,8 @@ def _write(path: Path, volume: NDArray[Any], grid: Grid, slope: float | None = N
         image.header.set_xyzt_units("mm")
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
+    if classes:
+        image.header.extensions.append(label_table(classes))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:

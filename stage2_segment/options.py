@@ -449,9 +449,18 @@ def check_model_has(options: Mapping[str, Any]) -> None:
     foreign = [BY_NAME[name] for name in foreign_options(model, options)]
     foreign = [option for option in foreign if option.is_given(options[option.name])]
     if foreign:
-        why = "zeus starts from the cache's decoder" if model == ZEUS else f"{model} sees the pictures alone"
+        flags = ", ".join(option.flag for option in foreign)
+        apply = "applies" if len(foreign) == 1 else "apply"
+        having = {name for option in foreign for name in option.of or MODELS}
+        whose = (
+            ZEUS
+            if having == set(OF_ZEUS)
+            else "baselines"
+            if having == set(OF_BASELINES)
+            else ", ".join(sorted(having))
+        )
         instead = "".join(f"; {option.instead}" for option in foreign if option.instead)
-        raise UserError(f"{why}{instead}; leave out {', '.join(option.flag for option in foreign)}")
+        raise UserError(f"{flags} {apply} to {whose} only and this is {model}{instead}; leave out {flags}")
 
 
 def foreign_options(model: str, names: Iterable[str]) -> list[str]:

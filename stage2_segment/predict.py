@@ -17,8 +17,14 @@ from zeus_union.cache.terminal import choose, progress, say
 from zeus_union.stage2_segment.checkpoint import write_json
 from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
 from zeus_union.stage2_segment.ensemble import DEFINITIONS, check_members_cache, describe_members, load_members
+from zeus_union.stage2_segment.gaps import describe_slices, filled_volume
 from zeus_union.stage2_segment.native import predict_subject, read_subject
-from zeus_union.stage2_segment.nifti import to_volume, write_fractions, write_labels, write_probabilities
+from zeus_union.stage2_segment.nifti import (
+    to_volume,
+    write_fractions,
+    write_labels,
+    write_probabilities,
+)
 
 ENDING = ".nii.gz"
 DISAGREEMENT, PROBABILITY = f"disagreement{ENDING}", f"prob{ENDING}"
@@ -39,6 +45,7 @@ def predict_run(
 ) -> list[Path]:
     """Writes SUBJECT.nii.gz with the study's own shape and geometry for every subject; the masks written.
 
+    Between slices that the cache's --slice-step left out the mask is filled (`gaps.fill_gaps`); all maps are 0 there.
     Of several runs also SUBJECT.disagreement.nii.gz and ensemble.json (`ensemble.DEFINITIONS`).
 
     Args:
@@ -63,8 +70,9 @@ def predict_run(
         grid, numbers = cache.grid(subject), cache.rows["number"][cache.rows_of([subject])]
         data = read_subject(cache, subject, members, wanted)
         predicted = predict_subject(members, data, grid, wanted, probabilities_in=out if probabilities else None)
-        labels = postprocessing(predicted.labels)
-        written.append(write_labels(out / f"{subject}{ENDING}", to_volume(labels, numbers, grid), grid))
+        step = cache.card.slice_step
+        mask = filled_volume(postprocessing(predicted.labels), numbers, step, grid)
+        written.append(write_labels(out / f"{subject}{ENDING}", mask, grid, classes))
         if predicted.probabilities is not None:
             for name, stored in zip(names, predicted.probabilities):
                 path = out / f"{subject}.{name}.{PROBABILITY}"
@@ -73,9 +81,8 @@ def predict_run(
             fractions = to_volume(predicted.differing, numbers, grid).astype(np.float32) / np.float32(len(members))
             write_fractions(out / f"{subject}.{DISAGREEMENT}", fractions, grid)
             agreement[subject] = predicted.agreement
-        missing = grid.slice_shape[0] - len(numbers)
-        if missing:
-            say(f"{subject}: {missing} of {grid.slice_shape[0]} slices are not in the cache and stay 0")
+        if len(numbers) < grid.slice_shape[0]:
+            say(f"{subject}: {describe_slices(grid.slice_shape[0], numbers, step)}")
     if len(members) > 1:
         write_agreement(out, [member.folder for member in members], which, agreement)
     say(postprocessing.summary)

@@ -93,7 +93,7 @@ def read_grid(
     if "pretrained" in overrides and not Path(overrides["pretrained"]).is_file():
         raise UserError(f"--set pretrained={overrides['pretrained']}: there is no such file of weights")
     if not isinstance(values, dict) or not values:
-        raise UserError(f"{path} holds {type(values).__name__}, expected lines of {', '.join(KEYS)}")
+        raise UserError(f"{path}: expected a mapping with the keys {', '.join(KEYS)}; found a {type(values).__name__}")
     unknown = [str(key) for key in values if key not in KEYS]
     if unknown:
         raise UserError(f"{path} has the unknown key {', '.join(unknown)}; there are: {', '.join(KEYS)}")

@@ -112,7 +112,7 @@ def _equal_time(
         planned.append(replace(run, config=config))
     if longer:
         say(
-            f"one epoch takes longer than {minutes:g} minutes and is trained all the same: {', '.join(longer.values())}"
+            f"one epoch takes longer than {minutes:g} minutes; one epoch is trained anyway: {', '.join(longer.values())}"
         )
     return planned
 

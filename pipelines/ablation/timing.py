@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zeus_union.cache.devices import synchronise
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.model import build_model
@@ -49,14 +50,13 @@ def _seconds_a_step(config: RunConfig, device: torch.device) -> float:
     for _ in range(2):
         start = time.monotonic()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         seconds = time.monotonic() - start
     if not config.recipe.augment:
         return seconds
     augmentation = config.recipe.batch_size * _seconds_a_slice(config.architecture.modalities)
     # Batches are augmented ahead: beside a GPU's work, but on the cores that a CPU's step is computed on.
-    return max(seconds, augmentation) if device.type == "cuda" else seconds + augmentation
+    return seconds + augmentation if device.type == "cpu" else max(seconds, augmentation)
 
 
 def _seconds_a_slice(modalities: int) -> float:

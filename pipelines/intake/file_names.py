@@ -15,7 +15,8 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose
-from zeus_union.stage1_instruct.studies.file_formats import ITK, NIFTI, ending_of, stem_of
+from zeus_union.stage1_instruct.studies.depth import reading
+from zeus_union.stage1_instruct.studies.file_formats import ITK, NIFTI, ending_of, load_array, stem_of
 
 ENDINGS = (*NIFTI, *ITK)
 
@@ -44,6 +45,26 @@ class Reading:
 
     modality: str
     doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A file that was taken for a modality.
+
+    Attributes:
+        reason: why, in plain words.
+        channel, channels: which of how many, of a file that holds several; None and 1 of another.
+    """
+
+    path: Path
+    reason: str
+    channel: int | None = None
+    channels: int = 1
+
+    @property
+    def named(self) -> str:
+        """The file's name, with the channel where it holds several."""
+        return self.path.name if self.channel is None else f"{self.path.name}, channel {self.channel}"
 
 
 def words(name: str) -> Words:
@@ -110,11 +131,11 @@ def find_modalities(
     modalities = _chosen_files(study, wanted, chosen or {})
     taken = {path.resolve() for path in modalities.values()}
     candidates: dict[str, list[tuple[Path, Reading]]] = {name: [] for name in wanted if name not in modalities}
-    files = [path for path in sorted(study.iterdir()) if ending_of(path) in ENDINGS and not path.name.startswith(".")]
+    files = volume_files(study)
     for path in files:
-        reading = read_name(stem_of(path), wanted, channels, known)
-        if reading and reading.modality in candidates and path.resolve() not in taken:
-            candidates[reading.modality].append((path, reading))
+        said = read_name(stem_of(path), wanted, channels, known)
+        if said and said.modality in candidates and path.resolve() not in taken:
+            candidates[said.modality].append((path, said))
     for name, fitting in candidates.items():
         paths = [path.name for path, _ in fitting]
         if len(fitting) > 1:
@@ -138,19 +159,96 @@ def find_modalities(
     return {name: modalities[name] for name in wanted if name in modalities}
 
 
-def parse_choices(texts: Iterable[str]) -> dict[str, Path]:
-    """('T1Gd=scan.nii.gz',) -> {'T1Gd': Path('scan.nii.gz')}.
+def find_volumes(
+    study: Path,
+    wanted: Sequence[str],
+    channels: Mapping[str, int],
+    *,
+    known: Sequence[str] = (),
+    chosen: Mapping[str, str] | None = None,
+) -> dict[str, VolumeFile]:
+    """As `find_modalities`, with the reasons, and of a single file too: the only modality's, or the one it is called after.
+
+    Raises:
+        UserError: as `find_modalities`; a single file that is no volume or is called after no modality.
+    """
+    chosen = chosen or {}
+    several = {} if chosen else _channels_of(study, wanted, channels)
+    if several:
+        return several
+    if study.is_dir():
+        files = find_modalities(study, wanted, channels, known=known, chosen={n: Path(c) for n, c in chosen.items()})
+        return {name: VolumeFile(path, _reason(path, name, chosen)) for name, path in files.items()}
+    if ending_of(study) not in ENDINGS:
+        raise UserError(
+            f"{study} is neither DICOM, a volume file ({', '.join(ENDINGS)}), a .zip nor a folder; give one of these"
+        )
+    if chosen:
+        files = _chosen_files(study.parent, wanted, {name: Path(text) for name, text in chosen.items()})
+        return {name: VolumeFile(files[name], _reason(files[name], name, chosen)) for name in wanted if name in files}
+    if len(wanted) == 1:
+        return {wanted[0]: VolumeFile(study, "the run's only modality")}
+    named = read_name(stem_of(study), wanted, channels, known)
+    if named is None or named.doubts:
+        raise UserError(
+            f"{study}: its name does not say which of {', '.join(wanted)} it is; say it with --modality {wanted[0]}={study.name}"
+        )
+    return {named.modality: VolumeFile(study, _reason(study, named.modality, {}))}
+
+
+def _channels_of(study: Path, wanted: Sequence[str], channels: Mapping[str, int]) -> dict[str, VolumeFile]:
+    """The modalities in a file (X, Y, Z, channel), the study's only one, as the Decathlon has them; {} of another study."""
+    files = volume_files(study) if study.is_dir() else [study]
+    if len(files) != 1 or ending_of(files[0]) not in NIFTI or any(name not in channels for name in wanted):
+        return {}
+    with reading("headers"):
+        shape = load_array(files[0])[0].shape
+    if len(shape) != 4 or shape[3] == 1:
+        return {}
+    if max(channels[name] for name in wanted) >= shape[3]:
+        raise UserError(
+            f"{files[0]} holds {shape[3]} channels, the run's data set has {max(channels.values()) + 1} or more; give a file for "
+            f"each of {', '.join(wanted)}"
+        )
+    why = "the channel's number, as in the run's data set"
+    return {name: VolumeFile(files[0], why, channels[name], shape[3]) for name in wanted}
+
+
+def volume_files(folder: Path) -> list[Path]:
+    """The files of a folder that can hold a volume, in the order of their names."""
+    return [path for path in sorted(folder.iterdir()) if ending_of(path) in ENDINGS and not path.name.startswith(".")]
+
+
+def chosen_file(study: Path, text: str) -> Path | None:
+    """The volume file that a user means, in `study` or by its path; None where there is none of that name."""
+    folder = study if study.is_dir() else study.parent
+    return next((file for file in (folder / text, Path(text)) if file.is_file() and ending_of(file) in ENDINGS), None)
+
+
+def parse_choices(texts: Iterable[str]) -> dict[str, str]:
+    """('FLAIR=5', 'T1Gd=scan.nii.gz') -> {'FLAIR': '5', 'T1Gd': 'scan.nii.gz'}: a series or a file for a modality.
 
     Raises:
         UserError: anything else, or a modality named twice.
     """
-    choices: dict[str, Path] = {}
+    choices: dict[str, str] = {}
     for text in texts:
-        name, _, file = (part.strip() for part in text.partition("="))
-        if not name or not file or name in choices:
-            raise UserError(f"--modality {text!r}: expected one MODALITY=FILE for a modality, e.g. T1Gd=scan.nii.gz")
-        choices[name] = Path(file)
+        name, _, source = (part.strip() for part in text.partition("="))
+        if not name or not source:
+            raise UserError(
+                f"--modality {text!r}: expected MODALITY=SERIES or MODALITY=FILE, e.g. T1Gd=5 or T1Gd=scan.nii.gz"
+            )
+        if name in choices:
+            raise UserError(f"--modality names {name} twice, {choices[name]} and {source}; give one")
+        choices[name] = source
     return choices
+
+
+def _reason(path: Path, modality: str, chosen: Mapping[str, str]) -> str:
+    if modality in chosen:
+        return f"--modality {modality}={chosen[modality]}"
+    sought = words(modality)
+    return f"its name ends in {modality}" if words(stem_of(path))[-len(sought) :] == sought else "its channel number"
 
 
 def _chosen_files(study: Path, wanted: Sequence[str], chosen: Mapping[str, Path]) -> dict[str, Path]:
@@ -158,9 +256,8 @@ def _chosen_files(study: Path, wanted: Sequence[str], chosen: Mapping[str, Path]
         choose(tuple(chosen), tuple(wanted), "modality of the run")
     files: dict[str, Path] = {}
     for name, path in chosen.items():
-        inside = study / path
-        file = inside if inside.is_file() else path
-        if not file.is_file() or ending_of(file) not in ENDINGS:
+        file = chosen_file(study, str(path))
+        if file is None:
             raise UserError(
                 f"--modality {name}={path}: no volume (NIfTI, .mha, .mhd, .nrrd) of that name in {study} or here"
             )

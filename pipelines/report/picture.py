@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from zeus_union.cache.colours import class_hex
 from zeus_union.cache.reader import Cache
-from zeus_union.stage1_instruct.inspect import CLASS_COLOURS, instruction_texts, show
+from zeus_union.stage1_instruct.inspect import instruction_texts, show
 
 
 def draw_run(
@@ -48,7 +49,7 @@ def draw_run(
         texts = instruction_texts(cache, int(row), variant) if variant else {}
         said = "\n\n".join(textwrap.fill(f"{modality}: {text}", 54) for modality, text in texts.items())
         axes.text(0, 1, said, fontsize=6.5, va="top", ha="left", transform=axes.transAxes)
-    handles = [Patch(color=CLASS_COLOURS[k % len(CLASS_COLOURS)], label=name) for k, name in enumerate(cache.classes)]
+    handles = [Patch(color=class_hex(label), label=name) for label, name in enumerate(cache.classes, 1)]
     figure.legend(handles=handles, loc="lower right", fontsize=7, ncols=len(handles), frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)

@@ -77,7 +77,7 @@ def verdict(results: Sequence[Result], row: str, controls: Mapping[str, str]) ->
     lines = [
         f"**Does the instruction matter? {row} beside its controls (DSC)**",
         "",
-        "| what a gain would show | control | gain of the instruction | 95 % interval | p (Holm) | shown? |",
+        "| question | control | gain of the instruction | 95 % interval | p (Holm) | shown? |",
         "|---|---|---:|---:|---:|---|",
         *(
             f"| {SHOWS[finding.control]} | {finding.control} | {finding.difference:+.3f} | "

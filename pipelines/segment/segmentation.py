@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction
 from zeus_union.stage1_instruct.studies.dicom import Series
+
+MADE_BY = "made_by.json"  # in a folder of results: `Segmentation.made_by`
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,8 @@ class Segmentation:
         probabilities: class -> uint16 (grid.shape), see `nifti.write_probabilities`; empty unless asked for.
         disagreement: float32 (grid.shape), fraction of an ensemble's members whose label is another; None of one run.
         agreement: class -> mean DSC between the members; empty of one run.
+        seconds: by part of the work.
+        made_by: the runs with the digests of their weights, the post-processing and the slice step; what decides the mask.
     """
 
     study: str
@@ -45,3 +50,11 @@ class Segmentation:
     probabilities: Mapping[str, NDArray[np.uint16]] = field(default_factory=dict)
     disagreement: NDArray[np.float32] | None = None
     agreement: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Name and beginning of the digest of each run that the mask comes from."""
+        members = self.made_by.get("members", ())
+        return tuple(f"{member['run']} {member['weights_sha256'][:8]}" for member in members)

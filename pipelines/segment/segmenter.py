@@ -1,222 +1,276 @@
-"""zeus segment: a new study through both stages."""
+"""A new study through both stages, with models that are loaded once."""
 
 from __future__ import annotations
 
-import gzip
-import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zeus_union.cache.atomic import write_atomically
-from zeus_union.cache.errors import UserError
-from zeus_union.cache.fold_layers import base_of
-from zeus_union.cache.leaks import leak_of
+import numpy as np
+from numpy.typing import NDArray
+
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.instructions import Instruction
+from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.recipe import sha256_file
-from zeus_union.cache.terminal import say
-from zeus_union.pipelines.intake.file_names import find_modalities
+from zeus_union.cache.terminal import say, say_table
+from zeus_union.pipelines.intake.study import OpenedStudy, open_study
+from zeus_union.pipelines.intake.tables import choice_table
+from zeus_union.pipelines.segment.frozen import frozen_parts
+from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
-from zeus_union.stage1_instruct.models.assembly import Models, best_device, load_models
-from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
-from zeus_union.stage1_instruct.studies.file_formats import NIFTI, stem_of
+from zeus_union.stage1_instruct.models.assembly import best_device
 from zeus_union.stage1_instruct.studies.intensity import windows_in
-from zeus_union.stage1_instruct.studies.nifti import onto_grid, read_volume
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
-from zeus_union.stage1_instruct.texts.import_export import IMPORTED
-from zeus_union.stage2_segment.carried import PROJECTION
-from zeus_union.stage2_segment.checkpoint import load_config
-from zeus_union.stage2_segment.compatibility import check_instructions
-from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.ensemble import as_runs, check_members
-from zeus_union.stage2_segment.predict import predict_run
-from zeus_union.stage2_segment.trained import open_cache
+from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
+from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, describe_members, load_members
+from zeus_union.stage2_segment.evaluation.missing import known_loss
+from zeus_union.stage2_segment.gaps import describe_slices, filled_volume
+from zeus_union.stage2_segment.inputs.layers import layers_read
+from zeus_union.stage2_segment.native import SubjectPrediction, predict_subject, read_subject
+from zeus_union.stage2_segment.nifti import to_volume
+from zeus_union.stage2_segment.sharing.archive import opened_runs
+from zeus_union.stage2_segment.training_subjects import trained_by_run_or_projection
+
+DECODER, READING = "decoder", "reading"
+
+
+class Segmenter:
+    """A run, or an ensemble of several, with its frozen models: ready to segment any number of studies.
+
+    Attributes:
+        runs, which: their folders, and whether the last or the best weights are used.
+        modalities: of the run.
+        classes: label k of a mask is classes[k - 1].
+    """
+
+    def __init__(
+        self,
+        run: Path | str | Sequence[Path],
+        *,
+        profile: str | None = None,
+        overrides: Mapping[str, str] | None = None,
+        device: str | None = None,
+        send_images_to: str | None = None,
+        which: str = "last",
+        postprocess: bool = True,
+    ) -> None:
+        """Loads the decoders; stage 1's models are loaded with the first study.
+
+        Args:
+            run: a run's folder or a file of zeus export, or several: the mean of their probabilities.
+            profile, overrides: the frozen models, where they are not where the run found them; the projection is the one
+                that the run carries, unless they name another.
+            device: 'cpu', 'cuda', 'mps', ...; the best there is for None.
+            send_images_to: as for `load_models`.
+            which: 'last' or 'best' weights.
+            postprocess: as for `predict_run`.
+
+        Raises:
+            UserError: no run there; runs that cannot predict together; models that cannot write the instructions that a
+                run reads.
+        """
+        self._unpacked = ExitStack()  # what a file of zeus export holds is on the disk as long as this is
+        self.runs = self._unpacked.enter_context(opened_runs(as_runs(Path(run) if isinstance(run, str) else run)))
+        self.members = load_members(self.runs, which, device)
+        self.which = which
+        self._configs = [member.config for member in self.members]
+        self.postprocessing = postprocessing_of(self.members, which, postprocess)
+        self._parts = frozen_parts(
+            self.runs, self._configs, profile, overrides or {}, device or best_device(), send_images_to
+        )
+        self.modalities = self._configs[0].inputs.modalities
+        self.classes = self._configs[0].inputs.classes
+        say(self.postprocessing.summary)
+
+    @property
+    def card(self) -> DatasetCard:
+        """What the run's data set calls modalities and classes."""
+        return self._configs[0].inputs.card
+
+    @property
+    def _view(self) -> str | None:
+        """Of the slices of all studies that the runs were trained on; None where they differ."""
+        views = {view for config in self._configs for view in config.inputs.views}
+        return views.pop() if len(views) == 1 else None
+
+    def made_by(self, slice_step: int) -> dict[str, Any]:
+        """What decides a mask, JSON-able (`Segmentation.made_by`)."""
+        members = describe_members(self.runs, self.which)
+        return {
+            "members": [{**member, "run": Path(member["run"]).name} for member in members],
+            "postprocessing": self.postprocessing.to_json(),
+            "slice_step": slice_step,
+        }
+
+    def segment(
+        self,
+        study: Path | str,
+        *,
+        name: str | None = None,
+        modalities: Mapping[str, str] | None = None,
+        register: bool = False,
+        slice_step: int = 1,
+        probabilities: bool = False,
+    ) -> Segmentation:
+        """The mask of a study that is in no cache, in the grid of its first modality.
+
+        Slices and grey values are made as those that the run was trained on were.
+
+        Args:
+            study: a folder of DICOM, a zip of it, or a folder with one file a modality (NIfTI, .mha, .mhd, .nrrd).
+            name: what the study is called; as its folder or file is, for None.
+            modalities: modality -> series or file, where tags and names do not say it (`file_names.parse_choices`).
+            register: move modalities of another frame of reference onto the first one.
+            slice_step: every n-th slice is segmented, what is between is interpolated (`gaps`).
+            probabilities: also a map of each class.
+
+        Raises:
+            UserError: as `open_study`; layers that the run cannot read.
+        """
+        start = time.perf_counter()
+        inputs, card = self._configs[0].inputs, self.card
+        names = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms, "view": self._view}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_study(Path(study), self.modalities, chosen=modalities, register=register, **names) as opened,
+        ):
+            opened = opened if name is None else replace(opened, name=name)
+            read_s = time.perf_counter() - start
+            say_table(choice_table(opened.name, opened.choices, opened.missing))
+            self._say_missing(opened)
+            options = self._pictures(Path(folder) / "study.h5", tuple(opened.images), slice_step)
+            seconds = self._build(opened, options)
+            seconds[READING] = seconds.get(READING, 0.0) + read_s
+            with Cache(options.out) as cache:
+                segmentation = self._predict(opened, cache, slice_step, Path(folder) if probabilities else None)
+        return replace(segmentation, seconds={**seconds, **segmentation.seconds})
+
+    def _say_missing(self, opened: OpenedStudy) -> None:
+        if not opened.missing:
+            return
+        loss = known_loss(self.runs, tuple(opened.images))
+        cost = (
+            "what that costs, zeus-segment evaluate --missing measures"
+            if loss is None
+            else f"without it the run lost {loss:.3f} DSC on its test subjects"
+        )
+        say(
+            f"{opened.name} has no {', '.join(opened.missing)}; the mask comes from {', '.join(opened.images)} alone: {cost}"
+        )
+
+    def _say_trained_on(self, cache: Cache, subject: str) -> None:
+        known = [
+            run.name
+            for run, config in zip(self.runs, self._configs)
+            if trained_by_run_or_projection(config).among(cache, [subject])
+        ]
+        if known:
+            say(f"{subject} was trained on ({', '.join(known)}): its mask is better than that of a new study")
+
+    def _pictures(self, out: Path, modalities: Sequence[str], slice_step: int) -> BuildOptions:
+        windows = windows_in(self._configs[0].inputs.windows)
+        return BuildOptions(
+            out,
+            LAYERS[:2] if any(config.is_zeus for config in self._configs) else LAYERS[:1],
+            slice_step=slice_step,
+            pack=True,
+            view=self._view,
+            windows={name: windows[name] for name in modalities},
+        )
+
+    def _build(self, opened: OpenedStudy, pictures: BuildOptions) -> dict[str, float]:
+        """Stage 1 of the study; seconds by part."""
+        seconds: dict[str, float] = {}
+        dataset = _dataset(opened, self.card)
+        for models, texts in self._parts:
+            report = build_cache(dataset, models, replace(pictures, layers=LAYERS, **texts) if texts else pictures)
+            for part, spent in report.seconds.items():
+                seconds[part] = seconds.get(part, 0.0) + spent
+        return seconds
+
+    def _predict(
+        self, opened: OpenedStudy, cache: Cache, slice_step: int, probabilities_in: Path | None
+    ) -> Segmentation:
+        start = time.perf_counter()
+        (subject,) = cache.subjects
+        grid, numbers = cache.grid(subject), cache.rows["number"][cache.rows_of([subject])]
+        wanted = check_members_cache(self.members, cache, tuple(opened.images))
+        self._say_trained_on(cache, subject)
+        data = read_subject(cache, subject, self.members, wanted)
+        predicted = predict_subject(self.members, data, grid, wanted, probabilities_in=probabilities_in)
+        if slice_step > 1:
+            say(f"{subject}: {describe_slices(grid.slice_shape[0], numbers, slice_step)}")
+        return Segmentation(
+            study=subject,
+            classes=self.classes,
+            mask=filled_volume(self.postprocessing(predicted.labels), numbers, slice_step, grid),
+            grid=grid,
+            images=opened.images,
+            missing=opened.missing,
+            instructions=self._instructions(cache),
+            segmented=tuple(int(number) for number in numbers),
+            series=opened.series,
+            probabilities=_probabilities(self.classes, predicted, numbers, grid),
+            disagreement=_disagreement(predicted, len(self.members), numbers, grid),
+            agreement=predicted.agreement,
+            seconds={DECODER: time.perf_counter() - start},
+            made_by=self.made_by(slice_step),
+        )
+
+    def _instructions(self, cache: Cache) -> dict[str, tuple[Instruction, ...]]:
+        layers = dict.fromkeys(layer for config in self._configs for layer in layers_read(config, cache))
+        return {layer: _texts(cache, layer) for layer in layers}
+
+
+def load_run(run: Path | str | Sequence[Path], **options: Any) -> Segmenter:
+    """A run, or several as an ensemble, ready to segment studies; see `Segmenter` for the options."""
+    return Segmenter(run, **options)
 
 
 def segment_study(
-    study: Path,
-    run: Path | Sequence[Path],
-    out: Path,
-    *,
-    profile: str = "lite",
-    overrides: Mapping[str, str] | None = None,
-    cache: Path | None = None,
-    modalities: Mapping[str, Path] | None = None,
-    slice_step: int = 1,
-    send_images_to: str | None = None,
-    device: str | None = None,
-    postprocess: bool = True,
-    probabilities: bool = False,
-) -> Path:
-    """Writes the mask of a study that is in no cache, in the study's own grid; returns its path.
-
-    Slices and grey values are made as those of the run's cache were. What `predict_run` writes beside a mask goes beside
-    this one, under its name: NAME.disagreement.nii.gz and NAME.ensemble.json of several runs, NAME.CLASS.prob.nii.gz.
-
-    Args:
-        study: folder with one file a modality (NIfTI, .mha, .mhd, .nrrd), see `intake.file_names`.
-        run: a run's folder, or several: the mean of their probabilities.
-        out: the mask, .nii.gz or .nii.
-        profile, overrides: the frozen models, the same that made the run's cache; the projection is the one that the run
-            carries, unless they name another.
-        cache: the first run's, where it is no longer where it was; it says what the classes and modalities are called.
-        modalities: modality -> file, where names do not say it; a name without a folder is one in `study`.
-        slice_step: every n-th slice; the others stay 0.
-        send_images_to: as for `load_models`.
-        postprocess: as for `predict_run`.
-        probabilities: also a map of each class.
-
-    Raises:
-        UserError: no file of any of the run's modalities; files on different grids; other models than the run's; runs that
-            cannot predict together.
-    """
-    runs = as_runs(run)
-    configs = [load_config(folder) for folder in runs]
-    check_members(runs, configs)
-    if not out.name.endswith(NIFTI):
-        raise UserError(f"--out {out}: the mask is NIfTI, give a name that ends in .nii.gz")
-    inputs = configs[0].inputs
-    with open_cache(runs[0], cache) as known, tempfile.TemporaryDirectory() as folder:
-        files = find_modalities(study, inputs.modalities, inputs.channels, known=known.modalities, chosen=modalities)
-        say("; ".join(f"{name} from {path.name}" for name, path in files.items()))
-        views = {view for config in configs for view in config.inputs.views}
-        view = views.pop() if len(views) == 1 else None
-        windows = windows_in(inputs.windows)
-        pictures = BuildOptions(
-            Path(folder) / "study.h5",
-            LAYERS[:2] if any(config.is_zeus for config in configs) else LAYERS[:1],
-            slice_step=slice_step,
-            pack=True,
-            view=view,
-            windows={name: windows[name] for name in files},
-        )
-        where = device or best_device()
-        builds = _builds(runs, configs, pictures, load_profile(profile, overrides), where, send_images_to)
-        dataset = _dataset(study, files, known, view)
-        for models, options in builds:
-            build_cache(dataset, models, options)
-        with Cache(pictures.out) as built:
-            how: dict[str, Any] = {"device": device, "probabilities": probabilities, "postprocess": postprocess}
-            masks = Path(folder) / "masks"
-            masks.mkdir()
-            (mask,) = predict_run(runs, built, masks, modalities=tuple(files), **how)
-        _keep(mask, out)
-    missing = [name for name in inputs.modalities if name not in files]
-    if missing:
-        say(f"{study} has no {', '.join(missing)}; the mask comes from {', '.join(files)} alone")
-    return out
+    study: Path | str, run: Path | str | Sequence[Path], *, device: str | None = None, **how: Any
+) -> Segmentation:
+    """`Segmenter.segment` of one study; for many, `load_run` once."""
+    return Segmenter(run, device=device).segment(study, **how)
 
 
-def _builds(
-    runs: Sequence[Path],
-    configs: Sequence[RunConfig],
-    pictures: BuildOptions,
-    profile: Profile,
-    device: str,
-    send_images_to: str | None,
-) -> list[tuple[Models, BuildOptions]]:
-    """How stage 1 makes all that the runs read of a study: once for every projection and way of asking.
-
-    Layers of one name that are made through different projections get a number; a run knows its own by the recipe.
-
-    Raises:
-        UserError: these models cannot write a run's instructions.
-    """
-    models_by: dict[str, Models] = {}  # digest of the projection that runs carry -> models
-    builds: dict[tuple[str, bool, str], tuple[Models, BuildOptions]] = {}
-    for run, config in zip(runs, configs):
-        carried = profile.projection == "auto" and (run / PROJECTION).is_file()
-        digest = sha256_file(run / PROJECTION) if carried else ""
-        if digest not in models_by:
-            chosen = replace(profile, projection=str(run / PROJECTION)) if carried else profile
-            models_by[digest] = load_models(chosen, device, send_images_to=send_images_to)
-        models, texts = models_by[digest], _variant(config)
-        _check_instructions(run, config, models)
-        key = (texts.get("variant", ""), bool(texts.get("per_class")), digest)
-        if not texts or key in builds:
-            continue
-        same_name = sum(variant == key[0] for variant, _, _ in builds)
-        if same_name:
-            texts["variant"] += f"-{same_name + 1}"
-        builds[key] = models, replace(pictures, layers=LAYERS, **texts)
-    return list(builds.values()) or [(next(iter(models_by.values())), pictures)]
-
-
-def _check_instructions(run: Path, config: RunConfig, models: Models) -> None:
-    """Raises UserError: nobody can write the instructions that the run reads, or these models would write others."""
-    for name in config.inputs.texts_read:
-        recipe = config.inputs.instruction_recipes[name]
-        _check_has_instructor(name, recipe)
-        # The question is asked as the run's was: its terms and instance come from the card.
-        question: dict[str, Any] = {part: recipe[part] for part in ("terms", "instance") if part in recipe}
-        check_instructions(
-            recipe,
-            {**question, **models.instruction_recipe()},
-            "these --models and --set",
-            f"give the --models and --set that build-cache was given for {run}",
-        )
-
-
-def _keep(mask: Path, out: Path) -> None:
-    """Puts a mask under the name that the user gave, and what lies beside it under names that begin with it."""
-    subject = stem_of(mask)
-    for file in sorted(mask.parent.iterdir()):
-        if file != mask:
-            write_atomically(
-                out.with_name(f"{stem_of(out)}.{file.name.removeprefix(f'{subject}.')}"), file.read_bytes()
-            )
-    content = mask.read_bytes()
-    write_atomically(out, content if out.name.endswith(".gz") else gzip.decompress(content))
-
-
-def _dataset(study: Path, files: Mapping[str, Path], known: Cache, view: str | None) -> Dataset:
-    """The study as a data set of one, described as the run's cache is.
-
-    Args:
-        view: of all the run's studies, if they have one.
-    """
-    subject = re.sub(r"[^A-Za-z0-9._-]+", "-", study.resolve().name).strip("-.") or "study"
-
-    def load(_: str) -> Study:
-        (first, reference_path), *others = files.items()
-        volume, reference = read_volume(reference_path)
-        images = {first: volume}
-        for name, path in others:
-            volume, grid = read_volume(path)
-            images[name] = onto_grid(volume, grid, path, reference, reference_path)
-        if view not in (None, reference.acquired_view):
-            say(f"{study}: cut into {view} slices, as all studies of the run are")
-        return Study(subject, reference, images, None, sources={path.name: path for path in files.values()})
-
-    terms = {name: known.card.terms[name] for name in files}
-    channels = {name: known.card.channels[name] for name in files if name in known.card.channels}
+def _dataset(opened: OpenedStudy, card: DatasetCard) -> Dataset:
+    """The study as a data set of one, described as the run's is."""
+    names = tuple(opened.images)
     card = replace(
-        known.card, modalities=tuple(files), terms=terms, channels=channels, subjects=(subject,), slice_step=1
+        card,
+        modalities=names,
+        terms={name: card.terms[name] for name in names},
+        channels={name: card.channels[name] for name in names if name in card.channels},
+        subjects=(opened.name,),
+        slice_step=1,
     )
-    return Dataset(card, load)
+    study = Study(opened.name, opened.grid, opened.images, None, sources=opened.sources)
+    return Dataset(card, lambda _: study)
 
 
-def _check_has_instructor(variant: str, recipe: Mapping[str, Any]) -> None:
-    """Raises UserError: nobody can write such instructions for a new study."""
-    if leak_of(recipe) is not None:
-        raise UserError(
-            f"the run reads instructions made from the true labels ({variant}), which a new study does not have; it is an "
-            "upper bound, train one on other instructions to segment with"
-        )
-    if recipe.get("instructor") == IMPORTED:
-        raise UserError(
-            f"the run reads instructions that were imported ({variant}), which no model here can write for a new study: "
-            "build a cache of it (zeus-instruct build-cache), import its texts (import-texts), then zeus-segment predict"
-        )
+def _texts(cache: Cache, variant: str) -> tuple[Instruction, ...]:
+    rows = cache.instructions(variant).drop_columns(["subject", "variant"]).to_pylist()
+    return tuple(Instruction(slice_number=row.pop("slice"), **row) for row in rows)
 
 
-def _variant(config: RunConfig) -> dict[str, Any]:
-    """How `BuildOptions` names the layers that the run reads."""
-    if not config.inputs.texts_read:
+def _probabilities(
+    classes: Sequence[str], predicted: SubjectPrediction, numbers: NDArray[np.int32], grid: Grid
+) -> dict[str, NDArray[np.uint16]]:
+    """In memory: the file that holds them goes with the study's temporary folder."""
+    if predicted.probabilities is None:
         return {}
-    variant = base_of(config.inputs.texts_read[0])
-    if config.architecture.instructions == "class":
-        return {"variant": variant.rpartition(".")[0], "per_class": True}
-    return {"variant": variant}
+    return {name: to_volume(np.asarray(of), numbers, grid) for name, of in zip(classes, predicted.probabilities)}
+
+
+def _disagreement(
+    predicted: SubjectPrediction, members: int, numbers: NDArray[np.int32], grid: Grid
+) -> NDArray[np.float32] | None:
+    if predicted.differing is None:
+        return None
+    return to_volume(predicted.differing, numbers, grid).astype(np.float32) / np.float32(members)

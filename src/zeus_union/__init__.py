@@ -17,6 +17,7 @@ From images to masks, after `zeus-instruct fetch --models lite`:
     print(zeus.evaluate_run(Path("run")).summary()["mean_over_classes"])
     with zeus.Cache("demo.h5") as cache:
         zeus.predict_run(Path("run"), cache, Path("masks"))    # NIfTI in each study's own grid
+    result = zeus.load_run("run").segment("patient7")    # a new study, DICOM or NIfTI: mask, statistics, texts
 
 Nothing below is imported before it is used: torch and its friends take seconds.
 """
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
-    from zeus_union.pipelines.segment.segmenter import segment_study
+    from zeus_union.pipelines.outputs.results import write_results
+    from zeus_union.pipelines.segment.segmenter import load_run, segment_study
     from zeus_union.stage1_instruct.building.loop import build_cache
     from zeus_union.stage1_instruct.building.subjects import BuildOptions
     from zeus_union.stage1_instruct.datasets import open_dataset
@@ -44,10 +46,12 @@ __all__ = [
     "__version__",
     "build_cache",
     "evaluate_run",
+    "load_run",
     "open_dataset",
     "predict_run",
     "segment_study",
     "train_run",
+    "write_results",
 ]
 
 # The same names once more, for the interpreter, which skips the imports above.
@@ -58,10 +62,12 @@ _HOMES = {
     "Study": "stage1_instruct.studies.study",
     "build_cache": "stage1_instruct.building.loop",
     "evaluate_run": "stage2_segment.evaluation.evaluate",
+    "load_run": "pipelines.segment.segmenter",
     "open_dataset": "stage1_instruct.datasets",
     "predict_run": "stage2_segment.predict",
     "segment_study": "pipelines.segment.segmenter",
     "train_run": "stage2_segment.training.train",
+    "write_results": "pipelines.outputs.results",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw __getattr__ would believe in every name

@@ -48,7 +48,7 @@ READING = (
 @with_data
 @with_models
 @send_option
-@click.option("--out", type=FILE, help="The cache to write or go on with.  [default: cache/DATASET.h5]")
+@click.option("--out", type=FILE, help="The cache to write, or to resume.  [default: cache/DATASET.h5]")
 @click.option("--variant", help="Name of the instruction layer.  [default: the profile's name]")
 @click.option(
     "--term",
@@ -152,7 +152,7 @@ def build_cache_command(
     dry_run: bool,
     **given: Any,
 ) -> None:
-    """Run the frozen models over every slice and modality; the same command again goes on where it stopped.
+    """Run the frozen models over every slice and modality; the same command again resumes.
 
     A finished subject stays finished. A layer made with other models, prompt or preprocessing is never mixed in: it is
     refused with what differs, and --variant NAME makes another instruction layer beside it.

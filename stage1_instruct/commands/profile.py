@@ -1,4 +1,4 @@
-"""zeus-instruct fetch, doctor: the frozen models of a profile."""
+"""zeus-instruct doctor: the frozen models of a profile."""
 
 from __future__ import annotations
 
@@ -7,23 +7,7 @@ import click
 from zeus_union.stage1_instruct.commands.shared import (
     send_option,
     with_models,
-    with_profile,
 )
-
-
-@click.command("fetch")
-@with_profile
-def fetch(profile: str, overrides: tuple[str, ...]) -> None:
-    """Download a profile's weights into ZEUS_HOME, check their sha256, convert them once.
-
-    ZEUS_HOME is a folder of your choice (environment variable), or a per-user cache folder.
-    """
-    from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
-    from zeus_union.stage1_instruct.weights.fetch import fetch
-    from zeus_union.stage1_instruct.weights.store import zeus_home
-
-    fetch(load_profile(profile, parse_overrides(overrides)))
-    click.echo(f"the weights of {profile} are in {zeus_home()}")
 
 
 @click.command("doctor")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import FOLDER, choose, say, split_names
@@ -37,7 +38,7 @@ profile_options = [
 ]
 data_options = [
     click.option(
-        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Which reader reads the data."
+        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Layout of the data set."
     ),
     click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]"),
     click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]"),
@@ -56,7 +57,7 @@ data_options = [
         help="Lay files of one shape voxel on voxel where their headers differ: labels whose header was lost.",
     ),
 ]
-device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is if not given.")
+device_option = click.option("--device", default=None, help=devices.HELP)
 
 send_option = click.option(
     "--send-images-to",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.models.frozen import Frozen
@@ -23,9 +24,10 @@ LONGEST_ANSWER = 300  # tokens; the paper's
 
 
 def best_device() -> str:
-    """'cuda' where there is a GPU, the one of its own for each process of accelerate launch; else 'cpu'."""
-    if not torch.cuda.is_available():
-        return "cpu"
+    """The best there is (`cache.devices`); of several 'cuda' the one of its own for each process of accelerate launch."""
+    best = devices.best_device().type
+    if best != "cuda":
+        return best
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
@@ -43,7 +45,7 @@ class Models:
         """Args: as for `load_models`.
 
         Raises:
-            UserError: `send_images_to`, but the instructor is no server.
+            UserError: `send_images_to`, but the instructor is no server; no such device.
         """
         if send_images_to is not None and profile.instructor != SERVER:
             raise UserError(
@@ -51,7 +53,7 @@ class Models:
                 "leaves this machine; leave it out"
             )
         self.profile = profile
-        self.device = torch.device(device)
+        self.device = devices.usable_device(device)
         self._say = say
         self._batch_size = batch_size
         self._send_images_to = send_images_to

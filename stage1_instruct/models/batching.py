@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from zeus_union.cache.devices import release_memory
 from zeus_union.cache.errors import UserError, first_line
 
 T = TypeVar("T")
@@ -60,8 +61,7 @@ def run_in_batches(
         # Only here, after the except block, is the traceback gone that kept the failed batch's tensors alive.
         size = (stop - at) // 2
         say(f"{what}: out of memory with {stop - at} at a time; going on with {size}")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
     return parts, size
 
 

@@ -270,7 +270,7 @@ def _lines(name_or_yaml: str, *before: str) -> tuple[Path, dict[Any, Any]]:
     """The lines of a profile, on top of those of the profile it is 'like'; `before`: the profiles that lead here."""
     path, values = read_named_yaml(FOLDER, name_or_yaml, "profile")
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, expected lines of 'part: value'")
+        raise UserError(f"{path}: expected a mapping of parts to values; found a {type(values).__name__}")
     like = values.pop("like", None)
     if like is None:
         return path, values

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zeus_union.cache.devices import synchronise
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE, FACTS, HALF
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector
@@ -276,8 +277,7 @@ def _minutes(
     for _ in range(2):
         begun = time.monotonic()
         task.loss(rows).backward()
-        if models.device.type == "cuda":
-            torch.cuda.synchronize(models.device)
+        synchronise(models.device)
         seconds = time.monotonic() - begun
     return sum(steps_in_all(count, RECIPE) for count in counts) * seconds / 60
 

@@ -236,7 +236,7 @@ def _dual_echo(folder: Path) -> dict[str, list[Frame]]:
     groups: dict[tuple[str, float], list[Frame]] = defaultdict(list)
     tesla = 0.0
     for frame in (frame for path in dicom_files(folder) for frame in read_frames(path)):
-        groups[_phase_word(frame), tag_number(frame, "EchoTime", 0.0)].append(frame)
+        groups[phase_word(frame), tag_number(frame, "EchoTime", 0.0)].append(frame)
         tesla = tag_number(frame, "MagneticFieldStrength", 1.5)
     if len(groups) != 2:
         echoes = ", ".join(f"{echo:g} ms" for _, echo in sorted(groups)) or "none"
@@ -245,8 +245,7 @@ def _dual_echo(folder: Path) -> dict[str, list[Frame]]:
         )
     if {word for word, _ in groups} == {IN_PHASE, OUT_PHASE}:
         return {word: frames for (word, _), frames in groups.items()}
-    # cos is 1 where fat and water point the same way, -1 where they point against one another.
-    together = {key: np.cos(2 * np.pi * FAT_WATER_HZ_PER_TESLA * tesla * key[1] * 1e-3) for key in groups}
+    together = {key: fat_with_water(key[1], tesla) for key in groups}
     out_of_phase, in_phase = sorted(groups, key=lambda key: together[key])
     if not together[out_of_phase] < 0 < together[in_phase]:
         raise UserError(
@@ -256,7 +255,12 @@ def _dual_echo(folder: Path) -> dict[str, list[Frame]]:
     return {IN_PHASE: groups[in_phase], OUT_PHASE: groups[out_of_phase]}
 
 
-def _phase_word(frame: Frame) -> str:
+def fat_with_water(echo_ms: float, tesla: float) -> float:
+    """1 where fat and water point the same way at an echo time, -1 where they point against one another."""
+    return float(np.cos(2 * np.pi * FAT_WATER_HZ_PER_TESLA * tesla * echo_ms * 1e-3))
+
+
+def phase_word(frame: Frame) -> str:
     """IN_PHASE or OUT_PHASE where the header says so in words, else ''."""
     phases: set[str] = set()
     for tag in ("ImageType", "ScanOptions"):

@@ -120,14 +120,18 @@ def resample_to(volume: NDArray[Any], grid: Grid, target: Grid, order: int) -> N
     if not wanted(labels=order == 0):
         return np.zeros(target.shape, volume.dtype)
     matrix = np.linalg.inv(grid.affine) @ target.affine
-    index = np.indices(target.shape, dtype=np.float64).reshape(3, -1)
-    where = matrix[:3, :3] @ index + matrix[:3, 3:]
     # A voxel reaches half its size beyond its centre; further out there is no measurement.
     limits = np.array(grid.shape)[:, None] - 0.5
-    inside = ((where >= -0.5 - 1e-6) & (where <= limits + 1e-6)).all(axis=0)
-    values = np.zeros(index.shape[1], dtype=volume.dtype)
-    values[inside] = ndimage.map_coordinates(volume, where[:, inside], order=order, mode="nearest")
-    return values.reshape(target.shape)
+    values = np.zeros(target.shape, dtype=volume.dtype)
+    # Slab by slab: the positions of all voxels at once take 24 times the memory of a byte a voxel.
+    for slab in range(target.shape[0]):
+        index = np.indices((1, *target.shape[1:]), dtype=np.float64).reshape(3, -1)
+        index[0] = slab
+        where = matrix[:3, :3] @ index + matrix[:3, 3:]
+        inside = ((where >= -0.5 - 1e-6) & (where <= limits + 1e-6)).all(axis=0)
+        row = values[slab].reshape(-1)
+        row[inside] = ndimage.map_coordinates(volume, where[:, inside], order=order, mode="nearest")
+    return values
 
 
 def _read_volume(frames: Sequence[Frame], shape: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -34,6 +34,14 @@ FUNCTIONAL_GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "RescaleIntercept": (("PixelValueTransformationSequence", "RescaleIntercept"),),
     "RescaleType": (("PixelValueTransformationSequence", "RescaleType"),),
     "EchoTime": (("MREchoSequence", "EffectiveEchoTime"),),
+    "RepetitionTime": (("MRTimingAndRelatedParametersSequence", "RepetitionTime"),),
+    "InversionTime": (("MRModifierSequence", "InversionTimes"),),
+    "DiffusionBValue": (("MRDiffusionSequence", "DiffusionBValue"),),
+    "SpectrallySelectedSuppression": (("MRFOVGeometrySequence", "SpectrallySelectedSuppression"),)
+    + (("MRModifierSequence", "SpectrallySelectedSuppression"),),
+    "TemporalPositionIndex": (("FrameContentSequence", "TemporalPositionIndex"),),
+    "ComplexImageComponent": (("MRImageFrameTypeSequence", "ComplexImageComponent"),),
+    "AcquisitionContrast": (("MRImageFrameTypeSequence", "AcquisitionContrast"),),
     "ImageType": (("MRImageFrameTypeSequence", "FrameType"), ("CTImageFrameTypeSequence", "FrameType")),
 }
 # Legacy converted files keep here what their classic files had and no functional group has a place for.

@@ -111,7 +111,7 @@ def _organs(path: Path, grey: NDArray[Any]) -> NDArray[np.uint8]:
     unknown = np.unique(grey[(labels == 0) & (grey != 0)])
     if len(unknown):
         values = ", ".join(str(value * scale) for value, _, _ in GREY.values())
-        raise UserError(f"{path} holds grey value {unknown[0]}, which is no organ; expected 0 and about {values}")
+        raise UserError(f"{path} holds grey value {unknown[0]}, which matches no organ; expected 0 and about {values}")
     return labels
 
 

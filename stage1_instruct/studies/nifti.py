@@ -95,6 +95,14 @@ def fill_non_finite(volume: NDArray[np.float32], where: str) -> NDArray[np.float
     return np.where(finite, volume, lowest)
 
 
+def turn_towards(volume: NDArray[np.float32], grid: Grid, reference: Grid) -> tuple[NDArray[np.float32], Grid]:
+    """A view of `volume` with its axes swapped and reversed to run as those of `reference` do, and its grid."""
+    orientation = nibabel.io_orientation(np.linalg.inv(reference.affine) @ grid.affine)
+    turned = nibabel.apply_orientation(volume, orientation)
+    back = nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
+    return turned, Grid(turned.shape, grid.affine @ back)
+
+
 def onto_grid(
     volume: NDArray[np.float32],
     grid: Grid,
@@ -111,10 +119,7 @@ def onto_grid(
     Raises:
         UserError: they do not lie on one grid, saying what differs.
     """
-    orientation = nibabel.io_orientation(np.linalg.inv(reference.affine) @ grid.affine)
-    turned = nibabel.apply_orientation(volume, orientation)
-    back = nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
-    turned_grid = Grid(turned.shape, grid.affine @ back)
+    turned, turned_grid = turn_towards(volume, grid, reference)
     if turned_grid.same_as(reference):
         return np.ascontiguousarray(turned)
     if trust_voxels and grid.shape == reference.shape:

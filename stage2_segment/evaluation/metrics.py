@@ -25,6 +25,8 @@ DEFINITIONS = {
     "of the other, the larger of both directions (MONAI's), in mm, in the study's own grid over the cached slices",
     "NSD": f"share of the surface voxels of both masks within {SURFACE_TOLERANCE_MM:g} mm of the other's (MONAI's, without "
     "subvoxels), in the study's own grid over the cached slices",
+    "slices": "those that were segmented: of a cache of every n-th slice (slice_step) these alone, n times as far apart; "
+    "what predict and segment fill between them is in no number",
     "surface": "voxels with one of their six neighbours outside the mask, or outside the cached slices",
     "empty": "class in neither truth nor prediction: not counted; in only one: DSC, IoU, NSD 0, HD95 not counted",
     "ignored": "voxels that nobody labelled (255): in no number; surfaces are drawn as if nothing were there",

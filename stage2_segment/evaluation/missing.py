@@ -13,6 +13,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.ensemble import as_runs
 from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run, results_folder, results_path
+from zeus_union.stage2_segment.measured import MISSING, means_of_modalities
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -52,15 +53,29 @@ def evaluate_missing(
     lines = [
         {"modalities": "+".join(part), **row} for part, evaluation in evaluations.items() for row in evaluation.rows
     ]
-    checkpoint.write_table(results_path(results_folder(runs, out), configs, cache, "missing.parquet"), lines)
+    checkpoint.write_table(results_path(results_folder(runs, out), configs, cache, MISSING), lines)
     return evaluations
+
+
+def known_loss(runs: Sequence[Path], present: Sequence[str]) -> float | None:
+    """Mean DSC in the native grid that the runs lose on their own data without the modalities that are not `present`.
+
+    Returns:
+        what `evaluate_missing` found; None where it was not measured.
+    """
+    means = means_of_modalities(results_folder(runs))
+    some, with_all = (
+        means.get("+".join(present)),
+        next(iter(means.values()), None),
+    )  # all of them is the first of `subsets`
+    return None if some is None or with_all is None else with_all - some
 
 
 def as_table(evaluations: dict[tuple[str, ...], Evaluation]) -> Table:
     """One line per subset: mean DSC in the native grid, and what it is less than with all modalities."""
     table = Table(title="with modalities missing")
     table.add_column("modalities there")
-    for name in ("DSC", "less than with all", "mIoU 256"):
+    for name in ("DSC", "DSC lost", "mIoU 256"):
         table.add_column(name, justify="right")
     with_all = next(iter(evaluations.values())).summary()["mean_over_classes"]["dsc"]
     for part, evaluation in evaluations.items():

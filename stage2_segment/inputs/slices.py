@@ -145,7 +145,9 @@ class SliceData:
 
     def _on_device(self, stored: Stored, staging: Staging | None = None) -> Batch:
         """Embeddings travel as stored and are decoded on the device."""
-        moved = [None if part is None else part.to(self.device, non_blocking=True) for part in stored]
+        # To Apple's GPUs a copy that nobody waits for may read the buffer when something else is in it.
+        ahead = self.device.type == "cuda"
+        moved = [None if part is None else part.to(self.device, non_blocking=ahead) for part in stored]
         if staging is not None:
             staging.sent()
         values, scale, offset, masks = moved

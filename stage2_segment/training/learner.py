@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from zeus_union.cache.devices import random_numbers_kept
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.reader import Cache
@@ -189,8 +190,7 @@ class Learner:
     def random_numbers(self) -> Iterator[None]:
         """Around a step's forward pass: what is drawn follows from seed, epoch, batch and process, and leaves no trace."""
         key = [self.config.seed, self.epoch, self.index, self._accelerator.process_index]
-        device = self._accelerator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with random_numbers_kept(self._accelerator.device):
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
             yield
 
@@ -384,7 +384,7 @@ def _open_folder(run: Path, config: RunConfig, resume: bool, accelerator: Accele
         raise UserError(f"{run} was imported, without what training goes on from; choose another --out")
     complete = state is not None and _is_complete(before, state["place"], state["best"][2])
     if not resume and not complete:
-        raise UserError(f"{run} exists; go on with it by --resume, or choose another --out")
+        raise UserError(f"{run} exists; --resume resumes it, or choose another --out")
     more = config.recipe.epochs > before.recipe.epochs
     if more and complete and not resume:
         raise UserError(

@@ -69,7 +69,7 @@ def train(
     learner = Learner(cache, config, run, accelerator, resume, pretrained)
     if learner.finished:
         if accelerator.is_main_process:
-            say(f"{run} is complete: it has had its {learner.epoch - 1} epochs; --resume --epochs N trains it further")
+            say(f"{run} is complete ({learner.epoch - 1} epochs); --resume --epochs N trains it further")
             if not (run / POSTPROCESSING).exists():
                 _choose_postprocessing(cache, learner, accelerator, resident)
         return
@@ -81,7 +81,7 @@ def train(
         raise UserError(learner.stopped)
     if learner.epoch <= config.recipe.epochs:
         epoch = learner.epoch - 1
-        say(f"stopped after epoch {epoch}: no lower training loss for {config.recipe.patience} epochs")
+        say(f"stopped after epoch {epoch}: training loss has not improved for {config.recipe.patience} epochs")
     if accelerator.is_main_process:
         _choose_postprocessing(cache, learner, accelerator, resident)
 

@@ -65,7 +65,7 @@ def test_a_view_is_of_its_layers_kind_and_no_encoder(view: int, layer: str) -> N
     "layer", ["slices@view0", "slices@view01", "slices@fold1", "embeddings/x@view", "instructions/x@view1", "slices@view1@view2"]
 )  # fmt: skip
 def test_other_endings_are_no_layer(layer: str) -> None:
-    with pytest.raises(UserError, match="is no layer"):
+    with pytest.raises(UserError, match="is not a layer name"):
         kind_of(layer)
 
 

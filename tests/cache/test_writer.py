@@ -84,7 +84,7 @@ def test_another_recipe_is_refused_and_the_field_named(path: Path, pack: bool | 
 
 @pytest.mark.parametrize("layer", ["masks", "embeddings", "embeddings/", "instructions/a/b", "embeddings/../x"])
 def test_names_that_are_no_layer_are_refused(writer: CacheWriter, layer: str) -> None:
-    with pytest.raises(UserError, match="is no layer"):
+    with pytest.raises(UserError, match="is not a layer name"):
         writer.begin_layer(layer, {})
 
 

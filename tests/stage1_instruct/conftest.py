@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
 
+from tests.stage1_instruct.file_site import Site, serving
+from zeus_union.stage1_instruct import downloads
 from zeus_union.stage1_instruct.models.image.tiny_vit import TinyViT
 from zeus_union.stage1_instruct.phantom.write import write_demo
 
@@ -195,3 +197,11 @@ def msd(phantoms: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def nnunet(phantoms: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(phantoms / "nnunet", tmp_path / "nnunet"))
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A server of one file; whoever downloads from it does not pause between attempts."""
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
+    with serving() as running:
+        yield running

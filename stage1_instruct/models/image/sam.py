@@ -30,7 +30,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 PRECISIONS: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Numbers a token and channel that are alive at once in a block with global attention: input, qkv, widened queries and
+# Live floats per token and channel in a block with global attention: input, qkv, widened queries and
 # keys (3 times the width each), output, or the MLP's hidden layer twice. An estimate, not measured on a GPU.
 NUMBERS_PER_TOKEN_CHANNEL = 24
 TOKENS = 4096

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from zeus_union.cache.devices import release_memory
 from zeus_union.cache.errors import UserError
 from zeus_union.stage1_instruct.models.batching import is_out_of_memory
 from zeus_union.stage1_instruct.models.language.slot_cache import SlotCache, tensors
@@ -143,8 +144,7 @@ class Decoder:
             # Only here, after the except block, is the traceback gone that kept the cache alive.
             self.slots = min(self.slots, len(prompts.lengths) - len(answers)) // 2 or 1
             self._say(f"the language model ran out of memory; going on with {self.slots} prompts at a time")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
         return [answers[i] for i in range(len(prompts.lengths))]
 
     def _decode(self, prompts: Prompts, seeds: Sequence[int], answers: dict[int, Answer]) -> None:
@@ -293,10 +293,12 @@ def _sample(scores: Tensor, top_p: float, generators: Sequence[torch.Generator])
     The numbers come from the CPU, so that a seed means the same on every device.
     """
     sorted_scores, tokens = scores.sort(dim=-1, descending=True, stable=True)
-    probabilities = sorted_scores.double().softmax(-1)
+    # Apple's GPUs have no float64.
+    exact = sorted_scores.cpu() if scores.device.type == "mps" else sorted_scores
+    probabilities = exact.double().softmax(-1)
     reached = probabilities.cumsum(-1)
     kept = ((reached - probabilities) < top_p).sum(-1, keepdim=True)
     drawn = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
-    wanted = drawn.to(scores.device) * reached.gather(-1, kept - 1)
+    wanted = drawn.to(reached.device) * reached.gather(-1, kept - 1)
     rank = torch.searchsorted(reached, wanted, right=True).clamp(max=kept - 1)
-    return tokens.gather(-1, rank)[:, 0]
+    return tokens.gather(-1, rank.to(tokens.device))[:, 0]

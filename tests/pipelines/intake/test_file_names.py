@@ -86,12 +86,14 @@ def test_usual_names_are_read_without_a_doubt():
         assert reading is not None and (reading.modality, reading.doubts) == (modality, ()), stem
 
 
-def test_a_choice_is_a_modality_of_the_run_and_a_file_of_its_own(tmp_path: Path):
+def test_a_choice_is_a_modality_of_the_run_and_a_series_or_file_of_its_own(tmp_path: Path):
     study = folder(tmp_path, "a.nii.gz")
-    assert parse_choices(["T1w=a.nii.gz", "FLAIR=b=c.nii"]) == {"T1w": Path("a.nii.gz"), "FLAIR": Path("b=c.nii")}
-    for wrong in (["T1w"], ["=a.nii"], ["T1w="], ["T1w=a.nii", "T1w=b.nii"]):
-        with pytest.raises(UserError, match="MODALITY=FILE"):
+    assert parse_choices(["T1w=5", "FLAIR=b=c.nii"]) == {"T1w": "5", "FLAIR": "b=c.nii"}
+    for wrong in (["T1w"], ["=a.nii"], ["T1w="]):
+        with pytest.raises(UserError, match="MODALITY=SERIES or MODALITY=FILE"):
             parse_choices(wrong)
+    with pytest.raises(UserError, match=r"--modality names T1w twice, a\.nii and b\.nii"):
+        parse_choices(["T1w=a.nii", "T1w=b.nii"])
     with pytest.raises(UserError, match="unknown modality of the run PET"):
         taken(study, BRAIN, chosen={"PET": Path("a.nii.gz")})
     with pytest.raises(UserError, match=r"--modality T1w=b\.nii\.gz: no volume"):

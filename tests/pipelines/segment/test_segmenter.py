@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,70 +12,21 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from scipy import ndimage
 
+from tests.pipelines.segment.conftest import SHAPE, run
 from tests.stage2_segment.conftest import answer_with
 from tests.stage2_segment.untrained import untrained_run
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.cli import main as zeus
-from zeus_union.pipelines.segment import segmenter as segment
-from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions
+from zeus_union.pipelines.segment import frozen, segmenter
+from zeus_union.pipelines.segment.segmenter import Segmenter, load_run, segment_study
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.inspect import describe
-from zeus_union.stage1_instruct.profiles.profile import load_profile
+from zeus_union.stage2_segment import ensemble
 from zeus_union.stage2_segment.checkpoint import load_config
+from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing
 from zeus_union.stage2_segment.predict import predict_run
-from zeus_union.stage2_segment.training.train import train_run
-
-SHAPE = (6, 40, 44)
-
-
-def run(command, *arguments: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
-
-
-def write_nnunet(root: Path) -> None:
-    """Two patients, sagittal slices 4 mm apart, FLAIR and T1Gd; in FLAIR the tumour is dark. qform and sform differ."""
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    header = nibabel.Nifti1Header()
-    header.set_qform(np.diag([4.0, 0.8, 0.8, 1]), 1)
-    sform = np.diag([4.0, 0.8, 0.8, 1])
-    sform[:3, 3] = (5, -7, 9)
-    header.set_sform(sform, 2)
-    for number in range(2):
-        random = np.random.default_rng(number)
-        labels = np.zeros(SHAPE, np.uint8)
-        labels[1:5, 8 + 4 * number : 24, 12:30] = 1
-        noise = ndimage.gaussian_filter(random.normal(size=SHAPE), 1) * 60
-        images = {0: 400 - 250.0 * labels + noise, 1: 150 + 250.0 * labels + noise}
-        for channel, image in images.items():
-            path = root / "imagesTr" / f"pat{number}_{channel:04d}.nii.gz"
-            nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), None, header), path)
-        header.set_data_dtype(np.uint8)
-        nibabel.save(nibabel.Nifti1Image(labels, None, header), root / "labelsTr" / f"pat{number}.nii.gz")
-        header.set_data_dtype(np.float32)
-    description = {"channel_names": {"0": "FLAIR", "1": "T1Gd"}, "labels": {"background": 0, "tumour": 1}}
-    (root / "dataset.json").write_text(json.dumps({**description, "numTraining": 2, "file_ending": ".nii.gz"}))
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/, cache.h5 of T1Gd alone with a window of its own, and run/: a small network on its pictures."""
-    folder = tmp_path_factory.mktemp("cohort")
-    write_nnunet(folder / "data")
-    common = ["build-cache", "--dataset", "nnunet", "--data-root", folder / "data", "--layers", "slices"]
-    built = run(
-        zeus_instruct, *common, "--out", folder / "cache.h5", "--modalities", "T1Gd", "--window", "T1Gd=300,500"
-    )
-    assert built.exit_code == 0, built.output
-    assert "pat0: sagittal slices" in built.output
-    options = {"model": "unext", "preset": "quarter", "epochs": 1, "batch_size": 6, "validate_every": 0}
-    split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
-    train_run(folder / "cache.h5", folder / "run", device="cpu", **options, **split)
-    return folder
 
 
 def test_the_cache_and_the_run_know_channels_view_and_windows(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,12 +52,12 @@ def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
     for channel in range(2):
         name = f"pat1_{channel:04d}.nii.gz"
         (tmp_path / "new" / name).write_bytes((cohort / "data" / "imagesTr" / name).read_bytes())
-    done = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--out", tmp_path / "mask.nii.gz")
+    done = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert "T1Gd from pat1_0001.nii.gz" in done.output
+    assert "pat1_0001.nii.gz" in done.output
     with Cache(cohort / "cache.h5") as cache:
         (expected,) = predict_run(cohort / "run", cache, tmp_path / "masks", subjects=["pat1"], device="cpu")
-    mask, of_cache = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(expected)
+    mask, of_cache = nibabel.load(tmp_path / "out/new/mask.nii.gz"), nibabel.load(expected)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(of_cache.dataobj))
     found, truth = (np.asarray(nibabel.load(path).dataobj) for path in (expected, cohort / "data/labelsTr/pat1.nii.gz"))
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
@@ -113,13 +65,17 @@ def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
     for image in (mask, of_cache):
         for form in ("get_qform", "get_sform"):
             np.testing.assert_array_equal(*(getattr(header, form)() for header in (image.header, source.header)))
+    ml = found.sum() * 4.0 * 0.8 * 0.8 / 1000
+    assert f"tumour {ml:.2f} ml" in done.output
 
-    only_flair = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--modality", "T1Gd=pat1_0000.nii.gz")
-    assert "T1Gd from pat1_0000.nii.gz" in only_flair.output  # as the user says
+    call = ["segment", tmp_path / "new", "--run", cohort / "run"]
+    only_flair = run(zeus, *call, "--modality", "T1Gd=pat1_0000.nii.gz", "--out", tmp_path / "flair")
+    assert "pat1_0000.nii.gz" in only_flair.output and only_flair.exit_code == 0  # as the user says
     (tmp_path / "new" / "pat1_0001.nii.gz").rename(tmp_path / "new" / "FLAIR_to_T1Gd.nii.gz")
-    refused = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run")
+    refused = run(zeus, *call, "--out", tmp_path / "none")
     assert refused.exit_code == 2
     assert "could be T1Gd, but its name also says flair, to" in " ".join(refused.output.split())
+    assert not (tmp_path / "none").exists()
 
 
 def test_another_view_or_window_is_another_cache(cohort: Path) -> None:
@@ -151,25 +107,75 @@ def test_a_run_takes_no_pictures_of_another_window_and_says_where_the_view_is_an
     assert "pat0 and 1 more" in said and "cut into axial slices, the run was trained on sagittal ones" in said
 
 
-@pytest.mark.parametrize(("options", "wanted"), [([], True), (["--no-postprocessing"], False)])
-def test_the_runs_post_processing_is_applied_unless_it_is_not_wanted(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], wanted: bool
+def test_a_folder_of_cases_is_segmented_with_models_that_are_loaded_once(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bool] = []
-
-    def predicted(_: Path, __: Cache, out: Path, **how: Any) -> list[Path]:
-        seen.append(how["postprocess"])
-        (out / "mask.nii.gz").write_bytes(b"mask")
-        return [out / "mask.nii.gz"]
-
-    monkeypatch.setattr(segment, "predict_run", predicted)
-    (tmp_path / "new").mkdir()
-    for channel in range(2):
-        name = f"pat1_{channel:04d}.nii.gz"
-        (tmp_path / "new" / name).write_bytes((cohort / "data" / "imagesTr" / name).read_bytes())
-    done = run(zeus, "segment", tmp_path / "new", "--run", cohort / "run", "--out", tmp_path / "m.nii.gz", *options)
+    """nnU-Net's imagesTs: every case is a study; a second call leaves all as it is, and one that is lost is made again."""
+    loaded = []
+    monkeypatch.setattr(segmenter, "load_members", lambda *given: loaded.append(given) or ensemble.load_members(*given))
+    call = ["segment", cohort / "data/imagesTr", "--run", cohort / "run", "--out", tmp_path / "out", "--device", "cpu"]
+    done = run(zeus, *call)
     assert done.exit_code == 0, done.output
-    assert seen == [wanted]
+    masks = [tmp_path / "out" / case / "mask.nii.gz" for case in ("pat0", "pat1")]
+    assert len(loaded) == 1 and all(mask.is_file() for mask in masks)
+    before = [mask.read_bytes() for mask in masks]
+    shutil.rmtree(masks[1].parent)
+    again = run(zeus, *call)
+    assert again.exit_code == 0 and "1 of 2 studies have results" in " ".join(again.output.split())
+    assert [mask.read_bytes() for mask in masks] == before
+
+
+def test_an_exported_run_gives_the_same_mask_and_knows_whom_it_was_trained_on(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the training cache and the run's folder nothing is needed."""
+    archive = tmp_path / "shared.zeus.zip"
+    assert run(zeus, "export", cohort / "run", archive).exit_code == 0
+    for patient in ("pat0", "pat1"):
+        (tmp_path / f"as {patient}").mkdir()
+        source = cohort / f"data/imagesTr/{patient}_0001.nii.gz"
+        (tmp_path / f"as {patient}" / "T1Gd.nii.gz").write_bytes(source.read_bytes())
+    by_file, by_folder = load_run(archive, device="cpu"), load_run(cohort / "run", device="cpu")
+    for patient, trained in (("pat0", True), ("pat1", False)):
+        study = tmp_path / f"as {patient}"
+        capsys.readouterr()
+        shared = by_file.segment(study)
+        assert ("was trained on (shared)" in " ".join(capsys.readouterr().err.split())) == trained
+        np.testing.assert_array_equal(shared.mask, by_folder.segment(study).mask)
+    assert shared.runs == (f"shared {shared.made_by['members'][0]['weights_sha256'][:8]}",)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_runs_post_processing_is_applied_unless_it_is_not_wanted(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    seen: list[Any] = []
+
+    def chosen(*given: Any) -> PostProcessing:
+        seen.append(given[1:])
+        return PostProcessing("nothing is left", {"tumour": ()}, ("tumour",))
+
+    monkeypatch.setattr(segmenter, "postprocessing_of", chosen)
+    monkeypatch.setattr(PostProcessing, "__call__", lambda _, labels: np.full_like(labels, 1))
+    Segmenter(cohort / "run", device="cpu", postprocess=wanted)
+    assert seen == [("last", wanted)]
+    source = cohort / "data/imagesTr/pat1_0001.nii.gz"
+    segmentation = segment_study(
+        cohort / "data/imagesTr", cohort / "run", modalities={"T1Gd": source.name}, device="cpu"
+    )
+    assert segmentation.mask.all() and segmentation.mask.shape == SHAPE
+
+
+def test_slices_between_those_that_are_segmented_are_filled(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, lambda data: (data.cache.images(data.rows)[:, 0] > 110).astype(np.uint8))
+    chosen = {"T1Gd": "pat1_0001.nii.gz"}
+    every, third = (
+        segment_study(cohort / "data/imagesTr", cohort / "run", modalities=chosen, device="cpu", slice_step=step)
+        for step in (1, 3)
+    )
+    assert every.segmented == (0, 1, 2, 3, 4, 5) and third.segmented == (0, 3)
+    np.testing.assert_array_equal(third.mask[[0, 3]], every.mask[[0, 3]])
+    assert third.mask[2].any() and not third.mask[4:].any()  # nothing is known beyond the last
 
 
 def test_several_runs_segment_a_study_as_they_do_from_a_cache(cohort: Path, tmp_path: Path) -> None:
@@ -179,36 +185,30 @@ def test_several_runs_segment_a_study_as_they_do_from_a_cache(cohort: Path, tmp_
     (tmp_path / "new").mkdir()
     source = cohort / "data/imagesTr/pat1_0001.nii.gz"
     (tmp_path / "new" / "pat1_0001.nii.gz").write_bytes(source.read_bytes())
-    out = tmp_path / "masks" / "p1.nii"
+    out = tmp_path / "masks"
     both = ["--run", cohort / "run", "--run", other]
     done = run(zeus, "segment", tmp_path / "new", *both, "--out", out, "--probabilities", "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert "2 members: DSC of their pairs" in done.output
-    assert {path.name for path in out.parent.iterdir()} == {
-        "p1.nii",
-        "p1.tumour.prob.nii.gz",
-        "p1.disagreement.nii.gz",
-        "p1.ensemble.json",
-    }
     with Cache(cohort / "cache.h5") as cache:
         runs = [cohort / "run", other]
         predict_run(runs, cache, tmp_path / "cached", subjects=["pat1"], device="cpu", probabilities=True)
     for name, cached in (
-        ("p1.nii", "pat1.nii.gz"),
-        ("p1.tumour.prob.nii.gz", "pat1.tumour.prob.nii.gz"),
-        ("p1.disagreement.nii.gz", "pat1.disagreement.nii.gz"),
+        ("mask.nii.gz", "pat1.nii.gz"),
+        ("tumour.prob.nii.gz", "pat1.tumour.prob.nii.gz"),
+        ("disagreement.nii.gz", "pat1.disagreement.nii.gz"),
     ):
-        image, expected = nibabel.load(out.parent / name), nibabel.load(tmp_path / "cached" / cached)
+        image, expected = nibabel.load(out / "new" / name), nibabel.load(tmp_path / "cached" / cached)
         np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(expected.dataobj))
         for form in ("get_qform", "get_sform"):
             np.testing.assert_array_equal(*(getattr(h, form)() for h in (image.header, nibabel.load(source).header)))
-    agreement = json.loads((out.parent / "p1.ensemble.json").read_text())["agreement"]
+    agreement = json.loads((out / "new" / "statistics.json").read_text())["ensemble"]["agreement"]
     of_cache = json.loads((tmp_path / "cached" / "ensemble.json").read_text())["agreement"]
-    assert list(agreement.values()) == list(of_cache.values())
+    assert agreement == of_cache["pat1"]
 
-    twice = run(zeus, "segment", tmp_path / "new", "--run", other, "--run", other, "--out", tmp_path / "m.nii.gz")
+    twice = run(zeus, "segment", tmp_path / "new", "--run", other, "--run", other, "--out", tmp_path / "m")
     assert twice.exit_code == 2 and "are the same folder" in " ".join(twice.output.split())
-    assert not (tmp_path / "m.nii.gz").exists()
+    assert not (tmp_path / "m").exists()
 
 
 def test_each_run_of_an_ensemble_gets_the_texts_of_its_own_projection(
@@ -230,16 +230,11 @@ def test_each_run_of_an_ensemble_gets_the_texts_of_its_own_projection(
         digest = Path(profile.projection).read_text()
         return SimpleNamespace(name=digest, instruction_recipe=lambda: {"projection": digest})
 
-    monkeypatch.setattr(segment, "load_models", models)
-    pictures = BuildOptions(tmp_path / "study.h5", LAYERS[:2])
-    builds = segment._builds(runs, configs, pictures, load_profile("lite", {}), "cpu", None)
-    assert [(made.name, options.variant, options.layers) for made, options in builds] == [
-        ("1", "lite", LAYERS),
-        ("2", "lite-2", LAYERS),
-    ]
-    _, options = segment._builds(runs[3:], configs[3:], pictures, load_profile("lite", {}), "cpu", None)[0]
-    assert options is pictures  # nobody reads a text
+    monkeypatch.setattr(frozen, "load_models", models)
+    parts = frozen.frozen_parts(runs, configs, None, {}, "cpu", None)
+    assert [(made.name, texts) for made, texts in parts] == [("1", {"variant": "lite"}), ("2", {"variant": "lite-2"})]
+    assert [texts for _, texts in frozen.frozen_parts(runs[3:], configs[3:], None, {}, "cpu", None)] == [{}]
     recipes = {"lite@foldb": {"projection": "9"}}
     other = [configs[0], replace(configs[1], inputs=replace(configs[1].inputs, instruction_recipes=recipes))]
     with pytest.raises(UserError, match=rf"by other models.*that build-cache was given for {runs[1]}"):
-        segment._builds(runs[:2], other, pictures, load_profile("lite", {}), "cpu", None)
+        frozen.frozen_parts(runs[:2], other, None, {}, "cpu", None)

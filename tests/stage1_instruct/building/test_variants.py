@@ -39,7 +39,7 @@ def test_every_row_of_the_papers_grids_is_a_profile(name: str) -> None:
     ("text", "message"),
     [
         ("- {variant: a, set: {}}\n- {variant: a, set: {}}\n", "names a twice"),
-        ("- {variant: a b, set: {}}\n", "is no layer"),
+        ("- {variant: a b, set: {}}\n", "is not a layer name"),
         ("- {variant: a}\n", r"row 1 is .*expected 'variant' and 'set'"),
         ("- {variant: a, set: {}, model: x}\n", "row 1"),
         ("variant: a\n", "expected a list of rows"),
@@ -125,7 +125,7 @@ def test_any_class_has_a_layer(name: str) -> None:
 def test_classes_of_one_name_and_variants_that_are_none_are_refused() -> None:
     with pytest.raises(UserError, match=r"'a b' and 'a-b' would share the layer v\.a-b"):
         class_variants("v", ("a b", "a-b"))
-    with pytest.raises(UserError, match="is no layer"):
+    with pytest.raises(UserError, match="is not a layer name"):
         class_variants("a b", ("liver",))
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -474,13 +475,18 @@ def test_segment_sends_a_new_study_only_where_the_command_says(monkeypatch: pyte
     """The run's own instructor writes the texts of a new study."""
     given: dict[str, Any] = {}
 
-    def segmented(_: Path, __: Any, out: Path, **more: Any) -> Path:
-        given.update(more)
-        return out
+    class Stopped(UserError):
+        pass
 
-    monkeypatch.setattr("zeus_union.pipelines.segment.segmenter.segment_study", segmented)
+    def segmenter(_: Any, **more: Any) -> None:
+        given.update(more)
+        raise Stopped("seen enough")
+
+    run = SimpleNamespace(inputs=SimpleNamespace(channels={}))
+    monkeypatch.setattr("zeus_union.stage2_segment.checkpoint.load_config", lambda _: run)
+    monkeypatch.setattr("zeus_union.pipelines.segment.segmenter.Segmenter", segmenter)
     line = ["segment", str(tmp_path), "--run", str(tmp_path), "--send-images-to", "gpu.example"]
-    assert CliRunner().invoke(zeus, line).exit_code == 0
+    assert "seen enough" in CliRunner().invoke(zeus, line).output
     assert given["send_images_to"] == "gpu.example"
 
 

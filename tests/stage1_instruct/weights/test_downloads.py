@@ -4,94 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.server
 import io
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 import huggingface_hub
 import pytest
 
+from tests.stage1_instruct.file_site import CONTENT, Site
 from zeus_union.cache.errors import UserError
+from zeus_union.stage1_instruct import downloads
+from zeus_union.stage1_instruct.downloads import Pin, download
 from zeus_union.stage1_instruct.profiles.profile import load_profile
-from zeus_union.stage1_instruct.weights import downloads, store
-from zeus_union.stage1_instruct.weights.downloads import download
+from zeus_union.stage1_instruct.weights import store
 from zeus_union.stage1_instruct.weights.fetch import fetch
 from zeus_union.stage1_instruct.weights.sources import SOURCES, ByHand, Hub, Link, read_sources
 from zeus_union.stage1_instruct.weights.store import digest_of, is_present, path_of, zeus_home
 
-CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@dataclass
-class Site:
-    """A server of one file, and how it misbehaves."""
-
-    content: bytes = CONTENT
-    tag: str | None = '"one"'
-    ranges: bool = True
-    cut_after: int | None = None
-    status: int = 200
-    shift: int = 0
-    delay: float = 0.0
-    requested: list[str | None] = field(default_factory=list)
-    url: str = ""
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
-    state = Site()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range")
-            state.requested.append(wanted)
-            if state.status != 200:
-                self.send_error(state.status)
-                return
-            begin = 0
-            time.sleep(state.delay)
-            if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
-                begin = int(wanted.removeprefix("bytes=").rstrip("-"))
-                if begin >= len(state.content):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(state.content)}")
-                    self.end_headers()
-                    return
-            self.send_response(206 if begin else 200)
-            self.send_header("Content-Length", str(len(state.content) - begin))
-            if begin:
-                first = begin + state.shift
-                self.send_header("Content-Range", f"bytes {first}-{len(state.content) - 1}/{len(state.content)}")
-            if state.tag:
-                self.send_header("ETag", state.tag)
-            self.end_headers()
-            end = len(state.content)
-            if state.cut_after is not None:
-                end, state.cut_after = min(end, begin + state.cut_after), None
-            self.wfile.write(state.content[begin:end])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/model.pth?download=1"
-    yield state
-    server.shutdown()
-    server.server_close()
 
 
 def quiet(message: str) -> None:
@@ -99,14 +36,14 @@ def quiet(message: str) -> None:
 
 
 def test_whole_file_gets_its_name_and_leaves_nothing_beside_it(site: Site, tmp_path: Path) -> None:
-    assert download(site.url, tmp_path / "new" / "m.pth", len(CONTENT), SHA256, quiet) == SHA256
+    assert download(site.url, tmp_path / "new" / "m.pth", Pin(len(CONTENT), SHA256), quiet).sha256 == SHA256
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.pth"]
 
 
 def test_broken_connection_is_gone_on_with(site: Site, tmp_path: Path) -> None:
     site.cut_after = 300_000
     said: list[str] = []
-    download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, said.append)
+    download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), said.append)
     assert site.requested == [None, "bytes=300000-"]
     assert "trying again (2 of 5)" in said[0]
 
@@ -117,9 +54,9 @@ def test_killed_download_is_gone_on_with_by_the_next_command(
     site.cut_after = 300_000
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     with pytest.raises(UserError, match=r"ended after 300000 of .*goes on where it stopped"):
-        download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, quiet)
+        download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), quiet)
     assert not (tmp_path / "m.pth").exists()
-    download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, quiet)
+    download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), quiet)
     assert site.requested[-1] == "bytes=300000-"
     assert (tmp_path / "m.pth").read_bytes() == CONTENT
 
@@ -129,7 +66,7 @@ def test_server_that_cannot_go_on_is_asked_for_all_of_it(
     site: Site, tmp_path: Path, ranges: bool, tag: str | None
 ) -> None:
     site.ranges, site.tag, site.cut_after = ranges, tag, 300_000
-    download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, quiet)
+    download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), quiet)
     assert (tmp_path / "m.pth").read_bytes() == CONTENT
 
 
@@ -137,16 +74,16 @@ def test_file_that_changed_in_between_is_not_mixed(site: Site, tmp_path: Path, m
     site.cut_after = 300_000
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     with pytest.raises(UserError):
-        download(site.url, tmp_path / "m.pth", 0, None, quiet)
+        download(site.url, tmp_path / "m.pth", Pin(0, None), quiet)
     site.content, site.tag = CONTENT[::-1], '"two"'
-    download(site.url, tmp_path / "m.pth", 0, None, quiet)
+    download(site.url, tmp_path / "m.pth", Pin(0, None), quiet)
     assert (tmp_path / "m.pth").read_bytes() == CONTENT[::-1]
 
 
 def test_part_that_is_whole_already_is_checked_and_taken(site: Site, tmp_path: Path) -> None:
     (tmp_path / "m.pth.part").write_bytes(CONTENT)
     (tmp_path / "m.pth.part.tag").write_text('"one"')
-    download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, quiet)
+    download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
 
 
@@ -155,7 +92,7 @@ def test_another_file_than_the_pinned_one_is_not_kept(
     site: Site, tmp_path: Path, size: int, sha256: str | None
 ) -> None:
     with pytest.raises(UserError, match="another file than the pinned one"):
-        download(site.url, tmp_path / "m.pth", size, sha256, quiet)
+        download(site.url, tmp_path / "m.pth", Pin(size, sha256), quiet)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,13 +102,13 @@ def test_server_that_refuses_is_one_clear_error(
 ) -> None:
     site.status = status
     with pytest.raises(UserError, match=said):
-        download(site.url, tmp_path / "m.pth", 0, None, quiet)
+        download(site.url, tmp_path / "m.pth", Pin(0, None), quiet)
     assert len(site.requested) == requests
 
 
 def test_no_space_is_said_before_the_download(site: Site, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no space left"):
-        download(site.url, tmp_path / "m.pth", 1 << 60, None, quiet)
+        download(site.url, tmp_path / "m.pth", Pin(1 << 60, None), quiet)
     assert site.requested == []
 
 
@@ -182,7 +119,7 @@ def test_part_longer_than_the_file_is_never_taken_for_it(
 ) -> None:
     (tmp_path / "m.pth.part").write_bytes(part)
     (tmp_path / "m.pth.part.tag").write_text('"one"')
-    assert download(site.url, tmp_path / "m.pth", 0, sha256, quiet) == SHA256
+    assert download(site.url, tmp_path / "m.pth", Pin(0, sha256), quiet).sha256 == SHA256
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
 
 
@@ -190,20 +127,20 @@ def test_damaged_part_of_a_pinned_file_is_downloaded_again(site: Site, tmp_path:
     (tmp_path / "m.pth.part").write_bytes(b"x" * 1000)
     (tmp_path / "m.pth.part.tag").write_text('"one"')
     said: list[str] = []
-    assert download(site.url, tmp_path / "m.pth", len(CONTENT), SHA256, said.append) == SHA256
+    assert download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), said.append).sha256 == SHA256
     assert site.requested == ["bytes=1000-", None] and "damaged" in said[0]
 
 
 def test_server_that_sends_another_piece_is_asked_for_all_of_it(site: Site, tmp_path: Path) -> None:
     site.cut_after, site.shift = 300_000, 1
-    assert download(site.url, tmp_path / "m.pth", 0, None, quiet) == SHA256
+    assert download(site.url, tmp_path / "m.pth", Pin(0, None), quiet).sha256 == SHA256
     assert site.requested == [None, "bytes=300000-", None]
 
 
 FETCHER = """
 import sys
 from types import SimpleNamespace
-from zeus_union.stage1_instruct.weights import downloads
+from zeus_union.stage1_instruct import downloads
 from zeus_union.stage1_instruct.weights.fetch import fetch
 from zeus_union.stage1_instruct.weights.sources import SOURCES, Link
 

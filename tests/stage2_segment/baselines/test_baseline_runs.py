@@ -64,15 +64,21 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "unet", "text": "instruction"}, "unet sees the pictures alone; leave out --text"),
+        ({"model": "unet", "text": "instruction"}, "--text applies to zeus only and this is unet; leave out --text"),
         ({"model": "unet", "form": "tokens", "aligner_depth": 1}, "leave out --form, --aligner-depth"),
         ({"model": "unet", "iou_token": True}, "leave out --iou-token"),
-        ({"preset": "quarter", "merge": "mean"}, "zeus starts from the cache's decoder; leave out --merge, --preset"),
+        (
+            {"preset": "quarter", "merge": "mean"},
+            "--merge, --preset apply to baselines only and this is zeus",
+        ),
         ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --combine, --variant"),
         ({"fusion": "early"}, "zeus has no early fusion"),
         ({"model": "vnet"}, "unknown model vnet; there are: zeus, unet, attention_unet"),
         ({"model": "unet", "fusion": "middle"}, "unknown fusion middle; there are: early, hybrid, late"),
-        ({"pretrained": Path("resnet.pth")}, "zeus starts from the cache's decoder; .*leave out --pretrained"),
+        (
+            {"pretrained": Path("resnet.pth")},
+            r"--pretrained applies to .* only and this is zeus; .*leave out --pretrained",
+        ),
         ({"augment": True}, "zeus trains on cached embeddings, its way are cached views; leave out --augment"),
         (
             {"model": "unet", "pretrained": Path("x.pth")},

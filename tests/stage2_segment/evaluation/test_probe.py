@@ -17,7 +17,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.cli import main
 from zeus_union.stage2_segment.evaluation.evaluate import measure_run
-from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, subsets
+from zeus_union.stage2_segment.evaluation.missing import evaluate_missing, known_loss, subsets
 from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_texts, sentence_table
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
@@ -141,6 +141,10 @@ def test_every_subset_of_the_modalities_is_measured(run: Path, toy_cache: Path) 
             measure_run(run, cache, modalities=["CT"], device="cpu")
     names = pq.read_table(run / "missing.parquet")["modalities"].to_pylist()
     assert dict.fromkeys(names) == dict.fromkeys(["T1+T2", "T1", "T2"])
+    of_all, of_t2 = (found[part].summary()["mean_over_classes"]["dsc"] for part in (("T1", "T2"), ("T2",)))
+    assert known_loss([run], ["T2"]) == pytest.approx(of_all - of_t2, abs=1e-12)
+    assert known_loss([run], ["T1", "T2"]) == 0
+    assert known_loss([run], ["CT"]) is None and known_loss([run.parent], ["T2"]) is None
 
 
 def test_masks_are_written_from_the_modalities_there_are(run: Path, toy_cache: Path, tmp_path: Path) -> None:

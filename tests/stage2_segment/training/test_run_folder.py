@@ -63,7 +63,7 @@ def test_the_command_given_again_says_it_is_complete_and_changes_nothing(run: Pa
     for more in ((), ("--resume",)):
         again = command(toy_cache, run, "--epochs", 3, *more)
         assert again.exit_code == 0, again.stderr
-        assert f"{run} is complete: it has had its 3 epochs" in again.stderr
+        assert f"{run} is complete (3 epochs)" in again.stderr
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     other = command(toy_cache, run, "--epochs", 3, "--lr", 1)
     assert other.exit_code == 2 and "was begun with other options (recipe.lr_new" in other.stderr

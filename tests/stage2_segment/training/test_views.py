@@ -255,7 +255,7 @@ def test_all_views_are_taken_unless_the_recipe_is_the_papers_or_the_model_sees_p
         assert (views(), views(views=1), views(views=0), views(text="none")) == (2, 1, 0, 2)
         assert (views(recipe="paper"), views(recipe="paper", views=2)) == (0, 2)
         assert views(model="unet", fusion="early") == views(model="unet", fusion="early", views=0) == 0
-        with pytest.raises(UserError, match=r"unet sees the pictures alone; leave out --views"):
+        with pytest.raises(UserError, match=r"--views applies to zeus only and this is unet; leave out --views"):
             views(model="unet", fusion="early", views=1)
 
 

@@ -1,0 +1,1 @@
+"""Commands of zeus that are longer than a call."""

@@ -1,0 +1,352 @@
+"""What a folder of DICOM holds: its series, each taken apart into stacks, the sets of frames that can be one volume.
+
+A series may hold several: two echoes, in and out of phase, a localiser's three planes, several b-values or times. And
+some anonymisers give every file of one acquisition a series of its own (CHAOS's download): those are put together again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import VIEWS, Grid
+from zeus_union.cache.terminal import some_of
+from zeus_union.pipelines.intake.tags import component, description, image_words, traits_of_tags
+from zeus_union.pipelines.intake.traits import Traits, read_words, words_of
+from zeus_union.stage1_instruct.studies.chaos import fat_with_water
+from zeus_union.stage1_instruct.studies.depth import reading
+from zeus_union.stage1_instruct.studies.dicom import read_series
+from zeus_union.stage1_instruct.studies.dicom_files import dicom_files, is_dicom
+from zeus_union.stage1_instruct.studies.dicom_frames import Frame, read_frames, tag_numbers, tag_value
+
+# By which a series that shows every place several times is taken apart, the first that does it.
+REPEATS = ("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber", "InversionTime", "TriggerTime")
+_LOCALISERS = frozenset(
+    ("loc", "localizer", "localiser", "localizers", "scout", "survey", "topogram", "surview", "scanogram", "pilot")
+)
+_PROJECTIONS = frozenset(("mip", "minip", "mnip", "projection", "projected"))
+_REFORMATS = frozenset(("mpr", "reformat", "reformatted", "reformation", "csa"))
+_SUBTRACTIONS = frozenset(("sub", "subtraction", "subtract"))
+# The classes of objects that hold no image of a patient, by the end of their names in the standard's list.
+_NO_IMAGES = (
+    "Capture",
+    "SR Storage",
+    "Report",
+    "Document",
+    "PDF",
+    "Presentation State",
+    "Structure Set",
+    "Segmentation",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Frames of one series that can be one volume.
+
+    Attributes:
+        frames: in the order of the files.
+        label: what the user calls it: the series' number, with .1, .2 where the series holds several stacks.
+        traits: what tags and description say it is.
+        phase_by_echo: read of the echo times, where nothing else says the phase.
+    """
+
+    frames: tuple[Frame, ...]
+    label: str
+    traits: Traits
+    tags: Traits
+
+    @property
+    def first(self) -> Frame:
+        return self.frames[0]
+
+    @property
+    def uid(self) -> str:
+        """SeriesInstanceUID."""
+        return _text(self.first, "SeriesInstanceUID")
+
+    @property
+    def description(self) -> str:
+        return description(self.first)
+
+    @property
+    def frame_of_reference(self) -> str:
+        """FrameOfReferenceUID; '' where the files do not say it."""
+        return _text(self.first, "FrameOfReferenceUID")
+
+    @property
+    def named(self) -> str:
+        """'5 (t2_tse_tra, 19 slices)'."""
+        return f"{self.label} ({self.description or 'no description'}, {self.size_in_words})"
+
+    @property
+    def size_in_words(self) -> str:
+        return f"{len(self.frames)} slice{'s' * (len(self.frames) != 1)}"
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """Where it lies; None where its frames are no volume."""
+        try:
+            with reading("headers"):
+                return read_series(self.frames).grid
+        except UserError:
+            return None
+
+    @property
+    def is_original(self) -> bool:
+        return image_words(self.first)[:1] != ("DERIVED",)
+
+    @property
+    def plane(self) -> str:
+        """The view whose slices its frames are; '' where its frames are no volume."""
+        if self.grid is None:
+            return ""
+        across = int(nibabel.io_orientation(self.grid.affine)[2, 0])
+        return next(view for view, axes in VIEWS.items() if axes[0][0] == across)
+
+    @property
+    def is_attenuation_corrected(self) -> bool:
+        """Of PET: whether CorrectedImage says so."""
+        return "ATTN" in {str(word) for word in tag_value(self.first, "CorrectedImage") or ()}
+
+    @property
+    def is_reformat(self) -> bool:
+        return bool(_REFORMATS & self._words)
+
+    @property
+    def unsuitable(self) -> str:
+        """Why it is no image that could be segmented, in plain words; '' where it may be."""
+        kind = tag_value(self.first, "SOPClassUID")
+        name = str(getattr(kind, "name", kind or ""))
+        if any(word in name for word in _NO_IMAGES):
+            return f"no image of a modality ({name.removesuffix(' Storage')})"
+        if tag_value(self.first, "Rows") is None:
+            return f"no image ({name or 'unknown class'})"
+        photometric = _text(self.first, "PhotometricInterpretation")
+        if photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
+            return f"colours ({photometric}), no grey values"
+        if tag_value(self.first, "ImagePositionPatient") is None:
+            frames = f"{self.first.count} frames without" if self.first.count > 1 else "no"
+            return f"{frames} position (ImagePositionPatient)"
+        for words, said in (
+            (_LOCALISERS, "a localiser"),
+            (_PROJECTIONS, "a projection"),
+            (_SUBTRACTIONS, "a subtraction"),
+        ):
+            if words & self._words:
+                return said
+        if component(self.first):
+            return f"the {component(self.first)} image of a complex one"
+        return ""
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        words = (part.casefold() for word in image_words(self.first)[1:] for part in (word, *word.split()))
+        return frozenset((*words_of(self.description), *words))
+
+
+def find_stacks(folder: Path) -> tuple[Stack, ...]:
+    """All stacks of a folder of DICOM, or of one file, in the order of series numbers; none where it holds no DICOM.
+
+    Raises:
+        UserError: a file that is damaged; several patients or studies.
+    """
+    files = dicom_files(folder) if folder.is_dir() else [folder] if is_dicom(folder) else []
+    frames = [frame for path in files for frame in read_frames(path)]
+    _check_one_patient(folder, frames)
+    _check_one_study(folder, frames)
+    groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[(_text(frame, "SeriesInstanceUID"), *_image_key(frame))].append(frame)
+    sets = [part for group in _joined(groups.values()) for part in _without_repeats(group)]
+    sets.sort(key=_order)
+    stacks = [_stack(frames) for frames in sets]
+    return tuple(_labelled(_with_phases(stacks)))
+
+
+def _image_key(frame: Frame) -> tuple[object, ...]:
+    """What the frames of one volume have in common."""
+    directions = _numbers(frame, "ImageOrientationPatient", 6)
+    traits = traits_of_tags(frame)
+    return (
+        _text(frame, "SOPClassUID"),
+        _text(frame, "Rows"),
+        _text(frame, "Columns"),
+        # Slices of one volume differ by 1e-4, and -0.0 is 0.0.
+        tuple(round(value, 1) + 0.0 for value in directions),
+        round((_numbers(frame, "EchoTime", 1) or (0.0,))[0], 2),
+        traits.weighting if traits.weighting in ("ADC", "DWI", "diffusion map") else "",
+        traits.phase,
+        traits.b_value,
+        component(frame),
+        bool({"LOCALIZER", "LOCALISER"} & {*image_words(frame)}),
+    )
+
+
+def _joined(groups: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
+    """The groups; those of one frame each that are alike but for the series are one."""
+    singles: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    for group in groups:
+        if len(group) > 1:
+            yield group
+            continue
+        frame = group[0]
+        alike = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "RepetitionTime", "PixelSpacing")
+        singles[(*_image_key(frame), *(_text(frame, tag) for tag in alike))].append(frame)
+    yield from singles.values()
+
+
+def _without_repeats(frames: list[Frame]) -> list[list[Frame]]:
+    """The frames taken apart by time where every place is shown equally often; as they are otherwise."""
+    positions = [_numbers(frame, "ImagePositionPatient", 3) for frame in frames]
+    places = {tuple(round(value, 2) for value in position) for position in positions}
+    if len(places) in (0, len(frames)) or () in places or len(frames) % len(places):
+        return [frames]
+    for tag in REPEATS:
+        parts: dict[str, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            parts[_text(frame, tag)].append(frame)
+        if len(parts) == len(frames) // len(places) and all(len(part) == len(places) for part in parts.values()):
+            return list(parts.values())
+    return [frames]
+
+
+def _stack(frames: Sequence[Frame]) -> Stack:
+    tags = traits_of_tags(frames[0])
+    return Stack(tuple(frames), "", _merge(tags, description(frames[0])), tags)
+
+
+# Tags say T2 of a FLAIR whose inversion time is missing: what a description may make more particular.
+_REFINED_BY_WORDS: dict[str, frozenset[str]] = {
+    "T1": frozenset(("angiography", "perfusion", "SWI", "magnetisation transfer", "PD", "T2*")),
+    "T2": frozenset(("FLAIR", "STIR", "DWI", "T2*", "PD")),
+    "PD": frozenset(("T1", "T2", "magnetisation transfer", "STIR")),
+    "T2*": frozenset(("SWI", "fMRI", "perfusion", "T2", "magnetisation transfer")),
+    "DWI": frozenset(("ADC", "diffusion map", "perfusion")),
+    "STIR": frozenset(("T2",)),
+}
+
+
+def _merge(tags: Traits, text: str) -> Traits:
+    """Tags first, the description where they leave something open or where it is more particular."""
+    said, _ = read_words(text)
+    reasons = {
+        name: f"description {text!r}" for name in ("weighting", "contrast", "fat_suppressed", "phase", "b_value")
+    }
+    said = replace(said, device="", plane="", reasons=reasons)  # where it lies, the positions say
+    if tags.device != "MR":
+        said = replace(said, weighting="", phase="", fat_suppressed=None, b_value=None)
+    merged = tags.completed_by(said)
+    if said.weighting in _REFINED_BY_WORDS.get(tags.weighting, ()):
+        why = f"description {text!r}" + (f" ({tags.reasons['weighting']})" if "weighting" in tags.reasons else "")
+        merged = replace(merged, weighting=said.weighting, reasons={**merged.reasons, "weighting": why})
+    return merged
+
+
+def _with_phases(stacks: Sequence[Stack]) -> list[Stack]:
+    """The phase of the two echoes of one acquisition, by their echo times, where neither tags nor description say it."""
+    pairs: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    alike = ("StudyInstanceUID", "FrameOfReferenceUID", "ProtocolName", "RepetitionTime", "Rows", "Columns")
+    for index, stack in enumerate(stacks):
+        if stack.tags.device == "MR" and not stack.traits.phase and not stack.unsuitable:
+            same = stack.uid if not stack.description else stack.description
+            pairs[(same, *(_text(stack.first, tag) for tag in alike))].append(index)
+    result = list(stacks)
+    for indices in pairs.values():
+        echoes = [(_numbers(stacks[index].first, "EchoTime", 1) or (0.0,))[0] for index in indices]
+        if len(indices) != 2 or not all(echoes) or echoes[0] == echoes[1]:
+            continue
+        tesla = (_numbers(stacks[indices[0]].first, "MagneticFieldStrength", 1) or (1.5,))[0] or 1.5
+        together = [fat_with_water(echo, tesla) for echo in echoes]
+        if min(together) < 0 < max(together) and max(echoes) < 15:
+            for index, echo, cosine in zip(indices, echoes, together):
+                phase = "in phase" if cosine > 0 else "out of phase"
+                traits = stacks[index].traits
+                weighting = traits.weighting or "T1"
+                why = f"TE {echo:g} ms at {tesla:g} T, {phase}"
+                reasons = {**traits.reasons, "phase": why}
+                reasons.setdefault("weighting", why)
+                result[index] = replace(
+                    stacks[index], traits=replace(traits, phase=phase, weighting=weighting, reasons=reasons)
+                )
+    return result
+
+
+def _labelled(stacks: Sequence[Stack]) -> list[Stack]:
+    """With the names that the user calls them by."""
+    numbers = [_text(stack.first, "SeriesNumber") or "?" for stack in stacks]
+    labelled = []
+    for index, (stack, number) in enumerate(zip(stacks, numbers)):
+        before = numbers[:index].count(number)
+        labelled.append(replace(stack, label=f"{number}.{before + 1}" if numbers.count(number) > 1 else number))
+    return labelled
+
+
+def _check_one_patient(folder: Path, frames: Sequence[Frame]) -> None:
+    """Raises a UserError where the files name several patients."""
+    for tag in ("PatientID", "PatientName", "PatientBirthDate"):
+        values = {" ".join(_text(frame, tag).replace("^", " ").split()).casefold() for frame in frames} - {""}
+        if len(values) > 1:
+            spelled = sorted({_text(frame, tag) for frame in frames} - {""})
+            raise UserError(
+                f"{folder} holds files of several patients ({tag} {some_of(spelled)}); give a folder for each patient"
+            )
+
+
+def _check_one_study(folder: Path, frames: Sequence[Frame]) -> None:
+    """Raises a UserError where the files are of several studies of one patient."""
+    studies: dict[str, Frame] = {}
+    for frame in frames:
+        studies.setdefault(_text(frame, "StudyInstanceUID"), frame)
+    studies.pop("", None)
+    if len(studies) > 1:
+        named = [
+            " ".join(
+                filter(None, (_text(frame, "StudyDate"), _text(frame, "StudyDescription"), f"({frame.path.parent})"))
+            )
+            for frame in studies.values()
+        ]
+        raise UserError(
+            f"{folder} holds {len(studies)} studies: {some_of(sorted(named))}; give a folder for each study"
+        )
+
+
+def _order(frames: Sequence[Frame]) -> tuple[object, ...]:
+    """Sorts stacks by series, then echo, b-value and time, so that their labels do not depend on files' names."""
+    first = frames[0]
+
+    def number(frame: Frame, tag: str) -> float:
+        return (_numbers(frame, tag, 1) or (np.inf,))[0]
+
+    return (
+        number(first, "SeriesNumber"),
+        _text(first, "SeriesInstanceUID"),
+        number(first, "EchoTime"),
+        traits_of_tags(first).b_value or 0.0,
+        *(number(first, tag) for tag in REPEATS),
+        min(number(frame, "InstanceNumber") for frame in frames),
+        _numbers(first, "ImageOrientationPatient", 6),
+    )
+
+
+def _text(frame: Frame, tag: str) -> str:
+    try:
+        value = tag_value(frame, tag)
+    except UserError:
+        return ""
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _numbers(frame: Frame, tag: str, count: int) -> tuple[float, ...]:
+    """A tag's numbers; () where there are none."""
+    try:
+        return tuple(float(value) for value in tag_numbers(frame, tag, count))
+    except UserError:
+        return ()

@@ -1,0 +1,159 @@
+"""preview.png: three slices of a study with the outlines of its classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from zeus_union.cache.colours import class_hex
+from zeus_union.cache.grid import VIEWS, Grid
+from zeus_union.pipelines.outputs.statistics import ClassStatistics, statistics, volume_text, voxels_by_slice
+from zeus_union.pipelines.segment.segmentation import Segmentation
+from zeus_union.stage1_instruct.inspect import show
+from zeus_union.stage1_instruct.studies.intensity import CT_WINDOW, foreground, is_ct, percentile_bounds, to_grey
+
+SLICES = 3
+MODALITIES = 4  # rows; further modalities are named
+LEGEND = 24  # classes; further ones are counted
+# What a picture's sides are called along each axis of the patient: towards - and towards +.
+_SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
+_WIDTH = 3.2  # inches of a picture
+_TALLEST = 2.0  # height by width, beyond which a picture gets narrower
+
+
+def draw_preview(segmentation: Segmentation, path: Path, rows: Sequence[ClassStatistics] | None = None) -> Path:
+    """Three slices of every modality (the first four) with outlines, a legend with volumes, and the patient's sides.
+
+    Args:
+        rows: its `statistics`, where they are known already.
+    """
+    rows = statistics(segmentation) if rows is None else rows
+    grid = segmentation.grid
+    numbers = telling_slices(voxels_by_slice(segmentation))
+    masks = grid.to_slices(segmentation.mask)[numbers]
+    shown = dict(list(segmentation.images.items())[:MODALITIES])
+    aspect = grid.slice_spacing[1] / grid.slice_spacing[2]
+    tall = min(_TALLEST, aspect * grid.slice_shape[1] / grid.slice_shape[2])
+    figure = Figure(
+        figsize=(_WIDTH * len(numbers) + 2.4, (_WIDTH * tall + 0.3) * len(shown) + 0.9), layout="constrained"
+    )
+    _title(figure, segmentation, list(shown))
+    pictures = figure.subplots(len(shown), len(numbers), squeeze=False)
+    for line, (modality, image) in zip(pictures, shown.items()):
+        greys = _greys(grid.to_slices(image)[numbers], modality)
+        for axes, number, grey, mask in zip(line, numbers, greys, masks):
+            show(axes, grey, mask, segmentation.classes, aspect)
+            _mark_sides(axes, grid)
+            axes.set_title(
+                f"{modality}, slice {number} of 0 to {grid.slice_shape[0] - 1}"
+                + ("" if mask.any() else ": nothing predicted"),
+                fontsize=8,
+                parse_math=False,
+            )
+    _legend(figure, rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font does not have
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def telling_slices(voxels: NDArray[np.intp], count: int = SLICES) -> list[int]:
+    """Numbers of `count` slices, ascending, that show as much of every class as so many can.
+
+    One after the other: each adds the most to what is shown best of every class, as a share of the class's largest slice;
+    where none adds anything, the one with something that lies furthest from those chosen. Empty slices come last, spread
+    evenly, and only where all others are taken.
+
+    Args:
+        voxels: (slices, classes) as `voxels_by_slice`.
+    """
+    total = len(voxels)
+    largest = voxels.max(axis=0, initial=0)
+    shares = voxels[:, largest > 0] / largest[largest > 0]
+    filled = shares.any(axis=1)
+    if not filled.any():
+        return sorted({round((total - 1) * part / (count + 1)) for part in range(1, count + 1)})
+    span = int(np.ptp(np.flatnonzero(filled))) + 1
+    chosen: list[int] = []
+    while len(chosen) < min(count, total):
+        best = shares[chosen].max(axis=0, initial=0)
+        gain = np.maximum(shares - best, 0).sum(axis=1)
+        far = np.array([min((abs(number - other) for other in chosen), default=0) for number in range(total)])
+        # A slice with half a class that lies elsewhere says more than its neighbour with a little more of it.
+        score = gain + shares.mean(axis=1) * far / span
+        score = np.where(filled, score, far / total - 2)
+        score[chosen] = -np.inf
+        chosen.append(int(score.argmax()))
+    return sorted(chosen)
+
+
+def sides(grid: Grid) -> dict[str, str]:
+    """'left', 'right', 'top', 'bottom' of a slice -> the patient's side there: R, L, A, P, S or I.
+
+    Of an oblique slice the side that is nearest.
+    """
+    _, (row_axis, row_direction), (column_axis, column_direction) = VIEWS[grid.view]
+    top, bottom = _SIDES[row_axis][:: 1 if row_direction > 0 else -1]
+    left, right = _SIDES[column_axis][:: 1 if column_direction > 0 else -1]
+    return {"left": left, "right": right, "top": top, "bottom": bottom}
+
+
+def _greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]:
+    """The chosen slices (slices, rows, columns) of a modality in one range of grey."""
+    if is_ct(modality):
+        return to_grey(slices, CT_WINDOW.bounds)
+    return to_grey(slices, percentile_bounds(slices, *foreground(slices)))
+
+
+def _mark_sides(axes: Any, grid: Grid) -> None:
+    places = {"left": (0.02, 0.5), "right": (0.98, 0.5), "top": (0.5, 0.98), "bottom": (0.5, 0.02)}
+    for side, letter in sides(grid).items():
+        across, up = places[side]
+        axes.text(
+            across,
+            up,
+            letter,
+            transform=axes.transAxes,
+            color="white",
+            fontsize=9,
+            fontweight="bold",
+            ha={"left": "left", "right": "right"}.get(side, "center"),
+            va={"top": "top", "bottom": "bottom"}.get(side, "center"),
+            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.5, "pad": 1.0},
+        )
+
+
+def _title(figure: Figure, segmentation: Segmentation, shown: Sequence[str]) -> None:
+    parts = [segmentation.study, f"{segmentation.grid.view} slices"]
+    more = [name for name in segmentation.images if name not in shown]
+    if more:
+        parts.append(f"also read: {', '.join(more)}")
+    if segmentation.missing:
+        parts.append(f"missing: {', '.join(segmentation.missing)}")
+    if not segmentation.mask.any():
+        parts.append("nothing predicted")
+    figure.suptitle("; ".join(parts), fontsize=10, parse_math=False)
+
+
+def _legend(figure: Figure, rows: Sequence[ClassStatistics]) -> None:
+    """Label, name and volume of the classes, those with voxels first where there are too many for all."""
+    listed = sorted(sorted(rows, key=lambda row: -row.voxels)[:LEGEND], key=lambda row: row.label)
+    handles = [
+        Patch(color=class_hex(row.label), label=f"{row.label} {_short(row.name)}\n{volume_text(row)}") for row in listed
+    ]
+    if len(rows) > LEGEND:
+        handles.append(Patch(color="none", label=f"and {len(rows) - LEGEND} more"))
+    legend = figure.legend(handles=handles, loc="outside right center", fontsize=7, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"

@@ -1,0 +1,129 @@
+"""Everything that is written of a segmented study, into one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import say, some_of
+from zeus_union.pipelines.outputs.codes import class_code
+from zeus_union.pipelines.outputs.dicom_mask import has_highdicom, write_dicom_mask
+from zeus_union.pipelines.outputs.label_files import itk_snap_labels, slicer_colours
+from zeus_union.pipelines.outputs.preview import draw_preview
+from zeus_union.pipelines.outputs.statistics import ClassStatistics, statistics, statistics_csv, statistics_json
+from zeus_union.pipelines.outputs.whole_folder import whole_folder
+from zeus_union.pipelines.segment.segmentation import MADE_BY, Segmentation
+from zeus_union.stage1_instruct.building.variants import class_variants
+from zeus_union.stage2_segment.nifti import write_fractions, write_labels, write_probabilities
+from zeus_union.stage2_segment.predict import DISAGREEMENT, PROBABILITY, class_file_names
+
+MASK, DICOM_MASK, PREVIEW = "mask.nii.gz", "mask.dcm", "preview.png"
+
+
+def write_results(
+    segmentation: Segmentation,
+    folder: Path,
+    *,
+    rows: Sequence[ClassStatistics] | None = None,
+    preview: bool = True,
+    dicom: bool = True,
+    replace: bool = False,
+) -> list[Path]:
+    """Writes a study's results into a new folder, which is whole under its name or not there; the files in it.
+
+    Args:
+        rows: its `statistics`, where they are known already.
+        preview: also preview.png.
+        dicom: also mask.dcm of a study that came as DICOM. Where it cannot be made a line says why, and all else is written.
+        replace: a folder of that name is replaced, once the new one is complete.
+
+    Raises:
+        UserError: not `replace`, and something has the name.
+    """
+    rows = statistics(segmentation) if rows is None else rows
+    with whole_folder(folder, replace) as partial:
+        _write_volumes(segmentation, partial)
+        _write_text(partial / "labels.txt", itk_snap_labels(segmentation.classes))
+        _write_text(partial / "labels.ctbl", slicer_colours(segmentation.classes))
+        _write_text(partial / "statistics.csv", statistics_csv(rows, tuple(segmentation.images)))
+        _write_json(partial / "statistics.json", statistics_json(segmentation, rows))
+        _write_json(partial / "instructions.json", instructions_json(segmentation))
+        _write_json(partial / MADE_BY, dict(segmentation.made_by))
+        if dicom and segmentation.series is not None:
+            _write_dicom(segmentation, partial / DICOM_MASK)
+        if preview:
+            draw_preview(segmentation, partial / PREVIEW, rows)
+    return sorted(folder.iterdir())
+
+
+def instructions_json(segmentation: Segmentation) -> list[dict[str, Any]]:
+    """What was asked and said of every slice and modality, in their order; empty of a run without text.
+
+    'class' is that of a variant that asks for one class, else null.
+    """
+    return [
+        {
+            "slice": said.slice_number,
+            "modality": said.modality,
+            "variant": variant,
+            "class": _class_of(variant, segmentation.classes),
+            "prompt": said.prompt,
+            "text": said.text,
+            "stop_reason": said.stop_reason,
+            "prompt_tokens": said.prompt_tokens,
+            "output_tokens": said.output_tokens,
+            "seed": said.seed,
+        }
+        for variant, texts in segmentation.instructions.items()
+        for said in texts
+    ]
+
+
+def _class_of(variant: str, classes: Sequence[str]) -> str | None:
+    """The class that a variant asks for, where it is one of `class_variants`."""
+    base = variant.partition("@")[0].rpartition(".")[0]
+    return class_variants(base, classes).get(variant.partition("@")[0]) if base else None
+
+
+def _write_volumes(segmentation: Segmentation, folder: Path) -> None:
+    grid = segmentation.grid
+    write_labels(folder / MASK, segmentation.mask, grid, segmentation.classes)
+    for name, written in zip(segmentation.classes, class_file_names(segmentation.classes)):
+        if name in segmentation.probabilities:
+            write_probabilities(folder / f"{written}.{PROBABILITY}", segmentation.probabilities[name], grid)
+    if segmentation.disagreement is not None:
+        write_fractions(folder / DISAGREEMENT, segmentation.disagreement, grid)
+
+
+def _write_dicom(segmentation: Segmentation, path: Path) -> None:
+    if not has_highdicom():
+        _say_once(f"{DICOM_MASK} is not written: highdicom is not installed, pip install 'zeus-union[dicom]'")
+        return
+    codes = [class_code(name) for name in segmentation.classes]
+    private = [name for name, code in zip(segmentation.classes, codes) if code.private]
+    if private:
+        _say_once(
+            f"{some_of(private)}: no SNOMED CT code is known for this name; {DICOM_MASK} has a private one (99ZEUS)"
+        )
+    try:
+        write_dicom_mask(path, segmentation, codes)
+    except UserError as error:
+        say(f"{segmentation.study}: {DICOM_MASK} is not written: {error}")
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    """What is true of every study of a run is said of the first."""
+    say(message)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

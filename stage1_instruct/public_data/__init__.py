@@ -1,0 +1,1 @@
+"""Public data sets: where each is published and under which licence, and getting it."""
