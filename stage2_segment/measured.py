@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage2_segment.evaluation.metrics import mean_over_subjects
+from zeus_union.stage2_segment.evaluation.metrics import is_defined, mean_over_subjects
 
 MEASURED = "measured.json"
+MISSING = "missing.parquet"
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,6 @@ class Measured:
     dsc: Mapping[str, Mapping[str, float]]
     mean: float | None
     of_modalities: Mapping[str, float]
-
-    def lost_without(self, missing: Collection[str]) -> float | None:
-        """What the mean DSC is less without these modalities; None where it was not measured."""
-        if not self.of_modalities:
-            return None
-        by_set = {frozenset(names.split("+")): value for names, value in self.of_modalities.items()}
-        everything = max(by_set, key=len)
-        left = by_set.get(everything - frozenset(missing))
-        return None if left is None else by_set[everything] - left
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,21 +52,32 @@ def read_measured(run: Path) -> Measured | None:
             return None
         weights = json.loads(summary.read_text(encoding="utf-8"))["weights"]
         dsc: dict[str, dict[str, float]] = {}
-        rows = [row for row in pq.read_table(summary.with_suffix(".parquet")).to_pylist() if _is_number(row["dsc"])]
+        rows = [row for row in pq.read_table(summary.with_suffix(".parquet")).to_pylist() if is_defined(row["dsc"])]
         for row in rows:
             dsc.setdefault(row["class"], {})[row["subject"]] = row["dsc"]
-        missing = run / "missing.parquet"
-        lines = pq.read_table(missing).to_pylist() if missing.is_file() else []
-        of_modalities = {
-            names: _mean([line for line in lines if line["modalities"] == names])
-            for names in dict.fromkeys(line["modalities"] for line in lines)
-        }
-        known = {names: mean for names, mean in of_modalities.items() if mean is not None}
-        return Measured(weights, dsc, _mean(rows), known)
+        return Measured(weights, dsc, _mean(rows), means_of_modalities(run))
     except (ValueError, TypeError, KeyError, AttributeError, OSError, pa.ArrowException) as error:
         raise UserError(
             f"the evaluation in {run} is damaged ({error}); zeus-segment evaluate --run {run} writes it again"
         ) from error
+
+
+def means_of_modalities(folder: Path) -> dict[str, float]:
+    """Modalities joined by '+' -> mean DSC from them alone, of `evaluate --missing`; all of the run's first.
+
+    Empty where that was never measured.
+    """
+    if (folder / MEASURED).is_file():
+        shared = read_measured(folder)
+        return dict(shared.of_modalities) if shared else {}
+    path = folder / MISSING
+    if not path.is_file():
+        return {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in pq.read_table(path, columns=["modalities", "subject", "dsc"]).to_pylist():
+        rows.setdefault(row["modalities"], []).append(row)
+    means = {names: _mean(lines) for names, lines in rows.items()}
+    return {names: mean for names, mean in means.items() if mean is not None}
 
 
 def numbered(measured: Measured, order: Mapping[str, str]) -> Measured:
@@ -94,8 +97,4 @@ def numbered(measured: Measured, order: Mapping[str, str]) -> Measured:
 
 def _mean(rows: list[dict[str, Any]]) -> float | None:
     mean = mean_over_subjects((row["subject"], row["dsc"]) for row in rows)
-    return mean if _is_number(mean) else None
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and value == value
+    return mean if is_defined(mean) else None

@@ -62,7 +62,7 @@ def frozen_parts(
 
 def _profile_of(run: Path, profile: str | None, overrides: Mapping[str, str]) -> Profile:
     """The models that are named, else those that the run's cache was made with; lite where that does not say."""
-    carried = carried_profile(run) if profile is None else None
+    carried = carried_profile(run, overrides) if profile is None else None
     if carried is not None:
         return profile_from(carried, str(run / PROFILE), overrides)
     return load_profile(profile or "lite", overrides)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from rich.table import Table
 
 from zeus_union.cache.errors import UserError
@@ -14,9 +13,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.ensemble import as_runs
 from zeus_union.stage2_segment.evaluation.evaluate import Evaluation, measure_run, results_folder, results_path
-from zeus_union.stage2_segment.evaluation.metrics import is_defined, mean_over_subjects
-
-MISSING = "missing.parquet"
+from zeus_union.stage2_segment.measured import MISSING, means_of_modalities
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -66,18 +63,12 @@ def known_loss(runs: Sequence[Path], present: Sequence[str]) -> float | None:
     Returns:
         what `evaluate_missing` found; None where it was not measured.
     """
-    path = results_folder(runs) / MISSING
-    if not path.is_file():
-        return None
-    scores: dict[str, list[tuple[str, float | None]]] = {}
-    for row in pq.read_table(path, columns=["modalities", "subject", "dsc"]).to_pylist():
-        scores.setdefault(row["modalities"], []).append((row["subject"], row["dsc"]))
-    some = scores.get("+".join(present))
-    if not some:
-        return None
-    with_all = next(iter(scores.values()))  # the first of `subsets`
-    loss = mean_over_subjects(with_all) - mean_over_subjects(some)
-    return loss if is_defined(loss) else None
+    means = means_of_modalities(results_folder(runs))
+    some, with_all = (
+        means.get("+".join(present)),
+        next(iter(means.values()), None),
+    )  # all of them is the first of `subsets`
+    return None if some is None or with_all is None else with_all - some
 
 
 def as_table(evaluations: dict[tuple[str, ...], Evaluation]) -> Table:

@@ -235,14 +235,14 @@ def opened_runs(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         folders: list[Path] = []
         for number, path in enumerate(paths):
             if path.is_file():
-                inside = Path(temporary) / str(number) / stem_of(path)
-                inside.mkdir(parents=True)
+                inside = Path(temporary) / str(number)
+                inside.mkdir()
                 unpacked = unpack_runs(path, inside)
-                for run in unpacked:
-                    (run / UNPACKED_FROM).write_text(
-                        str(path) + (f" (run {run.name})" if len(unpacked) > 1 else ""), "utf-8"
-                    )
-                folders += unpacked
+                # Called as the file is, for those who read of the run.
+                names = [stem_of(path) + (f"-{run.name}" if len(unpacked) > 1 else "") for run in unpacked]
+                for run, name in zip(unpacked, names):
+                    (run / UNPACKED_FROM).write_text(str(path.with_name(name)), encoding="utf-8")
+                    folders.append(run.rename(inside / name))
             elif (path / CARD).is_file() and not (path / CONFIG).is_file():
                 folders += sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
             else:

@@ -65,7 +65,7 @@ def export_runs(
 
 
 def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _files_of(run: Path, config: RunConfig, shared: RunConfig, salt: str) -> dict[str, bytes | Path]:

@@ -140,9 +140,9 @@ def test_an_exported_run_gives_the_same_mask_and_knows_whom_it_was_trained_on(
         study = tmp_path / f"as {patient}"
         capsys.readouterr()
         shared = by_file.segment(study)
-        assert ("was trained on (shared.zeus.zip)" in " ".join(capsys.readouterr().err.split())) == trained
+        assert ("was trained on (shared)" in " ".join(capsys.readouterr().err.split())) == trained
         np.testing.assert_array_equal(shared.mask, by_folder.segment(study).mask)
-    assert shared.runs == (f"shared.zeus.zip {shared.made_by['members'][0]['weights_sha256'][:8]}",)
+    assert shared.runs == (f"shared {shared.made_by['members'][0]['weights_sha256'][:8]}",)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

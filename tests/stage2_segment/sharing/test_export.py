@@ -23,6 +23,7 @@ from zeus_union.stage2_segment.carried import carried_profile
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.cli import main as zeus_segment
 from zeus_union.stage2_segment.evaluation.evaluate import measure_run
+from zeus_union.stage2_segment.evaluation.missing import known_loss
 from zeus_union.stage2_segment.measured import read_measured
 from zeus_union.stage2_segment.sharing.archive import FILES, opened_runs
 from zeus_union.stage2_segment.sharing.export import export_runs
@@ -178,7 +179,7 @@ def test_a_training_subject_is_recognised_by_its_name_and_under_another_by_its_p
 def test_the_profile_says_what_has_to_be_given_in_place_of_files_of_another_machine(archive: Path) -> None:
     with opened_runs([archive]) as (first, _):
         with pytest.raises(
-            UserError, match=r"give --set address=\.\.\., --set llm=\.\.\. \(vicuna-7b\), as they are"
+            UserError, match=r"give --set llm=\.\.\. \(vicuna-7b\), --set address=\.\.\., as they are"
         ) as error:
             carried_profile(first)
         assert "jdoe42" not in str(error.value)
@@ -211,11 +212,12 @@ def test_what_a_missing_modality_cost_goes_along(archive: Path, cohort: Cohort) 
     with opened_runs([archive]) as (first, second):
         after = read_measured(first)
         assert read_measured(second) is None
+        losses = [known_loss([run], ["T2"]) for run in (cohort.runs[0], first, second)]
+        assert known_loss([first], ["T1", "T2"]) == 0
     assert before is not None and after is not None
-    assert after.of_modalities.keys() == {"T1+T2", "T1", "T2"}
+    assert after.of_modalities == before.of_modalities and [*after.of_modalities] == ["T1+T2", "T1", "T2"]
     lost = before.of_modalities["T1+T2"] - before.of_modalities["T2"]
-    assert after.lost_without(["T1"]) == before.lost_without(["T1"]) == pytest.approx(lost)
-    assert after.lost_without([]) == 0 and after.lost_without(["T1", "T2"]) is None
+    assert losses == [pytest.approx(lost), pytest.approx(lost), None]
 
 
 def test_the_command_says_what_is_not_inside_and_writes_over_nothing(cohort: Cohort, tmp_path: Path) -> None:
