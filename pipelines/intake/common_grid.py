@@ -77,7 +77,8 @@ def size_of(grid: Grid) -> str:
 def _resampled(image: Image, grid: Grid, target: Grid) -> NDArray[np.float32]:
     """Linear; where the image does not reach 0, or its lowest value where that is lower (air, in Hounsfield units)."""
     lowest = min(0.0, float(np.nanmin(image.volume)))
-    return resample_to(image.volume - np.float32(lowest), grid, target, order=1) + np.float32(lowest)
+    volume: NDArray[np.float32] = resample_to(image.volume - np.float32(lowest), grid, target, order=1)
+    return volume + np.float32(lowest)
 
 
 def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], str]:

@@ -268,7 +268,7 @@ def test_a_volume_is_taken_before_slabs_of_one_slice_each(tmp_path: Path):
         pacs.scan("coronal", "MRCP", 2, tags=pacs.T2, shape=(24, 20, 1), tilt=(0, 0, angle), series="mrcp")
         for angle in (0, 15, 30)
     ]
-    study = opened(pacs.export(tmp_path / "s", *slabs, pacs.scan("axial", "t2", 1, tags=pacs.T2)), ("T2",))
+    study = opened(pacs.export(tmp_path / "s", *slabs, pacs.scan("axial", "t2 tse", 1, tags=pacs.T2)), ("T2",))
     assert taken(study) == {"T2": "1"} and "several slices" in study.choices[0].reason
 
 
