@@ -19,6 +19,8 @@ from zeus_union.stage1_instruct.studies.nifti import turn_towards
 # overlap is part of the evidence that their headers mean one world.
 COVERED_IN_FRAME, COVERED_BY_HEADERS = 0.25, 0.5
 _COMPLETE = 0.995
+# An image with values below is in Hounsfield units: air is -1000.
+HOUNSFIELD = -500.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +77,10 @@ def size_of(grid: Grid) -> str:
 
 
 def _resampled(image: Image, grid: Grid, target: Grid) -> NDArray[np.float32]:
-    """Linear; where the image does not reach 0, or its lowest value where that is lower (air, in Hounsfield units)."""
-    lowest = min(0.0, float(np.nanmin(image.volume)))
+    """Linear; where the image does not reach 0, as in the training data; in a CT, where 0 is water, its lowest value."""
+    lowest = float(np.nanmin(image.volume))
+    if lowest > HOUNSFIELD:
+        return resample_to(image.volume, grid, target, order=1)
     volume: NDArray[np.float32] = resample_to(image.volume - np.float32(lowest), grid, target, order=1)
     return volume + np.float32(lowest)
 
