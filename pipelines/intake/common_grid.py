@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.nifti_header import NiftiHeader
+from zeus_union.pipelines.intake.file_names import LEFT_OUT
 from zeus_union.pipelines.intake.overlap import overlap_of
 from zeus_union.stage1_instruct.studies.depth import wanted
 from zeus_union.stage1_instruct.studies.dicom import Series, resample_to
@@ -65,7 +66,7 @@ def onto_reference(image: Image, reference: Image, register: bool) -> tuple[NDAr
     if not register:
         raise UserError(
             f"{image.source} ({image.name}) cannot be laid on {reference.source} ({reference.name}): {doubt}; --register moves "
-            "it by registration (rigid, mutual information), or leave it out"
+            f"it by registration (rigid, mutual information), --modality {image.name}={LEFT_OUT} leaves it out"
         )
     return _registered(image, reference)
 
