@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.nifti_header import NiftiHeader
+from zeus_union.pipelines.intake.file_names import LEFT_OUT
 from zeus_union.pipelines.intake.overlap import overlap_of
 from zeus_union.stage1_instruct.studies.depth import wanted
 from zeus_union.stage1_instruct.studies.dicom import Series, resample_to
@@ -19,6 +20,8 @@ from zeus_union.stage1_instruct.studies.nifti import turn_towards
 # overlap is part of the evidence that their headers mean one world.
 COVERED_IN_FRAME, COVERED_BY_HEADERS = 0.25, 0.5
 _COMPLETE = 0.995
+# An image with values below is in Hounsfield units: air is -1000.
+HOUNSFIELD = -500.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +66,7 @@ def onto_reference(image: Image, reference: Image, register: bool) -> tuple[NDAr
     if not register:
         raise UserError(
             f"{image.source} ({image.name}) cannot be laid on {reference.source} ({reference.name}): {doubt}; --register moves "
-            "it by registration (rigid, mutual information), or leave it out"
+            f"it by registration (rigid, mutual information), --modality {image.name}={LEFT_OUT} leaves it out"
         )
     return _registered(image, reference)
 
@@ -75,9 +78,12 @@ def size_of(grid: Grid) -> str:
 
 
 def _resampled(image: Image, grid: Grid, target: Grid) -> NDArray[np.float32]:
-    """Linear; where the image does not reach 0, or its lowest value where that is lower (air, in Hounsfield units)."""
-    lowest = min(0.0, float(np.nanmin(image.volume)))
-    return resample_to(image.volume - np.float32(lowest), grid, target, order=1) + np.float32(lowest)
+    """Linear; where the image does not reach 0, as in the training data; in a CT, where 0 is water, its lowest value."""
+    lowest = float(np.nanmin(image.volume))
+    if lowest > HOUNSFIELD:
+        return resample_to(image.volume, grid, target, order=1)
+    volume: NDArray[np.float32] = resample_to(image.volume - np.float32(lowest), grid, target, order=1)
+    return volume + np.float32(lowest)
 
 
 def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], str]:

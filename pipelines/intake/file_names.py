@@ -27,6 +27,8 @@ _COMMON = frozenset(
     ("adc", "asl", "bold", "cbct", "ct", "dce", "dti", "dwi", "flair", "mra", "pet", "pd", "pdw", "spir", "swi", "tof")
     + ("t1", "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2f", "t2s", "t2star", "t2w")
 )
+# What the user says of a modality that is not to be read.
+LEFT_OUT = "none"
 # FLAIR_to_T1Gd: what stands before was moved onto what stands behind.
 _LINKS = frozenset(("to", "in", "on", "onto", "reg"))
 # ce_T1: with contrast agent, not T1.
@@ -240,7 +242,7 @@ def chosen_file(study: Path, text: str) -> Path | None:
 
 
 def parse_choices(texts: Iterable[str]) -> dict[str, str]:
-    """('FLAIR=5', 'T1Gd=scan.nii.gz') -> {'FLAIR': '5', 'T1Gd': 'scan.nii.gz'}: a series or a file for a modality.
+    """('FLAIR=5', 'T1Gd=scan.nii.gz') -> {'FLAIR': '5', 'T1Gd': 'scan.nii.gz'}: a series, a file or `none` for a modality.
 
     Raises:
         UserError: anything else, or a modality named twice.
@@ -250,12 +252,27 @@ def parse_choices(texts: Iterable[str]) -> dict[str, str]:
         name, _, source = (part.strip() for part in text.partition("="))
         if not name or not source:
             raise UserError(
-                f"--modality {text!r}: expected MODALITY=SERIES or MODALITY=FILE, e.g. T1Gd=5 or T1Gd=scan.nii.gz"
+                f"--modality {text!r}: expected MODALITY=SERIES or MODALITY=FILE, e.g. T1Gd=5 or T1Gd=scan.nii.gz, or "
+                f"MODALITY={LEFT_OUT}"
             )
         if name in choices:
             raise UserError(f"--modality names {name} twice, {choices[name]} and {source}; give one")
         choices[name] = source
     return choices
+
+
+def without_left_out(wanted: Sequence[str], chosen: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The modalities to be sought and the choices for them: those that the user says are `none` are left out.
+
+    Raises:
+        UserError: a choice for a modality that the run does not have, or nothing left.
+    """
+    choose(tuple(chosen), tuple(wanted), "modality of the run")
+    left_out = {name for name, text in chosen.items() if text.casefold() == LEFT_OUT}
+    sought = tuple(name for name in wanted if name not in left_out)
+    if not sought:
+        raise UserError(f"--modality leaves out {', '.join(wanted)}, all that the run reads; keep one")
+    return sought, {name: text for name, text in chosen.items() if name not in left_out}
 
 
 def _reason(path: Path, modality: str, chosen: Mapping[str, str]) -> str:

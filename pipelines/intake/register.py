@@ -117,7 +117,8 @@ def _image(itk: Any, volume: NDArray[np.float32], grid: Grid) -> Any:
 
 def _centre(grid: Grid) -> NDArray[np.float64]:
     """Of a grid, in LPS mm."""
-    return (LPS_TO_RAS @ grid.affine @ [*(np.array(grid.shape) - 1) / 2, 1.0])[:3]
+    centre: NDArray[np.float64] = LPS_TO_RAS @ grid.affine @ np.array([*(np.array(grid.shape) - 1) / 2, 1.0])
+    return centre[:3]
 
 
 def _motion(transform: Any, centre: NDArray[np.float64]) -> Motion:

@@ -335,7 +335,8 @@ def _check_one_study(folder: Path, frames: Sequence[Frame]) -> None:
     """Raises a UserError where the files are of several studies of one patient."""
     studies: dict[str, Frame] = {}
     for frame in frames:
-        studies.setdefault(_text(frame, "StudyInstanceUID"), frame)
+        if tag_value(frame, "Rows") is not None:  # reports may come with another study's number
+            studies.setdefault(_text(frame, "StudyInstanceUID"), frame)
     studies.pop("", None)
     if len(studies) > 1:
         named = [

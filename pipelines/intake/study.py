@@ -21,7 +21,7 @@ from zeus_union.cache.grid import Grid
 from zeus_union.cache.terminal import some_of
 from zeus_union.pipelines.intake.archive import is_archive, unpack
 from zeus_union.pipelines.intake.common_grid import Image, onto_reference, size_of
-from zeus_union.pipelines.intake.file_names import VolumeFile, chosen_file, find_volumes, volume_files
+from zeus_union.pipelines.intake.file_names import VolumeFile, chosen_file, find_volumes, volume_files, without_left_out
 from zeus_union.pipelines.intake.recognise import Taken, Verdict, Wanted, judge, take
 from zeus_union.pipelines.intake.stacks import Stack, find_stacks
 from zeus_union.stage1_instruct.studies.depth import reading
@@ -130,8 +130,10 @@ def open_study(
         UserError: no study, none of the modalities, several that fit one, several patients; slices that are missing,
             doubled or damaged; modalities that do not lie in one world.
     """
+    sought, series_or_files = without_left_out(wanted, chosen or {})
     with _folder_of(path) as (folder, shown):
-        sources, missing = _sources(folder, wanted, channels, known, terms or {}, chosen or {}, view)
+        sources = _sources(folder, sought, channels, (*known, *wanted), terms or {}, series_or_files, view)
+        missing = tuple(name for name in wanted if name not in sources)
         yield _read(folder, shown, sources, missing, register)
 
 
@@ -158,11 +160,12 @@ def list_study(
     Raises:
         UserError: no study, a damaged file, or several patients.
     """
+    sought, series_or_files = without_left_out(wanted, chosen or {})
     with _folder_of(path) as (folder, _):
         stacks = find_stacks(folder)
         if not stacks:
-            return tuple(_listed_files(folder, wanted, channels, known, chosen or {}))
-        return tuple(_listed_stacks(folder, stacks, wanted, terms or {}, chosen or {}, view))
+            return tuple(_listed_files(folder, sought, channels, (*known, *wanted), series_or_files))
+        return tuple(_listed_stacks(folder, stacks, sought, terms or {}, series_or_files, view))
 
 
 @contextmanager
@@ -209,20 +212,18 @@ def _sources(
     terms: Mapping[str, str],
     chosen: Mapping[str, str],
     view: str | None,
-) -> tuple[dict[str, _Source], tuple[str, ...]]:
-    """What each modality is read from, in the run's order, and the modalities that there is nothing for."""
+) -> dict[str, _Source]:
+    """What each modality is read from, in the run's order, of those that there is something for."""
     stacks = find_stacks(folder)
     if stacks:
-        sources = _of_stacks(folder, stacks, wanted, terms, chosen, view)
-    elif folder.is_dir() and not volume_files(folder) and not chosen:
+        return _of_stacks(folder, stacks, wanted, terms, chosen, view)
+    if folder.is_dir() and not volume_files(folder) and not chosen:
         names = some_of(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise UserError(
             f"{folder} holds neither DICOM nor volume files (NIfTI, .mha, .mhd, .nrrd); it has {names}; give the folder of a study"
         )
-    else:
-        volumes = find_volumes(folder, wanted, channels, known=known, chosen=chosen)
-        sources = {name: _Source(volume.reason, file=volume) for name, volume in volumes.items()}
-    return sources, tuple(name for name in wanted if name not in sources)
+    volumes = find_volumes(folder, wanted, channels, known=known, chosen=chosen)
+    return {name: _Source(volume.reason, file=volume) for name, volume in volumes.items()}
 
 
 def _of_stacks(

@@ -117,7 +117,7 @@ def words_of(text: str) -> tuple[str, ...]:
 
 def _b_values(words: Sequence[str]) -> set[float]:
     """'b50', '800' -> 50 and 800: the second of several goes without its letter."""
-    values = set()
+    values: set[float] = set()
     for before, word in zip(("", *words), words):
         match = re.fullmatch(r"b(\d{2,4})[ts]?", word)
         if match or (re.fullmatch(r"\d{2,4}", word) and re.fullmatch(r"b?\d{2,4}", before) and values):

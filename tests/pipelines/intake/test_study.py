@@ -228,6 +228,16 @@ def test_the_user_decides_by_number_description_or_uid(tmp_path: Path, said: str
     assert taken(study) == {"T2": number} and study.choices[0].reason == f"--modality T2={said}"
 
 
+def test_a_modality_is_left_out_where_the_user_says_none(tmp_path: Path):
+    scans = [pacs.scan("axial", "t2", number, tags=pacs.T2) for number in (1, 2)]
+    folder = pacs.export(tmp_path / "s", *scans, pacs.scan("axial", "flair", 3, tags=pacs.FLAIR))
+    study = opened(folder, ("T2", "FLAIR"), chosen={"T2": "none"})
+    assert taken(study) == {"FLAIR": "3"} and study.missing == ("T2",)
+    assert "leaves out T2, FLAIR, all that the run reads" in refused(
+        folder, ("T2", "FLAIR"), chosen={"T2": "none", "FLAIR": "None"}
+    )
+
+
 def test_a_choice_that_names_nothing_several_or_no_image_is_refused(export: Path):
     assert "no series of that number, SeriesInstanceUID or description; it has 1.1 (3-plane loc" in refused(
         export, chosen={"T2": "77"}
@@ -268,7 +278,7 @@ def test_a_volume_is_taken_before_slabs_of_one_slice_each(tmp_path: Path):
         pacs.scan("coronal", "MRCP", 2, tags=pacs.T2, shape=(24, 20, 1), tilt=(0, 0, angle), series="mrcp")
         for angle in (0, 15, 30)
     ]
-    study = opened(pacs.export(tmp_path / "s", *slabs, pacs.scan("axial", "t2", 1, tags=pacs.T2)), ("T2",))
+    study = opened(pacs.export(tmp_path / "s", *slabs, pacs.scan("axial", "t2 tse", 1, tags=pacs.T2)), ("T2",))
     assert taken(study) == {"T2": "1"} and "several slices" in study.choices[0].reason
 
 
