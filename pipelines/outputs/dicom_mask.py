@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage, generate_uid
-from pydicom.valuerep import format_number_as_ds
+from pydicom.valuerep import PersonName, format_number_as_ds
 
 from zeus_union.cache.colours import class_colour
 from zeus_union.cache.errors import UserError, first_line
@@ -27,8 +27,9 @@ from zeus_union.stage1_instruct.studies.dicom_frames import Frame, tag_number, t
 from zeus_union.stage1_instruct.studies.nifti import onto_grid
 
 PROGRAM = "zeus-union"
-# Identify the source's instances; without them nothing can refer to it.
+# Identify the source; without them nothing can refer to it.
 _REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+_UID = re.compile(r"[0-9.]{1,64}")
 # What a segmentation object has to say of patient and study: copied, empty where the source has none.
 _PATIENT = [
     "PatientID",
@@ -84,11 +85,11 @@ def write_dicom_mask(path: Path, segmentation: Segmentation, codes: Sequence[Cla
     assert series is not None
     codes = [class_code(name) for name in segmentation.classes] if codes is None else codes
     frames = np.ascontiguousarray(_on_series_grid(segmentation, series).T)  # (slices, rows, columns)
-    sources = _source_headers(series)
-    if not frames.any():
-        frames, sources = frames[:1], sources[:1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names and values that are the source's
+        sources = _source_headers(series)
+        if not frames.any():
+            frames, sources = frames[:1], sources[:1]
         try:
             dataset = _segmentation_object(segmentation, codes, frames, sources)
             dataset.ContentCreatorName = ""  # a program's, and the field has to be there
@@ -185,49 +186,66 @@ def _concept(code: Code) -> Any:
 def _source_headers(series: Series) -> list[Dataset]:
     """The header of a single-frame image for every slice.
 
-    Its class is a classic one: highdicom takes an enhanced file whole or not at all, and here some of its frames may be
-    another series (another echo). `_refer_to_files` puts the real class and the frame's number in afterwards.
+    Its class is a classic one and its instance made up: highdicom takes an enhanced file whole or not at all, and here some
+    of its frames may be another series (another echo). `_refer_to_files` puts the real ones in afterwards.
 
     Raises:
         UserError: the source does not say what it is.
     """
+    _check_can_be_referred_to(series)
     first = series.frames[0]
     about = _about_patient(first)
     normal = np.cross(*np.array(tag_value(first, "ImageOrientationPatient"), dtype=float).reshape(2, 3))
     spacing = abs(float(normal @ (series.grid.affine[:3, 2] * (-1, -1, 1))))
     headers = []
     for frame in series.frames:
-        missing = [tag for tag in _REQUIRED if not tag_value(frame, tag)]
-        if missing:
-            raise UserError(f"{frame.path} has no {', '.join(missing)}, by which DICOM refers to it")
         header = Dataset()
         header.update(about)
         for tag in _REQUIRED:
             setattr(header, tag, str(tag_value(frame, tag)))
-        header.SOPClassUID = MRImageStorage
+        header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, generate_uid()
         header.Rows, header.Columns = int(tag_value(frame, "Rows")), int(tag_value(frame, "Columns"))
         header.ImagePositionPatient = list(tag_value(frame, "ImagePositionPatient"))
         header.ImageOrientationPatient = list(tag_value(first, "ImageOrientationPatient"))
         header.PixelSpacing = list(tag_value(first, "PixelSpacing"))
-        header.SliceThickness = format_number_as_ds(abs(tag_number(first, "SliceThickness", spacing)) or spacing)
+        header.SliceThickness = format_number_as_ds(_thickness(first) or spacing)
         # Of the positions, not of the tag, which may say something else.
         header.SpacingBetweenSlices = format_number_as_ds(spacing)
         headers.append(header)
     return headers
 
 
+def _check_can_be_referred_to(series: Series) -> None:
+    """Raises UserError: a file without its identifiers, or two of one instance."""
+    files: dict[str, Path] = {}
+    for frame in series.frames:
+        missing = [tag for tag in _REQUIRED if not _UID.fullmatch(str(tag_value(frame, tag) or ""))]
+        if missing:
+            raise UserError(f"{frame.path} has no {', '.join(missing)} of digits and dots, by which DICOM refers to it")
+        other = files.setdefault(str(tag_value(frame, "SOPInstanceUID")), frame.path)
+        if other != frame.path:
+            raise UserError(f"{other} and {frame.path} have one SOPInstanceUID, so that nothing can refer to either")
+
+
+def _thickness(frame: Frame) -> float:
+    """SliceThickness in mm; 0 where it is no number."""
+    try:
+        return abs(tag_number(frame, "SliceThickness", 0.0))
+    except UserError:
+        return 0.0
+
+
 def _about_patient(frame: Frame) -> Dataset:
-    """What a file says of its patient and study."""
+    """What a file says of its patient and study, as far as it is of a form that DICOM has."""
     header = Dataset()
     for tag in (*_PATIENT, *_OPTIONAL):
         try:
             value = tag_value(frame, tag)
         except UserError:
             value = None
-        if value is not None and tag in _FORMS and not re.fullmatch(_FORMS[tag], str(value)):
-            value = None
-        if value is not None or tag in _PATIENT:
-            setattr(header, tag, "" if value is None else value)
+        valid = isinstance(value, (str, PersonName)) and re.fullmatch(_FORMS.get(tag, ".*"), str(value), re.DOTALL)
+        if valid or tag in _PATIENT:
+            setattr(header, tag, value if valid else "")
     return header
 
 
@@ -239,6 +257,7 @@ def _refer_to_files(dataset: Any, series: Series) -> None:
         frame = series.frames[int(np.linalg.norm(positions - position, axis=1).argmin())]
         reference = group.DerivationImageSequence[0].SourceImageSequence[0]
         reference.ReferencedSOPClassUID = str(tag_value(frame, "SOPClassUID"))
+        reference.ReferencedSOPInstanceUID = str(tag_value(frame, "SOPInstanceUID"))
         if frame.count > 1:
             reference.ReferencedFrameNumber = frame.index + 1
     files = {str(tag_value(frame, "SOPInstanceUID")): str(tag_value(frame, "SOPClassUID")) for frame in series.frames}

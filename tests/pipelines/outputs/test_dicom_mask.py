@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from scipy.spatial.transform import Rotation
 
 from tests.pipelines.outputs.studies import SHAPE, SPACING, TURNS, dicom_series, of_series, patient, random_mask, turned
@@ -176,11 +178,12 @@ def test_a_study_of_one_slice_is_one_frame(tmp_path: Path) -> None:
     assert_overlays(write_dicom_mask(tmp_path / "mask.dcm", of_series(series, mask, CLASSES)), series, mask)
 
 
-def test_slices_of_an_enhanced_file_are_its_frames(tmp_path: Path) -> None:
+def test_slices_of_an_enhanced_file_are_its_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     single = dicom_series(tmp_path / "single", turned("oblique"))
     series = read_series([enhance(tmp_path / "enhanced.dcm", list(single.files)[::-1])])
     mask = random_mask(SHAPE, len(CLASSES))
     path = write_dicom_mask(tmp_path / "mask.dcm", of_series(series, mask, CLASSES))
+    assert not caplog.records
     assert_overlays(path, series, mask)
     dataset = pydicom.dcmread(path)
     assert len(dataset.SourceImageSequence) == 1
@@ -288,8 +291,54 @@ def test_a_source_that_cannot_be_referred_to_is_named(tmp_path: Path, tag: str) 
         delattr(header, tag)
         header.save_as(file)
     series = read_series(series.files)
-    with pytest.raises(UserError, match=f"has no {tag}, by which DICOM refers to it"):
+    with pytest.raises(UserError, match=f"has no {tag} of digits and dots, by which DICOM refers to it"):
         write_dicom_mask(tmp_path / "mask.dcm", of_series(series, random_mask(SHAPE, 3), CLASSES))
+
+
+def test_two_files_of_one_instance_are_named(tmp_path: Path) -> None:
+    def edit(header: Any, index: int) -> None:
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+
+    series = dicom_series(tmp_path, turned("axial"), edit=edit)
+    with pytest.raises(UserError, match=r"IM0001.dcm and .*IM0002.dcm have one SOPInstanceUID"):
+        write_dicom_mask(tmp_path / "mask.dcm", of_series(series, random_mask(SHAPE, 3), CLASSES))
+
+
+NONSENSE = (b"x" * 200, b"\x01\x02", b"\xe4\xff", b"a\\b", b"", b"nan", b"-1", b"9" * 30)
+
+
+@pytest.mark.parametrize("tag", ["SliceThickness", "SpacingBetweenSlices", "SeriesNumber", "PatientName", "PatientSex"])
+def test_no_nonsense_in_the_source_s_header_costs_the_mask(
+    tmp_path: Path, tag: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = dicom_series(tmp_path, turned("axial"))
+    mask = random_mask(SHAPE, 3)
+    number = pydicom.tag.Tag(tag)
+    vr = pydicom.datadict.dictionary_VR(number)
+    for value in NONSENSE:
+        for frame in series.frames:
+            frame.header._dict[number] = RawDataElement(number, vr, len(value), value, 0, False, True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            path = write_dicom_mask(tmp_path / "mask.dcm", of_series(series, mask, CLASSES))
+        np.testing.assert_array_equal(labels_by_pydicom(path, series), mask)
+    assert not [record for record in caplog.records if record.name.startswith("highdicom")]
+
+
+def test_positions_of_more_digits_than_dicom_allows_are_carried(tmp_path: Path) -> None:
+    """As many programs write them; 16 letters are allowed."""
+    affine = turned("oblique")
+    series = dicom_series(tmp_path, affine)
+    for index, frame in enumerate(series.frames):
+        position = "\\".join(f"{value:.15f}" for value in (affine @ (0, 0, index, 1))[:3]).encode()
+        number = pydicom.tag.Tag("ImagePositionPatient")
+        frame.header._dict[number] = RawDataElement(number, "DS", len(position), position, 0, False, True)
+    mask = random_mask(SHAPE, 3)
+    path = write_dicom_mask(tmp_path / "mask.dcm", of_series(series, mask, CLASSES))
+    assert_overlays(path, series, mask)
+    groups = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+    values = [text for group in groups for text in group.PlanePositionSequence[0].ImagePositionPatient]
+    assert all(len(str(value)) <= 16 for value in values)
 
 
 def test_255_classes_of_odd_and_long_names_are_255_segments(tmp_path: Path) -> None:

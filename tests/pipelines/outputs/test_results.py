@@ -92,7 +92,7 @@ def test_a_source_that_no_dicom_mask_can_refer_to_is_said_and_all_else_is_writte
     write_results(study, tmp_path / "out", preview=False)
     assert names(tmp_path / "out") == ALWAYS
     said = capsys.readouterr().err
-    assert "study: mask.dcm is not written: " in said and "has no FrameOfReferenceUID" in said
+    assert "study: mask.dcm is not written: " in said and "has no FrameOfReferenceUID of digits" in said
 
 
 def test_probabilities_and_disagreement_lie_beside_the_mask(tmp_path: Path) -> None:
