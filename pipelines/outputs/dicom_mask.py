@@ -6,7 +6,6 @@ files the slices are from.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,50 +14,17 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import MRImageStorage, generate_uid
-from pydicom.valuerep import PersonName, format_number_as_ds
+from pydicom.uid import generate_uid
 
 from zeus_union.cache.colours import class_colour
 from zeus_union.cache.errors import UserError, first_line
 from zeus_union.pipelines.outputs.codes import PRIVATE_SCHEME, ClassCode, Code, class_code, dicom_text
+from zeus_union.pipelines.outputs.dicom_source import refer_to_files, series_number, source_headers
 from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage1_instruct.studies.dicom import Series
-from zeus_union.stage1_instruct.studies.dicom_frames import Frame, tag_number, tag_value
 from zeus_union.stage1_instruct.studies.nifti import onto_grid
 
 PROGRAM = "zeus-union"
-# Identify the source; without them nothing can refer to it.
-_REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
-_UID = re.compile(r"[0-9.]{1,64}")
-# What a segmentation object has to say of patient and study: copied, empty where the source has none.
-_PATIENT = [
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-]
-# Copied where the source has it; nothing else of it is.
-_OPTIONAL = [
-    "PatientAge",
-    "IssuerOfPatientID",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "StudyDescription",
-    "PositionReferenceIndicator",
-    "LossyImageCompression",
-]
-# Values that a file may hold and DICOM does not allow are left out, not passed on.
-_FORMS = {
-    "PatientBirthDate": r"\d{8}",
-    "StudyDate": r"\d{8}",
-    "StudyTime": r"\d{2,6}(\.\d{1,6})?",
-    "PatientSex": "[MFO]",
-}
 
 
 def has_highdicom() -> bool:
@@ -87,13 +53,13 @@ def write_dicom_mask(path: Path, segmentation: Segmentation, codes: Sequence[Cla
     frames = np.ascontiguousarray(_on_series_grid(segmentation, series).T)  # (slices, rows, columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names and values that are the source's
-        sources = _source_headers(series)
+        sources = source_headers(series)
         if not frames.any():
             frames, sources = frames[:1], sources[:1]
         try:
             dataset = _segmentation_object(segmentation, codes, frames, sources)
             dataset.ContentCreatorName = ""  # a program's, and the field has to be there
-            _refer_to_files(dataset, series)
+            refer_to_files(dataset, series)
             dataset.save_as(path)
         except (ValueError, TypeError, LookupError) as error:  # values that DICOM does not allow
             raise UserError(
@@ -123,7 +89,7 @@ def _segmentation_object(
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=_segments(segmentation, codes),
         series_instance_uid=generate_uid(),
-        series_number=_series_number(segmentation.series.frames[0]),  # type: ignore[union-attr]
+        series_number=series_number(segmentation.series.frames[0]),  # type: ignore[union-attr]
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer=PROGRAM,
@@ -181,100 +147,3 @@ def _concept(code: Code) -> Any:
     import highdicom
 
     return highdicom.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
-
-
-def _source_headers(series: Series) -> list[Dataset]:
-    """The header of a single-frame image for every slice.
-
-    Its class is a classic one and its instance made up: highdicom takes an enhanced file whole or not at all, and here some
-    of its frames may be another series (another echo). `_refer_to_files` puts the real ones in afterwards.
-
-    Raises:
-        UserError: the source does not say what it is.
-    """
-    _check_can_be_referred_to(series)
-    first = series.frames[0]
-    about = _about_patient(first)
-    normal = np.cross(*np.array(tag_value(first, "ImageOrientationPatient"), dtype=float).reshape(2, 3))
-    spacing = abs(float(normal @ (series.grid.affine[:3, 2] * (-1, -1, 1))))
-    headers = []
-    for frame in series.frames:
-        header = Dataset()
-        header.update(about)
-        for tag in _REQUIRED:
-            setattr(header, tag, str(tag_value(frame, tag)))
-        header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, generate_uid()
-        header.Rows, header.Columns = int(tag_value(frame, "Rows")), int(tag_value(frame, "Columns"))
-        header.ImagePositionPatient = list(tag_value(frame, "ImagePositionPatient"))
-        header.ImageOrientationPatient = list(tag_value(first, "ImageOrientationPatient"))
-        header.PixelSpacing = list(tag_value(first, "PixelSpacing"))
-        header.SliceThickness = format_number_as_ds(_thickness(first) or spacing)
-        # Of the positions, not of the tag, which may say something else.
-        header.SpacingBetweenSlices = format_number_as_ds(spacing)
-        headers.append(header)
-    return headers
-
-
-def _check_can_be_referred_to(series: Series) -> None:
-    """Raises UserError: a file without its identifiers, or two of one instance."""
-    files: dict[str, Path] = {}
-    for frame in series.frames:
-        missing = [tag for tag in _REQUIRED if not _UID.fullmatch(str(tag_value(frame, tag) or ""))]
-        if missing:
-            raise UserError(f"{frame.path} has no {', '.join(missing)} of digits and dots, by which DICOM refers to it")
-        other = files.setdefault(str(tag_value(frame, "SOPInstanceUID")), frame.path)
-        if other != frame.path:
-            raise UserError(f"{other} and {frame.path} have one SOPInstanceUID, so that nothing can refer to either")
-
-
-def _thickness(frame: Frame) -> float:
-    """SliceThickness in mm; 0 where it is no number."""
-    try:
-        return abs(tag_number(frame, "SliceThickness", 0.0))
-    except UserError:
-        return 0.0
-
-
-def _about_patient(frame: Frame) -> Dataset:
-    """What a file says of its patient and study, as far as it is of a form that DICOM has."""
-    header = Dataset()
-    for tag in (*_PATIENT, *_OPTIONAL):
-        try:
-            value = tag_value(frame, tag)
-        except UserError:
-            value = None
-        valid = isinstance(value, (str, PersonName)) and re.fullmatch(_FORMS.get(tag, ".*"), str(value), re.DOTALL)
-        if valid or tag in _PATIENT:
-            setattr(header, tag, value if valid else "")
-    return header
-
-
-def _refer_to_files(dataset: Any, series: Series) -> None:
-    """Lets every reference to a source name its real class, and its frame where a file has several."""
-    positions = np.array([tag_value(frame, "ImagePositionPatient") for frame in series.frames], dtype=float)
-    for group in dataset.PerFrameFunctionalGroupsSequence:
-        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
-        frame = series.frames[int(np.linalg.norm(positions - position, axis=1).argmin())]
-        reference = group.DerivationImageSequence[0].SourceImageSequence[0]
-        reference.ReferencedSOPClassUID = str(tag_value(frame, "SOPClassUID"))
-        reference.ReferencedSOPInstanceUID = str(tag_value(frame, "SOPInstanceUID"))
-        if frame.count > 1:
-            reference.ReferencedFrameNumber = frame.index + 1
-    files = {str(tag_value(frame, "SOPInstanceUID")): str(tag_value(frame, "SOPClassUID")) for frame in series.frames}
-    dataset.SourceImageSequence = [_reference(instance, of_class) for instance, of_class in files.items()]
-    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = dataset.SourceImageSequence
-
-
-def _reference(instance: str, of_class: str) -> Dataset:
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = of_class, instance
-    return reference
-
-
-def _series_number(frame: Frame) -> int:
-    """A number beside the source's: 301 for series 3, as scanners number what they derive; at most what DICOM can hold."""
-    try:
-        number = int(tag_number(frame, "SeriesNumber", 0))
-    except UserError:
-        number = 0
-    return number * 100 + 1 if 0 <= number < 10_000_000 else 1

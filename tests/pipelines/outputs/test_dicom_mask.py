@@ -295,6 +295,28 @@ def test_a_source_that_cannot_be_referred_to_is_named(tmp_path: Path, tag: str) 
         write_dicom_mask(tmp_path / "mask.dcm", of_series(series, random_mask(SHAPE, 3), CLASSES))
 
 
+def test_files_that_an_anonymiser_gave_a_series_each_are_overlaid(tmp_path: Path) -> None:
+    def edit(header: Any, index: int) -> None:
+        header.SeriesInstanceUID = f"1.2.9.{index}"
+
+    series = dicom_series(tmp_path, turned("oblique"), edit=edit)
+    mask = random_mask(SHAPE, 3)
+    path = write_dicom_mask(tmp_path / "mask.dcm", of_series(series, mask, CLASSES))
+    assert_overlays(path, series, mask)
+    referred = {
+        item.SeriesInstanceUID: [instance.ReferencedSOPInstanceUID for instance in item.ReferencedInstanceSequence]
+        for item in pydicom.dcmread(path).ReferencedSeriesSequence
+    }
+    assert referred == {frame.header.SeriesInstanceUID: [frame.header.SOPInstanceUID] for frame in series.frames}
+
+
+@pytest.mark.parametrize("tag", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_files_of_different_studies_or_frames_of_reference_are_named(tmp_path: Path, tag: str) -> None:
+    series = dicom_series(tmp_path, turned("axial"), edit=lambda header, index: setattr(header, tag, f"1.2.{index}"))
+    with pytest.raises(UserError, match=f"IM000[0-9].dcm differ in {tag}"):
+        write_dicom_mask(tmp_path / "mask.dcm", of_series(series, random_mask(SHAPE, 3), CLASSES))
+
+
 def test_two_files_of_one_instance_are_named(tmp_path: Path) -> None:
     def edit(header: Any, index: int) -> None:
         header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
@@ -304,10 +326,26 @@ def test_two_files_of_one_instance_are_named(tmp_path: Path) -> None:
         write_dicom_mask(tmp_path / "mask.dcm", of_series(series, random_mask(SHAPE, 3), CLASSES))
 
 
-NONSENSE = (b"x" * 200, b"\x01\x02", b"\xe4\xff", b"a\\b", b"", b"nan", b"-1", b"9" * 30)
+NONSENSE = (
+    b"x" * 200,
+    b"\x01\x02",
+    b"\xe4\xff",
+    b"a\\b",
+    b"",
+    b"nan",
+    b"-1",
+    b"9" * 30,
+    b"00000000",
+    b"20240231",
+    b"1",
+    b"256199",
+    b"12.5",
+)
 
 
-@pytest.mark.parametrize("tag", ["SliceThickness", "SpacingBetweenSlices", "SeriesNumber", "PatientName", "PatientSex"])
+@pytest.mark.parametrize(
+    "tag", ["SliceThickness", "SeriesNumber", "PatientName", "PatientSex", "StudyDate", "StudyTime"]
+)
 def test_no_nonsense_in_the_source_s_header_costs_the_mask(
     tmp_path: Path, tag: str, caplog: pytest.LogCaptureFixture
 ) -> None:
