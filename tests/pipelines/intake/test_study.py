@@ -297,6 +297,9 @@ def test_contrast_agent_makes_t1gd_and_its_absence_t1(tmp_path: Path):
     study = opened(pacs.export(tmp_path / "s", *scans), ("T1", "T1ce"))
     assert taken(study) == {"T1": "2", "T1ce": "1"}
     assert study.choices[1].reason == "TE 12, TR 500 ms, contrast agent Gadovist"
+    suppressed = pacs.scan("axial", "t1_fs", 1, tags={**pacs.T1, "ScanOptions": "FS"})
+    only = opened(pacs.export(tmp_path / "only", suppressed), ("T1",))
+    assert only.choices[0].reason == "TE 12, TR 500 ms (though ScanOptions FS)"
     alone = opened(pacs.export(tmp_path / "alone", scans[0], pacs.scan("axial", "t2", 3, tags=pacs.T2)), ("T1", "T2"))
     assert alone.missing == ("T1",)
 
