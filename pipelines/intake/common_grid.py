@@ -79,11 +79,10 @@ def size_of(grid: Grid) -> str:
 
 def _resampled(image: Image, grid: Grid, target: Grid) -> NDArray[np.float32]:
     """Linear; where the image does not reach 0, as in the training data; in a CT, where 0 is water, its lowest value."""
-    lowest = float(np.nanmin(image.volume))
-    if lowest > HOUNSFIELD:
-        return resample_to(image.volume, grid, target, order=1)
-    volume: NDArray[np.float32] = resample_to(image.volume - np.float32(lowest), grid, target, order=1)
-    return volume + np.float32(lowest)
+    lowest = np.nanmin(image.volume)
+    floor = np.float32(lowest if lowest < HOUNSFIELD else 0)
+    volume: NDArray[np.float32] = resample_to(image.volume - floor, grid, target, order=1)
+    return volume + floor
 
 
 def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], str]:

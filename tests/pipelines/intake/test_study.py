@@ -228,6 +228,16 @@ def test_the_user_decides_by_number_description_or_uid(tmp_path: Path, said: str
     assert taken(study) == {"T2": number} and study.choices[0].reason == f"--modality T2={said}"
 
 
+def test_a_whole_uid_is_meant_before_those_that_begin_so(tmp_path: Path):
+    scans = [
+        pacs.scan("axial", f"t2 {end}", number, tags={**pacs.T2, "SeriesInstanceUID": f"1.2.3.{end}"})
+        for number, end in enumerate(("1", "12"), start=1)
+    ]
+    folder = pacs.export(tmp_path / "s", *scans)
+    assert taken(opened(folder, ("T2",), chosen={"T2": "1.2.3.1"})) == {"T2": "1"}
+    assert "is said of several series" in refused(folder, ("T2",), chosen={"T2": "1.2.3."})
+
+
 def test_a_modality_is_left_out_where_the_user_says_none(tmp_path: Path):
     scans = [pacs.scan("axial", "t2", number, tags=pacs.T2) for number in (1, 2)]
     folder = pacs.export(tmp_path / "s", *scans, pacs.scan("axial", "flair", 3, tags=pacs.FLAIR))
