@@ -79,11 +79,10 @@ def size_of(grid: Grid) -> str:
 
 def _resampled(image: Image, grid: Grid, target: Grid) -> NDArray[np.float32]:
     """Linear; where the image does not reach 0, as in the training data; in a CT, where 0 is water, its lowest value."""
-    lowest = float(np.nanmin(image.volume))
-    if lowest > HOUNSFIELD:
-        return resample_to(image.volume, grid, target, order=1)
-    volume: NDArray[np.float32] = resample_to(image.volume - np.float32(lowest), grid, target, order=1)
-    return volume + np.float32(lowest)
+    lowest = np.nanmin(image.volume)
+    floor = np.float32(lowest if lowest < HOUNSFIELD else 0)
+    volume: NDArray[np.float32] = resample_to(image.volume - floor, grid, target, order=1)
+    return volume + floor
 
 
 def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], str]:
@@ -94,8 +93,8 @@ def _registered(image: Image, reference: Image) -> tuple[NDArray[np.float32], st
     what = f"{image.source} ({image.name}) onto {reference.source} ({reference.name})"
     motion = register_rigidly(image.volume, image.grid, reference.volume, reference.grid, what)
     volume = _resampled(image, moved_grid(image.grid, motion), reference.grid)
-    said = f"registered, moved by {motion.shift_mm:.1f} mm and {motion.degrees:.1f} degrees"
-    return volume, f"{said}; resampled from {size_of(image.grid)}"
+    motion_in_words = f"registered, moved by {motion.shift_mm:.1f} mm and {motion.degrees:.1f} degrees"
+    return volume, f"{motion_in_words}; resampled from {size_of(image.grid)}"
 
 
 def _other_frame(image: Image, reference: Image) -> str:
@@ -136,5 +135,5 @@ def _agree(header: NiftiHeader, grid: Grid) -> bool:
     """Whether both transforms of a NIfTI header place every voxel within half of one."""
     forms = [header.new_header().get_sform(), header.new_header().get_qform()]
     scale = np.diag([*[header.mm_per_unit] * 3, 1.0])
-    one, other = (Grid(grid.shape, scale @ form) for form in forms)
-    return one.same_as(other, tolerance_mm=0.5 * min(grid.spacing))
+    sform, qform = (Grid(grid.shape, scale @ form) for form in forms)
+    return sform.same_as(qform, tolerance_mm=0.5 * min(grid.spacing))

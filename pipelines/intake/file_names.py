@@ -140,11 +140,11 @@ def find_modalities(
     files = volume_files(study)
     cases = {name: case for name, path in modalities.items() if (case := _case_of(path, wanted, channels, known))}
     for path in files:
-        said = read_name(stem_of(path), wanted, channels, known)
-        if said and said.case and cases and said.case not in cases.values():
+        parsed = read_name(stem_of(path), wanted, channels, known)
+        if parsed and parsed.case and cases and parsed.case not in cases.values():
             continue  # another patient's beside those that the user chose
-        if said and said.modality in candidates and path.resolve() not in taken:
-            candidates[said.modality].append((path, said))
+        if parsed and parsed.modality in candidates and path.resolve() not in taken:
+            candidates[parsed.modality].append((path, parsed))
     for name, fitting in candidates.items():
         paths = [path.name for path, _ in fitting]
         if len(fitting) > 1:
@@ -312,8 +312,8 @@ def _modalities_in(parts: Words, modality: str, names: Mapping[str, Words]) -> l
 
 
 def _case_of(path: Path, wanted: Sequence[str], channels: Mapping[str, int], known: Sequence[str]) -> Words:
-    said = read_name(stem_of(path), wanted, channels, known)
-    return said.case if said else ()
+    parsed = read_name(stem_of(path), wanted, channels, known)
+    return parsed.case if parsed else ()
 
 
 def _some(files: Sequence[Path]) -> str:

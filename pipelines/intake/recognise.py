@@ -8,13 +8,15 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose, some_of
-from zeus_union.pipelines.intake.stacks import Stack
+from zeus_union.pipelines.intake.stack import Stack
 from zeus_union.pipelines.intake.traits import Traits, read_words, words_of
 
 # Weightings that fit a name of another: a STIR is T2 with dark fat.
 _COUNTS_AS: Mapping[str, frozenset[str]] = {"T2": frozenset(("STIR",))}
 # b-values below this show little diffusion: no image of a modality called DWI.
 _DIFFUSION = 200.0
+# Of these fat is suppressed in any case.
+_ALWAYS_SUPPRESSED = frozenset(("ADC", "DWI", "STIR"))
 _PHASED = frozenset(("out of phase", "fat"))
 
 
@@ -59,35 +61,35 @@ def judge(wanted: Wanted, stack: Stack) -> Verdict:
     """Whether a stack can be the modality."""
     if stack.unsuitable:
         return Verdict(False, stack.unsuitable)
-    said = words_of(stack.description)
+    described = words_of(stack.description)
     if not wanted.traits.says_something:
-        if words_of(wanted.name) and set(words_of(wanted.name)) <= set(said):
+        if words_of(wanted.name) and set(words_of(wanted.name)) <= set(described):
             return Verdict(True, f"description {stack.description!r}")
         return Verdict(False, f"description {stack.description!r} does not say {wanted.name}")
-    asked, traits = wanted.traits, stack.traits
-    if asked.device and traits.device != asked.device:
-        return Verdict(False, f"Modality {traits.device or 'unknown'}, not {asked.device}")
-    if asked.weighting and traits.weighting != asked.weighting:
-        counts = traits.weighting in _COUNTS_AS.get(asked.weighting, ()) and asked.fat_suppressed
+    required, traits = wanted.traits, stack.traits
+    if required.device and traits.device != required.device:
+        return Verdict(False, f"Modality {traits.device or 'unknown'}, not {required.device}")
+    if required.weighting and traits.weighting != required.weighting:
+        counts = traits.weighting in _COUNTS_AS.get(required.weighting, ()) and required.fat_suppressed
         if not counts:
             why = traits.reasons.get("weighting", "")
             what = (
                 f"{traits.weighting}{f' ({why})' if why else ''}" if traits.weighting else "nothing says its weighting"
             )
-            return Verdict(False, f"{what}, not {asked.weighting}")
+            return Verdict(False, f"{what}, not {required.weighting}")
     contradiction = _contradiction(stack)
-    if asked.weighting and contradiction:
+    if required.weighting and contradiction:
         return Verdict(False, contradiction)
-    missing = _misses_contrast(asked, traits) or _misses_phase(asked, traits) or _misses_b_value(asked, traits)
+    missing = _misses_contrast(required, traits) or _misses_phase(required, traits) or _misses_b_value(required, traits)
     if missing:
         return Verdict(False, missing)
-    if asked.fat_suppressed and not traits.fat_suppressed:
+    if required.fat_suppressed and not traits.fat_suppressed:
         return Verdict(False, f"{traits.weighting}, but nothing says that fat is suppressed")
-    if asked.plane and stack.plane != asked.plane:
-        return Verdict(False, f"acquired {stack.plane or 'in no plane'}, not {asked.plane}")
-    if not {*wanted.words} <= {*said}:
+    if required.plane and stack.plane != required.plane:
+        return Verdict(False, f"acquired {stack.plane or 'in no plane'}, not {required.plane}")
+    if not {*wanted.words} <= {*described}:
         return Verdict(False, f"description {stack.description!r} does not say {' '.join(wanted.words)}")
-    return Verdict(True, _reason(asked, traits))
+    return Verdict(True, _reason(required, traits))
 
 
 def take(
@@ -116,8 +118,8 @@ def take(
     taken = {name: _chosen(folder, stacks, wanted[name], text) for name, text in (chosen or {}).items()}
     free = [stack for stack in stacks if stack not in [entry.stack for entry in taken.values()]]
     for name in modalities:
-        if name not in taken and name not in without and (found := _best(folder, free, wanted[name], view)):
-            taken[name] = found
+        if name not in taken and name not in without and (best := _best(folder, free, wanted[name], view)):
+            taken[name] = best
     _check_each_once(folder, taken)
     return {name: taken[name] for name in modalities if name in taken}
 
@@ -128,11 +130,11 @@ def _best(folder: Path, stacks: Sequence[Stack], wanted: Wanted, view: str | Non
         return None
     steps = _preferences(wanted, view)
     reasons: list[str] = []
-    for said, badness in steps:
+    for preference, badness in steps:
         scores = [badness(stack) for stack, _ in fitting]
         kept = [entry for entry, score in zip(fitting, scores) if score == min(scores)]
         if len(kept) < len(fitting):
-            reasons.append(said)
+            reasons.append(preference)
         fitting = kept
     if len(fitting) > 1:
         raise UserError(
@@ -145,21 +147,21 @@ def _best(folder: Path, stacks: Sequence[Stack], wanted: Wanted, view: str | Non
 
 def _preferences(wanted: Wanted, view: str | None) -> list[tuple[str, Callable[[Stack], float]]]:
     """(what is said, how little a stack is wanted), the weightiest first."""
-    asked = wanted.traits
+    required = wanted.traits
     exact = words_of(wanted.name)
     steps: list[tuple[str, Callable[[Stack], float]]] = [
         ("called so", lambda stack: words_of(stack.description) != exact),
         ("several slices", lambda stack: len(stack.frames) == 1),
-        ("without fat suppression", lambda stack: bool(stack.traits.fat_suppressed) and not asked.fat_suppressed),
-        ("the whole signal, not one phase", lambda stack: bool(stack.traits.phase) and not asked.phase),
-        ("without contrast agent", lambda stack: bool(stack.traits.contrast) and not asked.contrast),
+        ("without fat suppression", lambda stack: bool(stack.traits.fat_suppressed) and not required.fat_suppressed),
+        ("the whole signal, not one phase", lambda stack: bool(stack.traits.phase) and not required.phase),
+        ("without contrast agent", lambda stack: bool(stack.traits.contrast) and not required.contrast),
     ]
-    if asked.device == "PT":
+    if required.device == "PT":
         steps.append(("corrected for attenuation", lambda stack: not stack.is_attenuation_corrected))
-    if asked.weighting not in ("ADC", "DWI"):
+    if required.weighting not in ("ADC", "DWI"):
         steps.append(("original, not derived", lambda stack: not stack.is_original))
     steps.append(("acquired, not reformatted", lambda stack: stack.is_reformat))
-    if asked.high_b:
+    if required.high_b:
         steps.append(("the highest b-value", lambda stack: -(stack.traits.b_value or 0.0)))
     if view:
         steps.append((f"acquired {view}, as the run's slices", lambda stack: stack.plane != view))
@@ -172,12 +174,13 @@ def _chosen(folder: Path, stacks: Sequence[Stack], wanted: Wanted, text: str) ->
     Raises:
         UserError: none or several of that name, or one that is no volume.
     """
-    said = text.strip()
+    name = text.strip()
     for matching in (
-        [stack for stack in stacks if stack.label == said],
-        [stack for stack in stacks if stack.label.partition(".")[0] == said],
-        [stack for stack in stacks if stack.description.casefold() == said.casefold()],
-        [stack for stack in stacks if "." in said and stack.uid.startswith(said)],
+        [stack for stack in stacks if stack.label == name],
+        [stack for stack in stacks if stack.label.partition(".")[0] == name],
+        [stack for stack in stacks if stack.description.casefold() == name.casefold()],
+        [stack for stack in stacks if stack.uid == name],
+        [stack for stack in stacks if "." in name and stack.uid.startswith(name)],
     ):
         if not matching:
             continue
@@ -212,51 +215,59 @@ def _check_each_once(folder: Path, taken: Mapping[str, Taken]) -> None:
 
 def _contradiction(stack: Stack) -> str:
     """What tags and description say against one another, where that matters; '' where they agree."""
-    said, _ = read_words(stack.description)
+    described, _ = read_words(stack.description)
     dark, bright = ("T1",), ("T2", "FLAIR", "STIR")
-    if (stack.tags.weighting in dark and said.weighting in bright) or (
-        stack.tags.weighting in bright and said.weighting in dark
+    if (stack.tags.weighting in dark and described.weighting in bright) or (
+        stack.tags.weighting in bright and described.weighting in dark
     ):
         return (
             f"{stack.tags.reasons.get('weighting', 'tags')} look like {stack.tags.weighting}, "
-            f"the description {stack.description!r} says {said.weighting}"
+            f"the description {stack.description!r} says {described.weighting}"
         )
     return ""
 
 
-def _misses_contrast(asked: Traits, traits: Traits) -> str:
-    if asked.device == "CT" and asked.contrast is None:
+def _misses_contrast(required: Traits, traits: Traits) -> str:
+    if required.device == "CT" and required.contrast is None:
         return ""
-    if asked.contrast and not traits.contrast:
+    if required.contrast and not traits.contrast:
         return "neither tags nor description say contrast agent"
-    if asked.weighting == "T1" and not asked.contrast and traits.contrast:
+    if required.weighting == "T1" and not required.contrast and traits.contrast:
         return f"with contrast ({traits.reasons.get('contrast', '')})"
     return ""
 
 
-def _misses_phase(asked: Traits, traits: Traits) -> str:
-    if asked.phase and traits.phase != asked.phase:
-        return f"{traits.phase or 'nothing says its phase'}, not {asked.phase}"
-    if not asked.phase and traits.phase in _PHASED:
+def _misses_phase(required: Traits, traits: Traits) -> str:
+    if required.phase and traits.phase != required.phase:
+        return f"{traits.phase or 'nothing says its phase'}, not {required.phase}"
+    if not required.phase and traits.phase in _PHASED:
         return f"{traits.phase} ({traits.reasons.get('phase', '')})"
     return ""
 
 
-def _misses_b_value(asked: Traits, traits: Traits) -> str:
-    if asked.weighting != "DWI":
+def _misses_b_value(required: Traits, traits: Traits) -> str:
+    if required.weighting != "DWI":
         return ""
-    if asked.b_value is not None and traits.b_value != asked.b_value:
+    if required.b_value is not None and traits.b_value != required.b_value:
         value = "unknown" if traits.b_value is None else f"{traits.b_value:g}"
-        return f"b {value}, not {asked.b_value:g} s/mm2"
-    if asked.b_value is None and traits.b_value is not None and traits.b_value < _DIFFUSION:
+        return f"b {value}, not {required.b_value:g} s/mm2"
+    if required.b_value is None and traits.b_value is not None and traits.b_value < _DIFFUSION:
         return f"b {traits.b_value:g} s/mm2 shows little diffusion"
     return ""
 
 
-def _reason(asked: Traits, traits: Traits) -> str:
+def _reason(required: Traits, traits: Traits) -> str:
     """In plain words what made a stack the modality."""
-    names = ["weighting"] if asked.weighting else ["device"]
-    names += ["b_value"] if asked.weighting == "DWI" else []
-    names += [name for name in ("contrast", "fat_suppressed", "phase") if getattr(asked, name)]
+    names = ["weighting"] if required.weighting else ["device"]
+    names += ["b_value"] if required.weighting == "DWI" else []
+    names += [name for name in ("contrast", "fat_suppressed", "phase") if getattr(required, name)]
     reasons = dict.fromkeys(traits.reasons[name] for name in names if traits.reasons.get(name))
-    return ", ".join(reasons)
+    surplus = [
+        traits.reasons[name]
+        for name in ("contrast", "fat_suppressed", "phase")
+        if required.weighting not in _ALWAYS_SUPPRESSED
+        and getattr(traits, name)
+        and not getattr(required, name)
+        and traits.reasons.get(name) not in (None, *reasons)
+    ]
+    return ", ".join(reasons) + (f" (though {', '.join(surplus)})" if surplus and required.device == "MR" else "")

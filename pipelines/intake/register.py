@@ -179,9 +179,9 @@ def _every(volume: NDArray[np.float32], grid: Grid, step: int) -> tuple[NDArray[
     return part, Grid(part.shape, grid.affine @ np.diag([*steps, 1.0]))
 
 
-def normalised_information(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def normalised_information(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     """(H(a) + H(b)) / H(a, b) of two images on one grid: 1 for independent ones, 2 where one determines the other."""
-    joint, _, _ = np.histogram2d(_ranked(one.ravel()), _ranked(other.ravel()), bins=BINS)
+    joint, _, _ = np.histogram2d(_ranked(first.ravel()), _ranked(second.ravel()), bins=BINS)
     joint /= joint.sum()
     entropies = [-(p[p > 0] * np.log(p[p > 0])).sum() for p in (joint.sum(axis=0), joint.sum(axis=1), joint)]
     return float((entropies[0] + entropies[1]) / entropies[2]) if entropies[2] else 1.0

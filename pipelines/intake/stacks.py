@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import VIEWS, Grid
 from zeus_union.cache.terminal import some_of
-from zeus_union.pipelines.intake.tags import component, description, image_words, traits_of_tags
-from zeus_union.pipelines.intake.traits import Traits, read_words, words_of
+from zeus_union.pipelines.intake.stack import Stack
+from zeus_union.pipelines.intake.tags import component, description, image_words, numbers_of, text_of, traits_of_tags
+from zeus_union.pipelines.intake.traits import Traits, read_words
 from zeus_union.stage1_instruct.studies.chaos import fat_with_water
-from zeus_union.stage1_instruct.studies.depth import reading
-from zeus_union.stage1_instruct.studies.dicom import read_series
 from zeus_union.stage1_instruct.studies.dicom_files import dicom_files, is_dicom
-from zeus_union.stage1_instruct.studies.dicom_frames import Frame, read_frames, tag_numbers, tag_value
+from zeus_union.stage1_instruct.studies.dicom_frames import Frame, read_frames, tag_value
 
 # Slices of one volume differ by 1e-4, a localiser's planes by 1, a radial acquisition's by 0.05.
 SAME_DIRECTION = 0.02
@@ -32,137 +28,6 @@ SAME_DIRECTION = 0.02
 REPEATS = ("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber", "InversionTime", "TriggerTime")
 # In ms: echoes of a dual-echo acquisition come before; later ones are of other sequences.
 LATE_ECHO = 15.0
-_LOCALISERS = frozenset(
-    ("loc", "localizer", "localiser", "localizers", "scout", "survey", "topogram", "surview", "scanogram", "pilot")
-)
-_PROJECTIONS = frozenset(("mip", "minip", "mnip", "projection", "projected"))
-_REFORMATS = frozenset(("mpr", "reformat", "reformatted", "reformation", "csa"))
-_SUBTRACTIONS = frozenset(("sub", "subtraction", "subtract"))
-# The classes of objects that hold no image of a patient, by the end of their names in the standard's list.
-_NO_IMAGES = (
-    "Capture",
-    "SR Storage",
-    "Report",
-    "Document",
-    "PDF",
-    "Presentation State",
-    "Structure Set",
-    "Segmentation",
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """Frames of one series that can be one volume.
-
-    Attributes:
-        frames: in the order of the files.
-        label: what the user calls it: the series' number, with .1, .2 where the series holds several stacks.
-        traits: what tags and description together say it is.
-        tags: what the tags alone say.
-    """
-
-    frames: tuple[Frame, ...]
-    label: str
-    traits: Traits
-    tags: Traits
-
-    @property
-    def first(self) -> Frame:
-        return self.frames[0]
-
-    @property
-    def uid(self) -> str:
-        """SeriesInstanceUID."""
-        return _text(self.first, "SeriesInstanceUID")
-
-    @property
-    def description(self) -> str:
-        return description(self.first)
-
-    @property
-    def frame_of_reference(self) -> str:
-        """FrameOfReferenceUID; '' where the files do not say it."""
-        return _text(self.first, "FrameOfReferenceUID")
-
-    @property
-    def named(self) -> str:
-        """'5 (t2_tse_tra, 19 slices)'."""
-        return f"{self.label} ({self.description or 'no description'}, {self.size_in_words})"
-
-    @property
-    def size_in_words(self) -> str:
-        return f"{len(self.frames)} slice{'s' * (len(self.frames) != 1)}"
-
-    @property
-    def grid(self) -> Grid | None:
-        """Where it lies; None where its frames are no volume."""
-        return self._geometry[0]
-
-    @property
-    def fault(self) -> str:
-        """Why its frames are no volume (a slice is missing, ...); '' where they are."""
-        return self._geometry[1]
-
-    @cached_property
-    def _geometry(self) -> tuple[Grid | None, str]:
-        try:
-            with reading("headers"):
-                return read_series(self.frames).grid, ""
-        except UserError as error:
-            return None, str(error)
-
-    @property
-    def is_original(self) -> bool:
-        return image_words(self.first)[:1] != ("DERIVED",)
-
-    @property
-    def plane(self) -> str:
-        """The view whose slices its frames are; '' where its frames are no volume."""
-        if self.grid is None:
-            return ""
-        across = int(nibabel.io_orientation(self.grid.affine)[2, 0])
-        return next(view for view, axes in VIEWS.items() if axes[0][0] == across)
-
-    @property
-    def is_attenuation_corrected(self) -> bool:
-        """Of PET: whether CorrectedImage says so."""
-        return "ATTN" in _text(self.first, "CorrectedImage")
-
-    @property
-    def is_reformat(self) -> bool:
-        return bool(_REFORMATS & self._words)
-
-    @property
-    def unsuitable(self) -> str:
-        """Why it is no image that could be segmented, in plain words; '' where it may be."""
-        kind = tag_value(self.first, "SOPClassUID")
-        name = str(getattr(kind, "name", kind or ""))
-        if any(word in name for word in _NO_IMAGES):
-            return f"no image of a modality ({name.removesuffix(' Storage')})"
-        if tag_value(self.first, "Rows") is None:
-            return f"no image ({name or 'unknown class'})"
-        photometric = _text(self.first, "PhotometricInterpretation")
-        if photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
-            return f"colours ({photometric}), no grey values"
-        if tag_value(self.first, "ImagePositionPatient") is None:
-            frames = f"{self.first.count} frames without" if self.first.count > 1 else "no"
-            return f"{frames} position (ImagePositionPatient)"
-        for words, said in (
-            (_LOCALISERS, "a localiser"),
-            (_PROJECTIONS, "a projection"),
-            (_SUBTRACTIONS, "a subtraction"),
-        ):
-            if words & self._words:
-                return said
-        if component(self.first):
-            return f"the {component(self.first)} image of a complex one"
-        return ""
-
-    @cached_property
-    def _words(self) -> frozenset[str]:
-        words = (part.casefold() for word in image_words(self.first)[1:] for part in (word, *word.split()))
-        return frozenset((*words_of(self.description), *words))
 
 
 def find_stacks(folder: Path) -> tuple[Stack, ...]:
@@ -179,7 +44,7 @@ def find_stacks(folder: Path) -> tuple[Stack, ...]:
     alike: dict[tuple[object, ...], dict[str, list[Frame]]] = defaultdict(lambda: defaultdict(list))
     for frame in frames:
         key = (_direction(frame, directions), *_image_key(frame))
-        alike[key][_text(frame, "SeriesInstanceUID")].append(frame)
+        alike[key][text_of(frame, "SeriesInstanceUID")].append(frame)
     sets = [part for series in alike.values() for group in _joined(series.values()) for part in _without_repeats(group)]
     sets.sort(key=_order)
     stacks = [_stack(frames) for frames in sets]
@@ -190,10 +55,10 @@ def _image_key(frame: Frame) -> tuple[object, ...]:
     """What the frames of one volume have in common."""
     traits = traits_of_tags(frame)
     return (
-        _text(frame, "SOPClassUID"),
-        _text(frame, "Rows"),
-        _text(frame, "Columns"),
-        round((_numbers(frame, "EchoTime", 1) or (0.0,))[0], 2),
+        text_of(frame, "SOPClassUID"),
+        text_of(frame, "Rows"),
+        text_of(frame, "Columns"),
+        round((numbers_of(frame, "EchoTime", 1) or (0.0,))[0], 2),
         traits.weighting if traits.weighting in ("ADC", "DWI", "diffusion map") else "",
         traits.phase,
         traits.b_value,
@@ -204,7 +69,7 @@ def _image_key(frame: Frame) -> tuple[object, ...]:
 
 def _direction(frame: Frame, known: list[tuple[float, ...]]) -> int:
     """The number of a frame's ImageOrientationPatient among those that are `known`, to which a new one is added."""
-    directions = _numbers(frame, "ImageOrientationPatient", 6)
+    directions = numbers_of(frame, "ImageOrientationPatient", 6)
     for number, other in enumerate(known):
         if len(other) == len(directions) and all(abs(a - b) < SAME_DIRECTION for a, b in zip(directions, other)):
             return number
@@ -221,20 +86,20 @@ def _joined(groups: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
             continue
         frame = group[0]
         alike = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "RepetitionTime", "PixelSpacing")
-        singles[tuple(_text(frame, tag) for tag in alike)].append(frame)
+        singles[tuple(text_of(frame, tag) for tag in alike)].append(frame)
     yield from singles.values()
 
 
 def _without_repeats(frames: list[Frame]) -> list[list[Frame]]:
     """The frames taken apart by time where every place is shown equally often; as they are otherwise."""
-    positions = [_numbers(frame, "ImagePositionPatient", 3) for frame in frames]
+    positions = [numbers_of(frame, "ImagePositionPatient", 3) for frame in frames]
     places = {tuple(round(value, 2) for value in position) for position in positions}
     if len(places) in (0, len(frames)) or () in places or len(frames) % len(places):
         return [frames]
     for tag in REPEATS:
         parts: dict[str, list[Frame]] = defaultdict(list)
         for frame in frames:
-            parts[_text(frame, tag)].append(frame)
+            parts[text_of(frame, tag)].append(frame)
         if len(parts) == len(frames) // len(places) and all(len(part) == len(places) for part in parts.values()):
             return list(parts.values())
     return [frames]
@@ -258,17 +123,17 @@ _REFINED_BY_WORDS: dict[str, frozenset[str]] = {
 
 def _merge(tags: Traits, text: str) -> Traits:
     """Tags first, the description where they leave something open or where it is more particular."""
-    said, _ = read_words(text)
+    described, _ = read_words(text)
     reasons = {
         name: f"description {text!r}" for name in ("weighting", "contrast", "fat_suppressed", "phase", "b_value")
     }
-    said = replace(said, device="", plane="", reasons=reasons)  # where it lies, the positions say
+    described = replace(described, device="", plane="", reasons=reasons)  # where it lies, the positions say
     if tags.device != "MR":
-        said = replace(said, weighting="", phase="", fat_suppressed=None, b_value=None)
-    merged = tags.completed_by(said)
-    if said.weighting in _REFINED_BY_WORDS.get(tags.weighting, ()):
+        described = replace(described, weighting="", phase="", fat_suppressed=None, b_value=None)
+    merged = tags.completed_by(described)
+    if described.weighting in _REFINED_BY_WORDS.get(tags.weighting, ()):
         why = f"description {text!r}" + (f" ({tags.reasons['weighting']})" if "weighting" in tags.reasons else "")
-        merged = replace(merged, weighting=said.weighting, reasons={**merged.reasons, "weighting": why})
+        merged = replace(merged, weighting=described.weighting, reasons={**merged.reasons, "weighting": why})
     return merged
 
 
@@ -283,7 +148,7 @@ def _with_phases(stacks: Sequence[Stack]) -> list[Stack]:
         pairs: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index, stack in enumerate(result):
             if stack.tags.device == "MR" and not stack.traits.phase and not stack.unsuitable:
-                pairs[tuple(_text(stack.first, tag) for tag in (name, *alike))].append(index)
+                pairs[tuple(text_of(stack.first, tag) for tag in (name, *alike))].append(index)
         for indices in pairs.values():
             for index, phased in zip(indices, _phases_of([result[index] for index in indices])):
                 result[index] = phased
@@ -292,10 +157,10 @@ def _with_phases(stacks: Sequence[Stack]) -> list[Stack]:
 
 def _phases_of(stacks: Sequence[Stack]) -> list[Stack]:
     """Two echoes with their phases; anything else as it is."""
-    echoes = [(_numbers(stack.first, "EchoTime", 1) or (0.0,))[0] for stack in stacks]
+    echoes = [(numbers_of(stack.first, "EchoTime", 1) or (0.0,))[0] for stack in stacks]
     if len(stacks) != 2 or not all(0 < echo < LATE_ECHO for echo in echoes):
         return list(stacks)
-    tesla = (_numbers(stacks[0].first, "MagneticFieldStrength", 1) or (0.0,))[0] or 1.5
+    tesla = (numbers_of(stacks[0].first, "MagneticFieldStrength", 1) or (0.0,))[0] or 1.5
     together = [fat_with_water(echo, tesla) for echo in echoes]
     if not min(together) < 0 < max(together):
         return list(stacks)
@@ -312,7 +177,7 @@ def _phases_of(stacks: Sequence[Stack]) -> list[Stack]:
 
 def _labelled(stacks: Sequence[Stack]) -> list[Stack]:
     """With the names that the user calls them by."""
-    numbers = [_text(stack.first, "SeriesNumber") or "?" for stack in stacks]
+    numbers = [text_of(stack.first, "SeriesNumber") or "?" for stack in stacks]
     labelled = []
     for index, (stack, number) in enumerate(zip(stacks, numbers)):
         before = numbers[:index].count(number)
@@ -323,9 +188,9 @@ def _labelled(stacks: Sequence[Stack]) -> list[Stack]:
 def _check_one_patient(folder: Path, frames: Sequence[Frame]) -> None:
     """Raises a UserError where the files name several patients."""
     for tag in ("PatientID", "PatientName", "PatientBirthDate"):
-        values = {" ".join(_text(frame, tag).replace("^", " ").split()).casefold() for frame in frames} - {""}
+        values = {" ".join(text_of(frame, tag).replace("^", " ").split()).casefold() for frame in frames} - {""}
         if len(values) > 1:
-            spelled = sorted({_text(frame, tag) for frame in frames} - {""})
+            spelled = sorted({text_of(frame, tag) for frame in frames} - {""})
             raise UserError(
                 f"{folder} holds files of several patients ({tag} {some_of(spelled)}); give a folder for each patient"
             )
@@ -336,12 +201,14 @@ def _check_one_study(folder: Path, frames: Sequence[Frame]) -> None:
     studies: dict[str, Frame] = {}
     for frame in frames:
         if tag_value(frame, "Rows") is not None:  # reports may come with another study's number
-            studies.setdefault(_text(frame, "StudyInstanceUID"), frame)
+            studies.setdefault(text_of(frame, "StudyInstanceUID"), frame)
     studies.pop("", None)
     if len(studies) > 1:
         named = [
             " ".join(
-                filter(None, (_text(frame, "StudyDate"), _text(frame, "StudyDescription"), f"({frame.path.parent})"))
+                filter(
+                    None, (text_of(frame, "StudyDate"), text_of(frame, "StudyDescription"), f"({frame.path.parent})")
+                )
             )
             for frame in studies.values()
         ]
@@ -355,30 +222,14 @@ def _order(frames: Sequence[Frame]) -> tuple[object, ...]:
     first = frames[0]
 
     def number(frame: Frame, tag: str) -> float:
-        return (_numbers(frame, tag, 1) or (np.inf,))[0]
+        return (numbers_of(frame, tag, 1) or (np.inf,))[0]
 
     return (
         number(first, "SeriesNumber"),
-        _text(first, "SeriesInstanceUID"),
+        text_of(first, "SeriesInstanceUID"),
         number(first, "EchoTime"),
         traits_of_tags(first).b_value or 0.0,
         *(number(first, tag) for tag in REPEATS),
         min(number(frame, "InstanceNumber") for frame in frames),
-        _numbers(first, "ImageOrientationPatient", 6),
+        numbers_of(first, "ImageOrientationPatient", 6),
     )
-
-
-def _text(frame: Frame, tag: str) -> str:
-    try:
-        value = tag_value(frame, tag)
-    except UserError:
-        return ""
-    return "" if value is None else " ".join(str(value).split())
-
-
-def _numbers(frame: Frame, tag: str, count: int) -> tuple[float, ...]:
-    """A tag's numbers; () where there are none."""
-    try:
-        return tuple(float(value) for value in tag_numbers(frame, tag, count))
-    except UserError:
-        return ()

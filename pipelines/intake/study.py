@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
-from zeus_union.cache.terminal import some_of
 from zeus_union.pipelines.intake.archive import is_archive, unpack
 from zeus_union.pipelines.intake.common_grid import Image, onto_reference, size_of
-from zeus_union.pipelines.intake.file_names import VolumeFile, chosen_file, find_volumes, volume_files, without_left_out
-from zeus_union.pipelines.intake.recognise import Taken, Verdict, Wanted, judge, take
-from zeus_union.pipelines.intake.stacks import Stack, find_stacks
+from zeus_union.pipelines.intake.file_names import find_volumes, volume_files, without_left_out
+from zeus_union.pipelines.intake.recognise import Verdict, Wanted, judge
+from zeus_union.pipelines.intake.sources import Source, find_sources, sources_in
+from zeus_union.pipelines.intake.stack import Stack
+from zeus_union.pipelines.intake.stacks import find_stacks
 from zeus_union.stage1_instruct.studies.depth import reading
 from zeus_union.stage1_instruct.studies.dicom import Series, read_series
 from zeus_union.stage1_instruct.studies.file_formats import data_files, stem_of
@@ -90,19 +91,6 @@ class Listed:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """What a modality is read from, a stack or a file, and why."""
-
-    reason: str
-    stack: Stack | None = None
-    file: VolumeFile | None = None
-
-    @property
-    def named(self) -> str:
-        return f"series {self.stack.named}" if self.stack else self.file.named if self.file else ""
-
-
 @contextmanager
 def open_study(
     path: Path,
@@ -131,10 +119,10 @@ def open_study(
             doubled or damaged; modalities that do not lie in one world.
     """
     sought, series_or_files = without_left_out(wanted, chosen or {})
-    with _folder_of(path) as (folder, shown):
-        sources = _sources(folder, sought, channels, (*known, *wanted), terms or {}, series_or_files, view)
+    with _folder_of(path) as (folder, given):
+        sources = find_sources(folder, sought, channels, (*known, *wanted), terms or {}, series_or_files, view)
         missing = tuple(name for name in wanted if name not in sources)
-        yield _read(folder, shown, sources, missing, register)
+        yield _read(folder, given, sources, missing, register)
 
 
 def plan_study(path: Path, wanted: Sequence[str], **how: object) -> tuple[tuple[Choice, ...], tuple[str, ...]]:
@@ -204,59 +192,8 @@ def _inner(folder: Path) -> Path:
     return folder
 
 
-def _sources(
-    folder: Path,
-    wanted: Sequence[str],
-    channels: Mapping[str, int],
-    known: Sequence[str],
-    terms: Mapping[str, str],
-    chosen: Mapping[str, str],
-    view: str | None,
-) -> dict[str, _Source]:
-    """What each modality is read from, in the run's order, of those that there is something for."""
-    stacks = find_stacks(folder)
-    if stacks:
-        return _of_stacks(folder, stacks, wanted, terms, chosen, view)
-    if folder.is_dir() and not volume_files(folder) and not chosen:
-        names = some_of(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise UserError(
-            f"{folder} holds neither DICOM nor volume files (NIfTI, .mha, .mhd, .nrrd); it has {names}; give the folder of a study"
-        )
-    volumes = find_volumes(folder, wanted, channels, known=known, chosen=chosen)
-    return {name: _Source(volume.reason, file=volume) for name, volume in volumes.items()}
-
-
-def _of_stacks(
-    folder: Path,
-    stacks: Sequence[Stack],
-    wanted: Sequence[str],
-    terms: Mapping[str, str],
-    chosen: Mapping[str, str],
-    view: str | None,
-) -> dict[str, _Source]:
-    files = {name: file for name, text in chosen.items() if (file := chosen_file(folder, text))}
-    series = {name: text for name, text in chosen.items() if name not in files}
-    taken: Mapping[str, Taken] = take(
-        folder, stacks, wanted, terms=terms, chosen=series, without=tuple(files), view=view
-    )
-    sources = {name: _Source(entry.reason, stack=entry.stack) for name, entry in taken.items()}
-    sources |= {
-        name: _Source(f"--modality {name}={chosen[name]}", file=VolumeFile(file, "--modality"))
-        for name, file in files.items()
-    }
-    if not sources:
-        reasons = [
-            f"{stack.named}: {judge(Wanted.of(wanted[0], terms.get(wanted[0], '')), stack).reason}" for stack in stacks
-        ]
-        raise UserError(
-            f"{folder} has no series of {', '.join(wanted)} (for {wanted[0]}: {some_of(reasons, 4)}); say which it is with "
-            f"--modality {wanted[0]}=SERIES, or see all with --list"
-        )
-    return {name: sources[name] for name in wanted if name in sources}
-
-
 def _read(
-    folder: Path, shown: Path, sources: Mapping[str, _Source], missing: tuple[str, ...], register: bool
+    folder: Path, given: Path, sources: Mapping[str, Source], missing: tuple[str, ...], register: bool
 ) -> OpenedStudy:
     """Reads the sources, the reference first, and brings the others onto its grid."""
     images: dict[str, NDArray[np.float32]] = {}
@@ -268,13 +205,13 @@ def _read(
         files |= _files_of(folder, source, image.series)
         reference = reference or image
         volume, placing = (image.volume, "") if image is reference else onto_reference(image, reference, register)
-        images[name] = fill_non_finite(volume, f"{shown}, modality {name}")
+        images[name] = fill_non_finite(volume, f"{given}, modality {name}")
         choices.append(Choice(name, source.named, source.reason, placing))
     assert reference is not None
-    return OpenedStudy(study_name(shown), images, reference.grid, missing, files, reference.series, tuple(choices))
+    return OpenedStudy(study_name(given), images, reference.grid, missing, files, reference.series, tuple(choices))
 
 
-def _image(name: str, source: _Source) -> Image:
+def _image(name: str, source: Source) -> Image:
     if source.stack is not None:
         series = read_series(source.stack.frames)
         return Image(name, source.named, series.volume, series.grid, series, source.stack.frame_of_reference)
@@ -288,7 +225,7 @@ def _image(name: str, source: _Source) -> Image:
     return Image(name, str(file.path), volume, grid)
 
 
-def _files_of(folder: Path, source: _Source, series: Series | None) -> dict[str, Path]:
+def _files_of(folder: Path, source: Source, series: Series | None) -> dict[str, Path]:
     """Name -> file, of what a modality was read from: below the study's folder, or by the file's name alone."""
     paths = series.files if series is not None else data_files(source.file.path) if source.file else ()
     names = (
@@ -314,16 +251,16 @@ def _listed_stacks(
 ) -> Iterator[Listed]:
     """Every stack; where the choice is refused, those that fit say so."""
     try:
-        sources = _of_stacks(folder, stacks, wanted, terms, chosen, view)
+        sources = sources_in(folder, stacks, wanted, terms, chosen, view)
     except UserError:  # the rows say it: which series could be what
         sources = {}
     taken = {id(source.stack): (name, source.reason) for name, source in sources.items() if source.stack}
-    asked = [Wanted.of(name, terms.get(name, "")) for name in wanted]
+    modalities = [Wanted.of(name, terms.get(name, "")) for name in wanted]
     for stack in stacks:
         size = size_of(stack.grid) if stack.grid and not stack.unsuitable else stack.size_in_words
         name, reason = taken.get(id(stack), ("", ""))
         if not name:
-            verdicts = {one.name: judge(one, stack) for one in asked}
+            verdicts = {modality.name: judge(modality, stack) for modality in modalities}
             fits = [modality for modality, verdict in verdicts.items() if verdict.fits]
             reason = stack.unsuitable or (
                 f"could be {', '.join(fits)}, as other series could" if fits else _why_not(verdicts)

@@ -10,7 +10,7 @@ import numpy as np
 from zeus_union.cache.errors import UserError
 from zeus_union.pipelines.intake.traits import Traits
 from zeus_union.stage1_instruct.studies.chaos import IN_PHASE, OUT_PHASE, phase_word
-from zeus_union.stage1_instruct.studies.dicom_frames import Frame, tag_number, tag_value
+from zeus_union.stage1_instruct.studies.dicom_frames import Frame, tag_number, tag_numbers, tag_value
 
 # Private tags of b-values: Siemens, Philips, GE (the first of four numbers, with 1e9 added), United Imaging.
 PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039), (0x0065, 0x1009))
@@ -48,7 +48,7 @@ _NO_AGENT = frozenset(("", "no", "none", "n", "0", "without", "non", "nein", "no
 
 def traits_of_tags(frame: Frame) -> Traits:
     """What the tags of a frame say; a tag that is missing or damaged says nothing."""
-    device = _text(frame, "Modality").upper()
+    device = text_of(frame, "Modality").upper()
     reasons = {"device": f"Modality {device}"}
     if device != "MR":
         return Traits(device=device, contrast=_contrast(frame, reasons), reasons=reasons)
@@ -78,8 +78,7 @@ def image_words(frame: Frame) -> tuple[str, ...]:
 
 def component(frame: Frame) -> str:
     """Which part of a complex image it is: '' for the magnitude, else 'phase', 'real' or 'imaginary'."""
-    said = str(_value(frame, "ComplexImageComponent") or "").upper()
-    words = {*image_words(frame)[2:], said}
+    words = {*image_words(frame)[2:], text_of(frame, "ComplexImageComponent").upper()}
     for name, meant in (
         ("phase", {"P", "PHASE", "PHASE MAP"}),
         ("real", {"R", "REAL"}),
@@ -92,7 +91,7 @@ def component(frame: Frame) -> str:
 
 def description(frame: Frame) -> str:
     """SeriesDescription, else ProtocolName."""
-    return _text(frame, "SeriesDescription") or _text(frame, "ProtocolName")
+    return text_of(frame, "SeriesDescription") or text_of(frame, "ProtocolName")
 
 
 def _weighting(frame: Frame, b_value: float | None, reasons: dict[str, str]) -> str:
@@ -104,7 +103,7 @@ def _weighting(frame: Frame, b_value: float | None, reasons: dict[str, str]) -> 
     if contrast in _CONTRASTS:
         reasons["weighting"] = f"AcquisitionContrast {contrast}"
         return _CONTRASTS[contrast]
-    if _text(frame, "AngioFlag").upper() == "Y":
+    if text_of(frame, "AngioFlag").upper() == "Y":
         reasons["weighting"] = "AngioFlag Y"
         return "angiography"
     sequence = {str(part).upper() for part in _several(_value(frame, "ScanningSequence"))}
@@ -150,7 +149,7 @@ def _by_times(sequence: set[str], echo: float, repetition: float, inversion: flo
 
 
 def _contrast(frame: Frame, reasons: dict[str, str]) -> bool | None:
-    agent = _text(frame, "ContrastBolusAgent")
+    agent = text_of(frame, "ContrastBolusAgent")
     if not agent and (items := _several(_value(frame, "ContrastBolusAgentSequence"))):
         agent = str(getattr(items[0], "CodeMeaning", "") or "contrast agent")
     if agent.casefold() not in _NO_AGENT:
@@ -232,8 +231,18 @@ def _value(frame: Frame, tag: str) -> Any:
         return None
 
 
-def _text(frame: Frame, tag: str) -> str:
-    return " ".join(str(_value(frame, tag) or "").split())
+def text_of(frame: Frame, tag: str) -> str:
+    """A tag as text, without needless spaces; '' where there is none or it is damaged."""
+    value = _value(frame, tag)
+    return "" if value is None else " ".join(str(value).split())
+
+
+def numbers_of(frame: Frame, tag: str, count: int) -> tuple[float, ...]:
+    """A tag's numbers; () where there are not so many."""
+    try:
+        return tuple(float(value) for value in tag_numbers(frame, tag, count))
+    except UserError:
+        return ()
 
 
 def _number(frame: Frame, tag: str) -> float:

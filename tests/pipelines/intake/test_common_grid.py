@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def test_files_on_other_grids_of_one_world_are_resampled(tmp_path: Path):
         itk_image(pacs.anatomy(other, (30, 28, 12)), other), itk_image(study.images["T2"], pacs.affine_of())
     )
     np.testing.assert_allclose(study.images["FLAIR"], SimpleITK.GetArrayFromImage(theirs).T, atol=0.05)
+
+
+def test_volume_files_come_in_a_zip_too(tmp_path: Path):
+    inside = tmp_path / "inside" / "patient 7"
+    inside.mkdir(parents=True)
+    for name in PAIR:
+        write_nifti(inside / f"{name}.nii.gz", pacs.affine_of(), pacs.SHAPE)
+    archive = shutil.make_archive(str(tmp_path / "p7"), "zip", tmp_path / "inside")
+    study = opened(Path(archive), PAIR)
+    assert study.name == "p7" and list(study.sources) == ["T2.nii.gz", "FLAIR.nii.gz"]
+    np.testing.assert_array_equal(study.images["T2"], pacs.anatomy(pacs.affine_of()))
 
 
 def test_files_whose_headers_say_no_place_or_two_or_hardly_meet_are_refused(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -40,6 +41,20 @@ def test_a_moved_modality_is_found_to_a_voxel_and_the_same_twice():
     assert error.mean() < 2.4
     assert results[0].shift_mm == pytest.approx(np.linalg.norm(truth[:3, 3]), abs=1.5)
     assert moved_grid(moving_grid, results[0]).same_as(GRID, tolerance_mm=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("degrees", "mm"), [((5, -8, 3), (6, -10, 4)), ((0, 0, 20), (20, 0, 0))])
+def test_real_sequences_of_a_head_are_found(
+    shared_data: Path, degrees: tuple[float, float, float], mm: tuple[float, float, float]
+):
+    image = nibabel.load(shared_data / "Task01_BrainTumour" / "imagesTs" / "BRATS_003.nii.gz")
+    flair, t1gd = (np.ascontiguousarray(image.dataobj[::3, ::3, ::3, channel], dtype=np.float32) for channel in (0, 2))
+    grid = Grid(flair.shape, image.affine @ np.diag([3, 3, 3, 1]))
+    truth = moved_by(degrees, mm)
+    motion = register_rigidly(t1gd, Grid(flair.shape, truth @ grid.affine), flair, grid, "T1Gd onto FLAIR")
+    points = grid.affine @ np.array([[x, y, z, 1] for x in (20, 60) for y in (20, 60) for z in (10, 40)]).T
+    assert np.linalg.norm((motion.affine @ points - truth @ points)[:3], axis=0).max() < 1.5
 
 
 @pytest.mark.parametrize("case", ["noise", "empty"])

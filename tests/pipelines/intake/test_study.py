@@ -228,6 +228,16 @@ def test_the_user_decides_by_number_description_or_uid(tmp_path: Path, said: str
     assert taken(study) == {"T2": number} and study.choices[0].reason == f"--modality T2={said}"
 
 
+def test_a_whole_uid_is_meant_before_those_that_begin_so(tmp_path: Path):
+    scans = [
+        pacs.scan("axial", f"t2 {end}", number, tags={**pacs.T2, "SeriesInstanceUID": f"1.2.3.{end}"})
+        for number, end in enumerate(("1", "12"), start=1)
+    ]
+    folder = pacs.export(tmp_path / "s", *scans)
+    assert taken(opened(folder, ("T2",), chosen={"T2": "1.2.3.1"})) == {"T2": "1"}
+    assert "is said of several series" in refused(folder, ("T2",), chosen={"T2": "1.2.3."})
+
+
 def test_a_modality_is_left_out_where_the_user_says_none(tmp_path: Path):
     scans = [pacs.scan("axial", "t2", number, tags=pacs.T2) for number in (1, 2)]
     folder = pacs.export(tmp_path / "s", *scans, pacs.scan("axial", "flair", 3, tags=pacs.FLAIR))
@@ -297,6 +307,9 @@ def test_contrast_agent_makes_t1gd_and_its_absence_t1(tmp_path: Path):
     study = opened(pacs.export(tmp_path / "s", *scans), ("T1", "T1ce"))
     assert taken(study) == {"T1": "2", "T1ce": "1"}
     assert study.choices[1].reason == "TE 12, TR 500 ms, contrast agent Gadovist"
+    suppressed = pacs.scan("axial", "t1_fs", 1, tags={**pacs.T1, "ScanOptions": "FS"})
+    only = opened(pacs.export(tmp_path / "only", suppressed), ("T1",))
+    assert only.choices[0].reason == "TE 12, TR 500 ms (though ScanOptions FS)"
     alone = opened(pacs.export(tmp_path / "alone", scans[0], pacs.scan("axial", "t2", 3, tags=pacs.T2)), ("T1", "T2"))
     assert alone.missing == ("T1",)
 
