@@ -68,7 +68,7 @@ READING = (
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Every n-th slice; masks are filled between them.",
+    help="Every n-th slice; the masks that predict writes are filled between them.",
 )
 @click.option(
     "--view",

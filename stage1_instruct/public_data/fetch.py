@@ -59,12 +59,12 @@ def fetch_dataset(
     if not missing or (not ours and _was_put_there(name, root, say)):
         say(f"{name} is in {root} already; nothing was fetched")
         return root
-    _require_free([folder / archive.into for archive in missing])
     _say_what(name, data_set, missing, root, say)
     make_folder(folder.parent)
     with only_here(folder.with_name(f".{folder.name}.lock"), name, say):
         # Another process may have fetched it in the meantime.
         missing = [archive for archive in missing if not _is_present(archive, folder)]
+        _require_free([folder / archive.into for archive in missing])
         _require_space(name, missing, folder.parent)
         for archive in missing:
             _install(name, data_set, archive, folder, keep_archive, say)
