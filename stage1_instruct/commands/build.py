@@ -63,7 +63,13 @@ READING = (
     type=FILE,
     help="nnU-Net's splits_final.json, for the folds.  [default: the data set's own, else five folds are drawn]",
 )
-@click.option("--slice-step", type=click.IntRange(1), default=1, show_default=True, help="Every n-th slice.")
+@click.option(
+    "--slice-step",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Every n-th slice; the masks that predict writes are filled between them.",
+)
 @click.option(
     "--view",
     type=click.Choice(["axial", "coronal", "sagittal"]),

@@ -56,7 +56,7 @@ def fetch_dataset(
     wanted = data_set.wanted(unlabelled)
     missing = [archive for archive in wanted if not _is_present(archive, folder)]
     ours = any(_is_present(archive, folder) for archive in data_set.archives)
-    if not missing or (not ours and _is_someones(name, root, say)):
+    if not missing or (not ours and _was_put_there(name, root, say)):
         say(f"{name} is in {root} already; nothing was fetched")
         return root
     _say_what(name, data_set, missing, root, say)
@@ -64,6 +64,7 @@ def fetch_dataset(
     with only_here(folder.with_name(f".{folder.name}.lock"), name, say):
         # Another process may have fetched it in the meantime.
         missing = [archive for archive in missing if not _is_present(archive, folder)]
+        _require_free([folder / archive.into for archive in missing])
         _require_space(name, missing, folder.parent)
         for archive in missing:
             _install(name, data_set, archive, folder, keep_archive, say)
@@ -102,7 +103,7 @@ def _is_present(archive: Archive, folder: Path) -> bool:
     return True
 
 
-def _is_someones(name: str, root: Path, say: Say) -> bool:
+def _was_put_there(name: str, root: Path, say: Say) -> bool:
     """Whether the user has put the data set there; False where nothing is.
 
     Raises:
@@ -124,6 +125,13 @@ def _is_someones(name: str, root: Path, say: Say) -> bool:
     return True
 
 
+def _require_free(targets: Sequence[Path]) -> None:
+    """Raises a UserError where something else lies in a folder that an archive is to be unpacked into."""
+    for target in targets:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UserError(f"{target} is there already and was not fetched by this command; move it away")
+
+
 def _require_space(name: str, archives: Sequence[Archive], parent: Path) -> None:
     """For the archives, as far as they are not there, and for what is unpacked from them.
 
@@ -132,9 +140,9 @@ def _require_space(name: str, archives: Sequence[Archive], parent: Path) -> None
     """
     needed = 0
     for archive in archives:
-        arrived = [parent / archive.name, parent / f"{archive.name}.part"]
-        there = sum(path.stat().st_size for path in arrived if path.is_file())
-        needed += max(archive.bytes_to_download - there, 0) + archive.unpacked
+        parts = [parent / archive.name, parent / f"{archive.name}.part"]
+        arrived = sum(path.stat().st_size for path in parts if path.is_file())
+        needed += max(archive.bytes_to_download - arrived, 0) + archive.unpacked
     require_space(parent, needed, f"{name}, archive and unpacked,")
 
 

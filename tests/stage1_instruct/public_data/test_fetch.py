@@ -422,6 +422,16 @@ def test_test_set_of_chaos_comes_on_demand_beside_the_training_set(
     assert len(site.requested) == 2
 
 
+def test_folder_that_the_test_set_would_go_into_is_looked_at_before_the_download(
+    site: Site, workplace: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(site, "chaos", chaos_content(phantoms), monkeypatch)
+    assert command("--dataset", "chaos").exit_code == 0
+    shutil.copytree(phantoms / "chaos" / "MR", workplace / "data" / "chaos" / "Test_Sets" / "MR")
+    fails(command("--dataset", "chaos", "--unlabelled"), "Test_Sets/MR is there already", "move it away")
+    assert len(site.requested) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
