@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.stage2_segment.choices import RESIDUAL, ZEUS
@@ -143,10 +145,9 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunConfig:
-        """Raises TypeError or KeyError where fields are missing or unknown."""
+        """Raises TypeError, naming the field, where one is missing, unknown or of another kind."""
         parts = {"architecture": Architecture, "inputs": Inputs, "split": Split, "recipe": Recipe}
-        nested: dict[str, Any] = {name: _from_json(kind, values[name]) for name, kind in parts.items()}
-        return cls(**{**values, **nested, "extended": tuple(values["extended"])})
+        return _from_json(cls, {**values, **{name: _from_json(kind, values.get(name)) for name, kind in parts.items()}})
 
     @property
     def is_shared(self) -> bool:
@@ -158,10 +159,34 @@ class RunConfig:
         return self.architecture.model == ZEUS
 
 
-def _from_json(kind: type[T], values: dict[str, Any]) -> T:
+def _from_json(kind: type[T], values: Any) -> T:
     """JSON has lists where the dataclasses have tuples."""
-    tuples = {field.name for field in fields(kind) if str(field.type).startswith("tuple")}  # type: ignore[arg-type]
-    values = {name: tuple(value) if name in tuples else value for name, value in values.items()}
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} in place of {kind.__name__}")
+    hints = get_type_hints(kind)
     if kind is Inputs:
-        values["card"] = DatasetCard.from_json(values["card"])
-    return kind(**values)
+        values = {**values, "card": _from_json(DatasetCard, values.get("card"))}
+    for name, hint in hints.items():
+        if name in values and not _fits(values[name], hint):
+            raise TypeError(f"{name} is {values[name]!r}")
+    return kind(**{name: _as_tuple(value, hints.get(name)) for name, value in values.items()})
+
+
+def _as_tuple(value: Any, hint: Any) -> Any:
+    return tuple(value) if get_origin(hint) is tuple else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value, or a dataclass made of one, is of the kind that a field is declared as."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(each, inner[0]) for each in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(_fits(key, inner[0]) and _fits(value[key], inner[1]) for key in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

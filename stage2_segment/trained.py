@@ -84,10 +84,17 @@ def load_run(run: Path, which: str = "last", device: str | None = None) -> Train
         UserError: no run there; weights that are missing, damaged, or of another model; no such device.
     """
     config, on = checkpoint.load_config(run), pick_device(device)
-    model = build_model(config.architecture)
+    weights = checkpoint.load_weights(run, which)
     try:
-        model.load_state_dict(checkpoint.load_weights(run, which))
-    except RuntimeError as error:
+        model = build_model(config.architecture)
+        model.load_state_dict(weights)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:  # whatever somebody wrote into the file
         raise UserError(
             f"{checkpoint.weights_path(run, which)} does not fit the run's {checkpoint.CONFIG}; train again"
         ) from error

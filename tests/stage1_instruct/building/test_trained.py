@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.verify import verify
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.pipelines.cli import main as zeus
+from zeus_union.pipelines.segment.frozen import frozen_parts
 from zeus_union.stage1_instruct.building import subjects, trained
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.models.assembly import Models
@@ -34,7 +36,11 @@ from zeus_union.stage1_instruct.projection.fold import FoldProjection
 from zeus_union.stage2_segment import checkpoint, predict
 from zeus_union.stage2_segment.carried import PROFILE, PROJECTION, carried_profile, carry, carry_projection
 from zeus_union.stage2_segment.inputs.layers import layers_read
+from zeus_union.stage2_segment.marks import as_named
+from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
+from zeus_union.stage2_segment.sharing.export import export_runs
+from zeus_union.stage2_segment.sharing.importing import import_runs
 
 SUBJECTS = 4
 MODALITIES = ("T1-DUAL-in", "T2-SPIR")
@@ -402,6 +408,37 @@ def test_a_run_carries_the_models_behind_its_cache(finished: Labelled, tmp_path:
     (tmp_path / PROFILE).write_text('{"llm": ')
     with pytest.raises(UserError, match=r"profile\.json is damaged .* give --models, and copy the run again"):
         carried_profile(tmp_path)
+
+
+def test_a_shared_run_finds_its_models_by_what_is_given_and_its_projection_knows_whom_it_saw(
+    finished: Labelled, tmp_path: Path
+) -> None:
+    with Cache(finished.path) as cache:
+        config = plan_run(cache, run=tmp_path / "run", fold=0)
+        (tmp_path / "run").mkdir()
+        checkpoint.write_json(tmp_path / "run" / checkpoint.CONFIG, config.to_json())
+        torch.manual_seed(0)
+        checkpoint.save_weights(tmp_path / "run", "last", build_model(config.architecture).state_dict(), 0)
+        carry(cache, config, tmp_path / "run")
+        trained_on = cache.recipe("instructions/lite@fold0")["projection"]["trained_on"]["subjects"]
+    export_runs([tmp_path / "run"], tmp_path / "lite.zeus.zip")
+    files = dict(word.split("=", 1) for word in finished.parts if "=" in word)
+    paths = {part: value for part, value in files.items() if part != "max_new_tokens"}
+    with zipfile.ZipFile(tmp_path / "lite.zeus.zip") as opened:
+        content = b"".join(map(opened.read, opened.namelist()))
+    for word in (*trained_on, *paths.values(), str(tmp_path)):
+        assert word.encode() not in content
+    (run,) = import_runs(tmp_path / "lite.zeus.zip", tmp_path / "imported")
+    shared = checkpoint.load_config(run)
+    with pytest.raises(
+        UserError, match=r"was shared without files of its own machine; give --set encoder_weights=\.\.\."
+    ):
+        frozen_parts([run], [shared], None, {}, "cpu", None)
+    ((models, _),) = frozen_parts([run], [shared], None, paths, "cpu", None)
+    seen = models.instruction_recipe()["projection"]["trained_on"]["subjects"]
+    assert not {*seen} & {*trained_on} and {*as_named(seen, trained_on)} == {*trained_on}
+    with pytest.raises(UserError, match="by other models"):
+        frozen_parts([run], [shared], None, {**paths, "max_new_tokens": "9"}, "cpu", None)
 
 
 def test_other_models_under_the_same_name_are_refused_before_any_work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import zipfile
@@ -16,6 +17,7 @@ import safetensors
 from click.testing import CliRunner, Result
 
 from tests.stage2_segment.sharing.conftest import MACHINE, NAMES, Cohort
+from zeus_union.cache import atomic
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.cli import main as zeus
@@ -230,6 +232,21 @@ def test_the_command_says_what_is_not_inside_and_writes_over_nothing(cohort: Coh
     again = run(zeus, "export", *cohort.runs, out)
     assert again.exit_code == 2 and "toy.zeus.zip exists; choose another name" in said(again)
     assert out.read_bytes() == before and [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_a_disk_that_is_full_leaves_nothing(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = atomic.write_at, []
+
+    def write_some(fd: int, data: memoryview, offset: int) -> int:
+        written.append(len(data))
+        if sum(written) > 1_000_000:
+            raise OSError(errno.ENOSPC, "full")
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(atomic, "write_at", write_some)
+    done = run(zeus, "export", cohort.runs[0], tmp_path / "toy.zeus.zip")
+    assert done.exit_code == 2 and "no space left on the device" in said(done)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_predict_together_or_is_not_whole_is_not_exported(cohort: Cohort, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.cli import main as zeus_segment
+from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.sharing import archive as sharing
 from zeus_union.stage2_segment.sharing import importing
 from zeus_union.stage2_segment.sharing.archive import opened_runs, unpack
@@ -201,6 +202,60 @@ def test_a_file_with_damage_anywhere_is_never_taken_for_another(
     unpack(small, folder / "sound")
     for file in (folder / "sound").rglob("*.*"):
         assert (folder / "out" / file.relative_to(folder / "sound")).read_bytes() == file.read_bytes()
+
+
+PARTS = ("architecture", "inputs", "split", "recipe")  # whose fields may have defaults
+KINDS: tuple[Any, ...] = (None, True, -1, 2.5, "", "x", [], [1], {}, {"x": []})
+
+
+def write_over(data: st.DataObject, values: dict[str, Any]) -> None:
+    """One part of a description becomes another value, or goes."""
+    while True:
+        key = data.draw(st.sampled_from(sorted(values)))
+        if not isinstance(values[key], dict) or not values[key] or data.draw(st.booleans()):
+            break
+        values = values[key]
+    if data.draw(st.booleans()):
+        values[key] = data.draw(st.sampled_from(KINDS))
+    else:
+        del values[key]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_description_is_read_as_it_was_written_or_the_part_that_differs_is_named(
+    data: st.DataObject, cohort: Cohort
+) -> None:
+    values = json.loads((cohort.runs[0] / "config.json").read_text())
+    write_over(data, values)
+    try:
+        config = RunConfig.from_json(values)
+    except TypeError as error:
+        assert str(error)
+    else:
+        again = json.loads(json.dumps(config.to_json()))
+        assert again == {**values, "extended": values.get("extended", []), **{k: again[k] for k in PARTS}}
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_a_description_that_was_written_over_is_never_a_traceback(
+    data: st.DataObject, archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any part of it is of another kind, or gone: the run is imported as if nothing were, or it is one line."""
+    folder = tmp_path_factory.mktemp("written-over")
+
+    def change(files: dict[str, bytes]) -> None:
+        values = json.loads(files["runs/0/config.json"])
+        write_over(data, values)
+        files["runs/0/config.json"] = json.dumps(values).encode()
+
+    path = rewritten(archive, folder / "toy.zeus.zip", change)
+    try:
+        import_runs(path, folder / "toy")
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert [file.name for file in folder.iterdir()] == ["toy.zeus.zip"]
 
 
 def test_a_run_comes_whole_under_its_name_or_not_at_all(
