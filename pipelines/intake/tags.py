@@ -21,6 +21,8 @@ LONG_ECHO, SHORT_ECHO, SHORT_REPETITION = 60.0, 40.0, 1200.0
 GRADIENT_ECHO = 12.0
 # Inversion times: fat is nulled below the first, fluid above the second.
 FAT_NULLED, FLUID_NULLED = 300.0, 1500.0
+# Words of the SOP class's name -> Modality, for files that lost it.
+_DEVICES = {"MR Image": "MR", "CT Image": "CT", "Positron Emission": "PT", "PET Image": "PT"}
 # Words of ImageType -> the weighting that they mean.
 _MAPS = {
     "ADC": "ADC",
@@ -50,6 +52,10 @@ def traits_of_tags(frame: Frame) -> Traits:
     """What the tags of a frame say; a tag that is missing or damaged says nothing."""
     device = text_of(frame, "Modality").upper()
     reasons = {"device": f"Modality {device}"}
+    if not device:
+        storage = str(getattr(_value(frame, "SOPClassUID"), "name", ""))
+        device = next((known for words, known in _DEVICES.items() if words in storage), "")
+        reasons = {"device": storage}
     if device != "MR":
         return Traits(device=device, contrast=_contrast(frame, reasons), reasons=reasons)
     b_value = _b_value(frame)

@@ -119,6 +119,24 @@ def test_no_plane_tilt_order_or_spacing_moves_a_voxel(
             pacs.assert_in_the_patient(study.images[name], study.grid.affine, scan)
 
 
+def test_names_and_order_of_files_decide_nothing(tmp_path: Path):
+    diffusion = {"ScanningSequence": "EP", "EchoTime": 70.0, "RepetitionTime": 4000.0}
+    scans = [
+        *pacs.protocol(),
+        *(
+            pacs.scan(description="dwi", number=7, tags={**diffusion, "DiffusionBValue": b}, series="d")
+            for b in (50.0, 800.0)
+        ),
+    ]
+    wanted = (*RUN, "HBV")
+    plans = [
+        (plan_study(folder, wanted, channels={}), list_study(folder, wanted, channels={}))
+        for seed in range(4)
+        for folder in [pacs.export(tmp_path / str(seed), *scans, seed=seed)]
+    ]
+    assert all(plan == plans[0] for plan in plans) and plans[0][0][0][-1].taken.startswith("series 7.2")
+
+
 def test_a_folder_in_folders_a_zip_and_files_beside_are_the_same_study(export: Path, tmp_path: Path):
     study = opened(export)
     nested = tmp_path / "nested" / "DICOM"

@@ -134,6 +134,14 @@ def test_the_device_is_all_that_tags_say_of_a_ct():
     assert (traits.device, traits.weighting, traits.contrast) == ("CT", "", True)
 
 
+@pytest.mark.parametrize(
+    ("storage", "device"),
+    [("1.2.840.10008.5.1.4.1.1.2", "CT"), ("1.2.840.10008.5.1.4.1.1.4.1", "MR"), ("1.2.840.10008.5.1.4.1.1.128", "PT")],
+)
+def test_the_kind_of_file_tells_the_device_where_the_tag_is_lost(storage: str, device: str):
+    assert traits_of_tags(frame(Modality="", SOPClassUID=storage)).device == device
+
+
 def test_the_protocol_describes_what_has_no_description():
     assert description(frame(SeriesDescription="", ProtocolName="t2  tse")) == "t2 tse"
 
