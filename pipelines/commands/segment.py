@@ -37,9 +37,9 @@ ANYTHING = click.Path(path_type=Path)
     "--modality",
     "choices",
     multiple=True,
-    metavar="MODALITY=SERIES|FILE",
-    help="What a modality is, where tags and names do not say it: a series by number, UID or description, or a file, e.g. "
-    "T1Gd=7 or T1Gd=scan.nii.gz; repeatable.",
+    metavar="MODALITY=SERIES|FILE|none",
+    help="What a modality is, where tags and names do not say it: a series by number, UID or description, a file, or none "
+    "to leave it out, e.g. T1Gd=7 or T1Gd=scan.nii.gz; repeatable.",
 )
 @click.option(
     "--register",
@@ -185,7 +185,8 @@ def _list(sources: Sequence[StudySource], inputs: Inputs, chosen: Mapping[str, s
     from zeus_union.pipelines.intake.tables import listing_table
 
     card = inputs.card
-    names = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms}
+    view = inputs.views[0] if len(inputs.views) == 1 else None
+    names = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms, "view": view}
     for source in sources:
         listed = list_study(source.path, inputs.modalities, chosen={**source.modalities, **chosen}, **names)
         print_tables(listing_table(source.name, listed))
