@@ -419,9 +419,10 @@ def test_a_run_carries_the_models_behind_its_cache(finished: Labelled, tmp_path:
     assert Models(again, "cpu").encoder_recipe() == config.inputs.embedding_recipe["encoder"]
     read = config.inputs.instruction_recipes["lite@fold0"]
     assert Models(again, "cpu").instruction_recipe_with(read["projection"]).items() <= read.items()
-    (tmp_path / PROFILE).write_text('{"llm": ')
-    with pytest.raises(UserError, match=r"profile\.json is damaged .* give --models, and copy the run again"):
-        carried_profile(tmp_path)
+    for damaged in ('{"llm": ', "[]", '{"to_give": 5}'):
+        (tmp_path / PROFILE).write_text(damaged)
+        with pytest.raises(UserError, match=r"profile\.json is damaged .* give --models, and copy the run again"):
+            carried_profile(tmp_path)
 
 
 def test_a_shared_run_finds_its_models_by_what_is_given_and_its_projection_knows_whom_it_saw(
