@@ -21,7 +21,7 @@ from zeus_union.stage1_instruct.weights.fetch import fetch
 from zeus_union.stage1_instruct.weights.store import is_present, zeus_home
 from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
 from zeus_union.stage2_segment.predict import predict_run
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.train import train_run
 
 DOWNLOAD_MEGABYTES = 213
@@ -100,7 +100,7 @@ def run_demo(
         say("6/6 masks in the studies' own grids, and a picture")
         predict_run(run, cache, out / "masks", subjects=held_out, device=device)
         rows = telling_rows(cache, held_out)
-        predictions = load_run(run, device=device).predict(cache, rows)
+        predictions = load_trained(run, device=device).predict(cache, rows)
         picture = out / "picture.png"
         draw_run(cache, rows, predictions, profile.name, picture, "zeus demo: held-out phantoms")
     say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")

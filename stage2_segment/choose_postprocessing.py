@@ -24,7 +24,7 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.marks import as_named, spoken
 from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.postprocessing import STEPS, Candidates
-from zeus_union.stage2_segment.trained import TrainedRun, load_run
+from zeus_union.stage2_segment.trained import TrainedRun, load_trained
 
 K = TypeVar("K", bound=Hashable)
 
@@ -39,7 +39,9 @@ def choose_postprocessing(run: Path, cache: Cache, device: str | None = None, re
     Raises:
         UserError: no validation subject, or one without native masks.
     """
-    opened = {which: load_run(run, which, device) for which in WEIGHTS if checkpoint.weights_path(run, which).is_file()}
+    opened = {
+        which: load_trained(run, which, device) for which in WEIGHTS if checkpoint.weights_path(run, which).is_file()
+    }
     if not opened:
         checkpoint.load_weights(run, "last")  # raises, and says why there are none
     config = checkpoint.load_config(run)

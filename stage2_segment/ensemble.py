@@ -19,7 +19,7 @@ from zeus_union.cache.recipe import describe, sha256_file
 from zeus_union.stage2_segment.checkpoint import load_config, name_of, weights_path
 from zeus_union.stage2_segment.compatibility import check_cache, what_differs
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.trained import TrainedRun, load_run
+from zeus_union.stage2_segment.trained import TrainedRun, load_trained
 
 DEFINITIONS = {
     "mask": "the class whose probability (sigmoid), averaged over the members at 256 x 256 and interpolated as a logit onto "
@@ -41,14 +41,14 @@ def load_members(runs: Path | Sequence[Path], which: str = "last", device: str |
     They may differ in model, fusion, aligner and text. Their classes, modalities, pictures and image encoder must be the
     same; a baseline reads pictures only and goes with any encoder.
 
-    Args: as `load_run`.
+    Args: as `load_trained`.
 
     Raises:
-        UserError: as `load_run`; no run; one run twice; runs that differ in what must be the same, naming it.
+        UserError: as `load_trained`; no run; one run twice; runs that differ in what must be the same, naming it.
     """
     folders = as_runs(runs)
     check_members(folders, [load_config(folder) for folder in folders])
-    members = [load_run(folder, which, device) for folder in folders]
+    members = [load_trained(folder, which, device) for folder in folders]
     check_other_weights(folders, which)
     return members
 

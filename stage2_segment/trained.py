@@ -72,7 +72,7 @@ class TrainedRun:
         return predict_slices(self.model, self.config, data)
 
 
-def load_run(run: Path, which: str = "last", device: str | None = None) -> TrainedRun:
+def load_trained(run: Path, which: str = "last", device: str | None = None) -> TrainedRun:
     """A trained run, ready to predict.
 
     Args:

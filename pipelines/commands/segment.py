@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -186,7 +186,7 @@ def _list(sources: Sequence[StudySource], inputs: Inputs, chosen: Mapping[str, s
 
     card = inputs.card
     view = inputs.views[0] if len(inputs.views) == 1 else None
-    names = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms, "view": view}
+    names: dict[str, Any] = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms, "view": view}
     for source in sources:
         listed = list_study(source.path, inputs.modalities, chosen={**source.modalities, **chosen}, **names)
         print_tables(listing_table(source.name, listed))

@@ -12,7 +12,7 @@ from zeus_union.pipelines.report.picture import draw_run, telling_rows
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
 from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
 from zeus_union.stage2_segment.inputs.layers import layers_read
-from zeus_union.stage2_segment.trained import load_run, open_cache
+from zeus_union.stage2_segment.trained import load_trained, open_cache
 
 LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
 
@@ -36,7 +36,7 @@ def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices:
         draw_run(
             cache,
             rows,
-            load_run(run).predict(cache, rows),
+            load_trained(run).predict(cache, rows),
             next(iter(layers_read(config, cache)), None),
             picture,
             f"{run.name}: {config.architecture.fusion} fusion" + (LEAK_NOTE if config.inputs.leaks else ""),

@@ -127,7 +127,7 @@ class Segmenter:
             name: what the study is called; as its folder or file is, for None.
             modalities: modality -> series or file, where tags and names do not say it (`file_names.parse_choices`).
             register: move modalities of another frame of reference onto the first one.
-            slice_step: every n-th slice is segmented, what is between is interpolated (`gaps`).
+            slice_step: every n-th slice is segmented, what is between is interpolated (`gaps.fill_gaps`).
             probabilities: also a map of each class.
 
         Raises:
@@ -135,7 +135,12 @@ class Segmenter:
         """
         start = time.perf_counter()
         inputs, card = self._configs[0].inputs, self.card
-        names = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms, "view": self._view}
+        names: dict[str, Any] = {
+            "channels": inputs.channels,
+            "known": card.modalities,
+            "terms": card.terms,
+            "view": self._view,
+        }
         with (
             tempfile.TemporaryDirectory() as folder,
             open_study(Path(study), self.modalities, chosen=modalities, register=register, **names) as opened,

@@ -31,7 +31,7 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.marks import as_named
 from zeus_union.stage2_segment.model.zeus import class_map
-from zeus_union.stage2_segment.trained import BATCH, TrainedRun, load_run, predict_inputs
+from zeus_union.stage2_segment.trained import BATCH, TrainedRun, load_trained, predict_inputs
 
 PROBES = [name for name in TEXTS if name not in ("none", "oracle")]
 COLUMNS = ("subject", "slice", "modality", "sentence", "text", "embedding")
@@ -158,7 +158,7 @@ def _open(
     run: Path, cache: Cache, subjects: Sequence[str] | None, which: str, device: str | None
 ) -> tuple[TrainedRun, tuple[str, ...]]:
     """The run, and the subjects to probe it on."""
-    trained = load_run(run, which, device)
+    trained = load_trained(run, which, device)
     text = trained.config.inputs.text
     if text != "instruction":
         raise UserError(f"{run} was trained with --text {text}: it reads no instruction of its own to be probed")

@@ -15,7 +15,7 @@ from zeus_union.stage2_segment.chosen_postprocessing import WEIGHTS
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.ensemble import check_members
 from zeus_union.stage2_segment.sharing.archive import stem_of, unpack_runs
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 
 
 def import_runs(archive: Path, out: Path | None = None) -> tuple[Path, ...]:
@@ -42,7 +42,7 @@ def import_runs(archive: Path, out: Path | None = None) -> tuple[Path, ...]:
         for run in runs:
             for which in WEIGHTS:
                 if which == "last" or weights_path(run, which).is_file():
-                    load_run(run, which, "cpu")
+                    load_trained(run, which, "cpu")
         names = _names(configs)
         for run, name in zip(runs, names):
             for file in [run] if name else list(run.iterdir()):

@@ -32,7 +32,7 @@ from zeus_union.stage2_segment.evaluation.missing import evaluate_missing
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.native import NativeSlices, predict_subject, read_subject
 from zeus_union.stage2_segment.predict import class_file_names, predict_run
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 
 
 def zeus_segment(*arguments: object) -> Result:
@@ -57,7 +57,7 @@ def logits_of(run: Path, cache: Cache, subject: str) -> torch.Tensor:
     """Of one run alone, in the native slices, (n, K, rows, columns)."""
     from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 
-    trained = load_run(run, device="cpu")
+    trained = load_trained(run, device="cpu")
     (data,) = read_subject(cache, subject, [trained], trained.config.inputs.modalities).values()
     with torch.inference_mode():
         parts = [RunInputs(trained.config, data).logits(trained.model, *batch) for batch in data.in_order(2)]

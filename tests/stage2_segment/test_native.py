@@ -21,7 +21,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.model.zeus import class_map
 from zeus_union.stage2_segment.native import NativeSlices, predict_subject, read_subject
 from zeus_union.stage2_segment.nifti import stored_probabilities, to_volume
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 
 
 def test_logits_are_interpolated_and_then_the_class_is_decided() -> None:
@@ -108,7 +108,7 @@ def test_evaluation_measures_the_interpolated_masks_and_they_are_nearer_than_nea
     monkeypatch.setattr(RunInputs, "logits", blurred)
     with Cache(path) as cache:
         rows = measure_run(run, cache, device="cpu").rows
-        trained, grid = load_run(run, device="cpu"), cache.grid("ben")
+        trained, grid = load_trained(run, device="cpu"), cache.grid("ben")
         predicted = predict_subject([trained], read_subject(cache, "ben", [trained], MODALITIES), grid)
         again, _ = begin_scoring(cache, "ben", predicted)()
         truth = cache.native_masks("ben")

@@ -14,7 +14,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.label_names import read_label_table
 from zeus_union.stage2_segment.predict import predict_run
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -99,9 +99,9 @@ def test_held_out_subjects_are_measured_by_default_as_their_written_masks_compar
 def test_predicting_some_rows_gives_their_label_maps(run: Path, toy_cache: Path) -> None:
     with Cache(toy_cache) as cache:
         rows = cache.rows_of(["eve"])
-        labels = load_run(run, device="cpu").predict(cache, rows[:2])
+        labels = load_trained(run, device="cpu").predict(cache, rows[:2])
         assert labels.shape == (2, 256, 256) and labels.dtype == np.uint8 and labels.max() <= 2
-        np.testing.assert_array_equal(labels, load_run(run, device="cpu").predict(cache, rows)[:2])
+        np.testing.assert_array_equal(labels, load_trained(run, device="cpu").predict(cache, rows)[:2])
 
 
 def test_subjects_without_labels_are_predicted_but_never_measured(run: Path) -> None:

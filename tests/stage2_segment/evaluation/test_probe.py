@@ -22,7 +22,7 @@ from zeus_union.stage2_segment.evaluation.probe import probe_sentences, probe_te
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.predict import predict_run
-from zeus_union.stage2_segment.trained import load_run, predict_inputs
+from zeus_union.stage2_segment.trained import load_trained, predict_inputs
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -71,7 +71,7 @@ def test_a_text_that_is_a_part_is_also_left_out(toy_cache: Path, tmp_path: Path)
     split = {"train_subjects": ["ada"], "test_subjects": ["ben"]}
     train_run(toy_cache, tmp_path, fusion="hybrid", epochs=2, batch_size=3, device="cpu", validate_every=0, **split)
     with Cache(toy_cache) as cache:
-        trained = load_run(tmp_path, device="cpu")
+        trained = load_trained(tmp_path, device="cpu")
         rows = cache.rows_of(["ben"])
         data = SliceData(cache, "toy", cache.modalities, rows, trained.device)
         inputs = RunInputs(trained.config, data)

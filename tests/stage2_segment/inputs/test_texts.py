@@ -15,7 +15,7 @@ from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.texts import read_text, typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.train import train_run
 
 
@@ -89,7 +89,7 @@ def test_a_constant_text_is_kept_with_the_weights_and_reads_no_instruction(toy_c
         plain.load_state_dict({name: t for name, t in model.state_dict().items() if name != "constant_text"})
         nothing = torch.empty(1, 2, 0)
         torch.testing.assert_close(model(embeddings, nothing), plain(embeddings, torch.from_numpy(text)[None]))
-        assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+        assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
 
 
 def test_one_instruction_a_class_gives_each_class_a_mask_of_its_own(toy_cache: Path, tmp_path: Path) -> None:
@@ -169,4 +169,4 @@ def test_a_run_reads_the_language_models_states(
             config = planned(cache, form="tokens", aligner=aligner, text="shuffled-slices")
             assert config.architecture.text_width == shape[-1]
             assert read_text(cache, config, np.arange(3), ["T1"]).shape == (3, 1, *shape)
-            assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+            assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)

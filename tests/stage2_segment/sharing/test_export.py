@@ -30,7 +30,7 @@ from zeus_union.stage2_segment.measured import read_measured
 from zeus_union.stage2_segment.sharing.archive import FILES, opened_runs
 from zeus_union.stage2_segment.sharing.export import export_runs
 from zeus_union.stage2_segment.sharing.importing import import_runs
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training_subjects import trained_by_run_or_projection
 
 SALT, DAY = "0f" * 16, date(2026, 1, 2)
@@ -123,9 +123,9 @@ def test_an_imported_run_predicts_bit_for_bit_as_the_folder_does(archive: Path, 
     imported = import_runs(archive, tmp_path / "toy")
     with Cache(cohort.other) as cache:
         for before, after, which in zip(cohort.runs, imported, ("last", "best")):
-            expected = load_run(before, which, "cpu").predict(cache, [1, 2])
+            expected = load_trained(before, which, "cpu").predict(cache, [1, 2])
             assert expected.any()
-            np.testing.assert_array_equal(load_run(after, which, "cpu").predict(cache, [1, 2]), expected)
+            np.testing.assert_array_equal(load_trained(after, which, "cpu").predict(cache, [1, 2]), expected)
 
 
 def test_predict_and_evaluate_take_the_file_as_the_folders(archive: Path, cohort: Cohort, tmp_path: Path) -> None:

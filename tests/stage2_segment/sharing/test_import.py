@@ -263,7 +263,7 @@ def test_a_run_comes_whole_under_its_name_or_not_at_all(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(importing, "load_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(importing, "load_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             import_runs(archive)
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.recipe import RECIPES, Recipe
-from zeus_union.stage2_segment.trained import load_run
+from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
 from zeus_union.stage2_segment.training.schedule import lr_factor
@@ -198,7 +198,7 @@ def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_
     torch.manual_seed(config.seed)
     assert not torch.equal(weights(run)["bases.0"], build_model(config.architecture).bases[0])
     with Cache(toy_cache) as cache:
-        assert load_run(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+        assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
         with pytest.raises(UserError, match="text none reads no instructions"):
             plan_run(cache, run=run, text="none", variant=[cache.variants[0]])
 
