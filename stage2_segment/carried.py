@@ -50,9 +50,9 @@ def carried_profile(run: Path, given: Collection[str] = ()) -> dict[str, Any] | 
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); give --models, and copy the run again") from error
-    if not isinstance(values, dict):
+    to_give = values.pop(TO_GIVE, {}) if isinstance(values, dict) else None
+    if not isinstance(to_give, dict):
         raise UserError(f"{path} is damaged (no lines of a profile); give --models, and copy the run again")
-    to_give = dict(values.pop(TO_GIVE, {}))
     if wanted := {part: name for part, name in to_give.items() if part not in given}:
         named = ", ".join(f"--set {part}=..." + (f" ({name})" if name else "") for part, name in wanted.items())
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 from rich.table import Table
 
@@ -61,9 +62,18 @@ def known_loss(runs: Sequence[Path], present: Sequence[str]) -> float | None:
     """Mean DSC in the native grid that the runs lose on their own data without the modalities that are not `present`.
 
     Returns:
-        what `evaluate_missing` found; None where it was not measured.
+        what `evaluate_missing` found of them together, else the mean of what it found of each; None where it was not
+        measured.
     """
-    means = means_of_modalities(results_folder(runs))
+    together = _loss(results_folder(runs), present)
+    if together is not None:
+        return together
+    losses = [loss for run in runs if (loss := _loss(run, present)) is not None]
+    return fmean(losses) if losses and len(losses) == len(runs) else None
+
+
+def _loss(folder: Path, present: Sequence[str]) -> float | None:
+    means = means_of_modalities(folder)
     some, with_all = (
         means.get("+".join(present)),
         next(iter(means.values()), None),

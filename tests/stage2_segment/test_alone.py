@@ -23,9 +23,10 @@ def run(command, *words: str | Path) -> Result:
     return CliRunner().invoke(command, [str(word) for word in words])
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Path:
-    """A run whose training cache was deleted, and other.h5 beside it: other patients, read from files."""
+@pytest.fixture(scope="module")
+def deserted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run/, whose training cache was deleted, and other.h5: other patients, read from files."""
+    tmp_path = tmp_path_factory.mktemp("deserted")
     folder = tmp_path / "run"
     trained_on = make_cache(tmp_path / "trained.h5", sources=True)
     untrained_run(trained_on, folder)
@@ -33,7 +34,12 @@ def alone(tmp_path: Path) -> Path:
     shutil.rmtree(tmp_path / "trained.h5.d", ignore_errors=True)
     (tmp_path / "trained.instructions.parquet").unlink()
     make_cache(tmp_path / "other.h5", ("ada", "dan"), names={"ada": "p1"}, sources=True)
-    return folder
+    return tmp_path
+
+
+@pytest.fixture
+def alone(deserted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(deserted / "run", tmp_path / "run"))
 
 
 def test_a_run_knows_its_data_set(alone: Path) -> None:
@@ -43,8 +49,10 @@ def test_a_run_knows_its_data_set(alone: Path) -> None:
     assert carried_profile(alone) is None  # the toy cache names no models
 
 
-def test_another_cache_is_predicted_and_measured_without_the_training_cache(alone: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.h5"
+def test_another_cache_is_predicted_and_measured_without_the_training_cache(
+    alone: Path, deserted: Path, tmp_path: Path
+) -> None:
+    other = deserted / "other.h5"
     done = run(
         zeus_segment, "predict", "--run", alone, "--cache", other, "--out", tmp_path / "masks", "--device", "cpu"
     )

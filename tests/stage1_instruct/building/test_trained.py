@@ -24,6 +24,8 @@ from zeus_union.cache.verify import verify
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.pipelines.segment.frozen import frozen_parts
+from zeus_union.pipelines.segment.segmentation import Segmentation
+from zeus_union.pipelines.segment.segmenter import Segmenter, load_run
 from zeus_union.stage1_instruct.building import subjects, trained
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.models.assembly import Models
@@ -33,8 +35,9 @@ from zeus_union.stage1_instruct.phantom.write import write_demo
 from zeus_union.stage1_instruct.profiles.profile import load_profile, profile_from
 from zeus_union.stage1_instruct.projection import fold as fold_training
 from zeus_union.stage1_instruct.projection.fold import FoldProjection
-from zeus_union.stage2_segment import checkpoint, predict
+from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.carried import PROFILE, PROJECTION, carried_profile, carry, carry_projection
+from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.marks import as_named
 from zeus_union.stage2_segment.model import build_model
@@ -283,15 +286,30 @@ def test_every_class_has_captions_of_its_own(labelled: Labelled, monkeypatch: py
         assert planned.inputs.variants == tuple(f"{layer}@fold0" for layer in layers)
 
 
+def write_run(cache: Cache, folder: Path) -> RunConfig:
+    """A run of fold 0 with random weights, and with what it carries of stage 1."""
+    config = plan_run(cache, run=folder, fold=0)
+    checkpoint.write_json(folder / checkpoint.CONFIG, config.to_json())
+    torch.manual_seed(0)
+    checkpoint.save_weights(folder, "last", build_model(config.architecture).state_dict(), 0)
+    carry(cache, config, folder)
+    return config
+
+
+def named_files(cache: Labelled) -> dict[str, str]:
+    """Part of the profile -> the file that the cache's build was given for it."""
+    return {part: path for part, path in (word.split("=") for word in cache.parts if "=/" in word)}
+
+
 def test_a_new_study_gets_the_texts_of_the_runs_projection(
     finished: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a subject that was tested: its texts in the cache are those that a new study of the same pictures gets."""
+    """Of a subject that was tested: its texts in the cache are those that a new study of the same pictures gets.
+
+    The run's folder says which models wrote them; of a shared run, their files are given.
+    """
     with Cache(finished.path) as cache:
-        config = plan_run(cache, run=tmp_path / "run", fold=0)
-        (tmp_path / "run").mkdir()
-        checkpoint.write_json(tmp_path / "run" / checkpoint.CONFIG, config.to_json())
-        carry_projection(cache, config, tmp_path / "run")
+        config = write_run(cache, tmp_path / "run")
         subject = config.split.test[0]
         expected = cache.text_embeddings("lite@fold0", cache.rows_of([subject]))
         sha256 = cache.recipe("instructions/lite@fold0")["projection"]["sha256"]
@@ -303,24 +321,20 @@ def test_a_new_study_gets_the_texts_of_the_runs_projection(
         (file,) = (finished.data / "imagesTr").glob(f"{subject}_{channel:04d}*")
         shutil.copy(file, tmp_path / "new")
     texts: list[NDArray[np.float32]] = []
+    predict = Segmenter._predict
 
-    def predicted(run: Path, built: Cache, out: Path, **how: Any) -> list[Path]:
+    def predicted(self: Segmenter, opened: Any, built: Cache, *how: Any) -> Segmentation:
         (layer,) = layers_read(config, built)
         assert layer == "lite"
         texts.append(built.text_embeddings(layer, range(len(built.rows))))
-        (out / "mask.nii.gz").write_bytes(b"mask")
-        return [out / "mask.nii.gz"]
+        return predict(self, opened, built, *how)
 
-    from zeus_union.pipelines import segment
-
-    monkeypatch.setattr(segment, "predict_run", predicted)
-    monkeypatch.setattr(predict, "load_members", lambda *_: pytest.fail("no weights"))
-    command = ["segment", str(tmp_path / "new"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.nii.gz")]
-    words = [word for word in finished.parts if word not in ("--device", "cpu")]
-    done = CliRunner().invoke(zeus, [*command, *words, "--device", "cpu", "--slice-step", "6"])
-    assert done.exit_code == 0, done.output
-    assert "UNTRAINED" not in done.output
-    np.testing.assert_allclose(texts[0], expected, atol=1e-6)
+    monkeypatch.setattr(Segmenter, "_predict", predicted)
+    export_runs([tmp_path / "run"], tmp_path / "lite.zeus.zip")
+    for run, overrides in (tmp_path / "run", {}), (tmp_path / "lite.zeus.zip", named_files(finished)):
+        load_run(run, overrides=overrides, device="cpu").segment(tmp_path / "new", slice_step=6)
+        np.testing.assert_allclose(texts[-1], expected, atol=1e-6)
+    assert len(texts) == 2
     assert json.loads((tmp_path / "run" / checkpoint.CONFIG).read_text())["inputs"]["variants"] == ["lite@fold0"]
 
 
@@ -405,25 +419,20 @@ def test_a_run_carries_the_models_behind_its_cache(finished: Labelled, tmp_path:
     assert Models(again, "cpu").encoder_recipe() == config.inputs.embedding_recipe["encoder"]
     read = config.inputs.instruction_recipes["lite@fold0"]
     assert Models(again, "cpu").instruction_recipe_with(read["projection"]).items() <= read.items()
-    (tmp_path / PROFILE).write_text('{"llm": ')
-    with pytest.raises(UserError, match=r"profile\.json is damaged .* give --models, and copy the run again"):
-        carried_profile(tmp_path)
+    for damaged in ('{"llm": ', "[]", '{"to_give": 5}'):
+        (tmp_path / PROFILE).write_text(damaged)
+        with pytest.raises(UserError, match=r"profile\.json is damaged .* give --models, and copy the run again"):
+            carried_profile(tmp_path)
 
 
 def test_a_shared_run_finds_its_models_by_what_is_given_and_its_projection_knows_whom_it_saw(
     finished: Labelled, tmp_path: Path
 ) -> None:
     with Cache(finished.path) as cache:
-        config = plan_run(cache, run=tmp_path / "run", fold=0)
-        (tmp_path / "run").mkdir()
-        checkpoint.write_json(tmp_path / "run" / checkpoint.CONFIG, config.to_json())
-        torch.manual_seed(0)
-        checkpoint.save_weights(tmp_path / "run", "last", build_model(config.architecture).state_dict(), 0)
-        carry(cache, config, tmp_path / "run")
+        write_run(cache, tmp_path / "run")
         trained_on = cache.recipe("instructions/lite@fold0")["projection"]["trained_on"]["subjects"]
     export_runs([tmp_path / "run"], tmp_path / "lite.zeus.zip")
-    files = dict(word.split("=", 1) for word in finished.parts if "=" in word)
-    paths = {part: value for part, value in files.items() if part != "max_new_tokens"}
+    paths = named_files(finished)
     with zipfile.ZipFile(tmp_path / "lite.zeus.zip") as opened:
         content = b"".join(map(opened.read, opened.namelist()))
     for word in (*trained_on, *paths.values(), str(tmp_path)):

@@ -120,7 +120,7 @@ def test_unknown_profile_names_those_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("name: x\n", "lacks encoder"), ("- a\n", "holds list"), ("a: [", "is not YAML")]
+    ("text", "message"), [("name: x\n", "lacks encoder"), ("- a\n", "found a list"), ("a: [", "is not YAML")]
 )
 def test_broken_profile_file_is_one_clear_error(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)

@@ -216,6 +216,7 @@ def test_what_a_missing_modality_cost_goes_along(archive: Path, cohort: Cohort) 
         assert read_measured(second) is None
         losses = [known_loss([run], ["T2"]) for run in (cohort.runs[0], first, second)]
         assert known_loss([first], ["T1", "T2"]) == 0
+        assert known_loss([first, cohort.runs[0]], ["T2"]) == losses[0] and known_loss([first, second], ["T2"]) is None
     assert before is not None and after is not None
     assert after.of_modalities == before.of_modalities and [*after.of_modalities] == ["T1+T2", "T1", "T2"]
     lost = before.of_modalities["T1+T2"] - before.of_modalities["T2"]
