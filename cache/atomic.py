@@ -17,6 +17,8 @@ from zeus_union.cache.errors import NoSpaceError
 
 _TEMPORARY = re.compile(r"\.(?P<final>.+)\.[0-9a-f]{8}\.tmp")
 
+RESUMES = "free some and run the same command again: it resumes"
+
 # What a file system answers that has no such operation (exFAT, some network and user-space ones).
 NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -193,8 +195,11 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def require_space(folder: Path, count: int, what: str) -> None:
+def require_space(folder: Path, count: int, what: str, remedy: str = RESUMES) -> None:
     """Refuses to begin what would not fit.
+
+    Args:
+        remedy: what to do about it, as the message ends.
 
     Raises:
         NoSpaceError: fewer than `count` bytes (and 2 %) are free where `folder` is.
@@ -202,8 +207,7 @@ def require_space(folder: Path, count: int, what: str) -> None:
     free, needed = shutil.disk_usage(folder).free, int(count * 1.02) + (1 << 16)
     if free < needed:
         raise NoSpaceError(
-            f"no space left: {what} needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {folder}; "
-            "free some and run the same command again: it resumes"
+            f"no space left: {what} needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free at {folder}; {remedy}"
         )
 
 

@@ -233,6 +233,13 @@ def split_names(value: str | None) -> tuple[str, ...] | None:
     return names
 
 
+def in_words(count: int) -> str:
+    """Bytes for a reader: '12 KB', '891 MB', '7.6 GB'."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
+
+
 def some_of(names: Sequence[str], most: int = 8) -> str:
     """'A, B, C' for a message; beyond `most` of them how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -163,13 +164,19 @@ def _from_json(kind: type[T], values: Any) -> T:
     """JSON has lists where the dataclasses have tuples."""
     if not isinstance(values, dict):
         raise TypeError(f"{values!r} in place of {kind.__name__}")
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     if kind is Inputs:
         values = {**values, "card": _from_json(DatasetCard, values.get("card"))}
     for name, hint in hints.items():
         if name in values and not _fits(values[name], hint):
             raise TypeError(f"{name} is {values[name]!r}")
     return kind(**{name: _as_tuple(value, hints.get(name)) for name, value in values.items()})
+
+
+@cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    """Field -> type; kept, as every asking compiles all of them."""
+    return get_type_hints(kind)
 
 
 def _as_tuple(value: Any, hint: Any) -> Any:

@@ -10,18 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zeus_union.cache.atomic import make_folder, require_space
+from zeus_union.cache.atomic import RESUMES, make_folder, require_space
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose
+from zeus_union.cache.terminal import choose, in_words
 from zeus_union.cache.terminal import say as say_to_terminal
-from zeus_union.stage1_instruct.archives import Unpacked, unpack
+from zeus_union.stage1_instruct.archives import Limits, Remedies, Unpacked, unpack
 from zeus_union.stage1_instruct.datasets import default_root, open_dataset
 from zeus_union.stage1_instruct.downloads import Digests, Say, digests_of, download, only_here
-from zeus_union.stage1_instruct.public_data.sources import PUBLIC_DATA, Archive, PublicData, in_words
+from zeus_union.stage1_instruct.public_data.sources import PUBLIC_DATA, Archive, PublicData
 
 RECORD = "source.json"
 # An archive that unpacks to so many times what sources.yaml says (it says 'about') is not the published one.
 MARGIN = 10
+_ANOTHER = "it is not the archive that it should be, delete it"
+REMEDIES = Remedies(
+    unsound=_ANOTHER,
+    encrypted=_ANOTHER,
+    too_large=_ANOTHER,
+    damaged="delete it and run the same command again",
+    no_space=RESUMES,
+)
 
 
 def fetch_dataset(
@@ -154,7 +162,7 @@ def _install(name: str, data_set: PublicData, archive: Archive, folder: Path, ke
     work = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
     try:
-        unpacked = unpack(path, work / archive.into, archive.take, MARGIN * archive.unpacked)
+        unpacked = unpack(path, work / archive.into, Limits(MARGIN * archive.unpacked), REMEDIES, take=archive.take)
         subjects = open_dataset(name, work).card.subjects
         record = _record(name, data_set, archive, digests, unpacked)
         (work / archive.into / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

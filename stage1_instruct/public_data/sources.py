@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from zeus_union.cache.terminal import in_words
 from zeus_union.stage1_instruct.downloads import Pin
 
 
@@ -64,11 +65,6 @@ def _data_set(values: Mapping[str, Any]) -> PublicData:
 
 
 PUBLIC_DATA = _read(Path(__file__).with_name("sources.yaml"))
-
-
-def in_words(count: int) -> str:
-    """Bytes for a reader: '891 MB', '7.6 GB'."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def how_to_get(name: str, root: Path | None) -> str | None:

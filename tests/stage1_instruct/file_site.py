@@ -73,7 +73,8 @@ def serving() -> Iterator[Site]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # By default the server looks every half second whether it is to end, for which every test would wait.
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     state.url = f"http://127.0.0.1:{server.server_port}/model.pth?download=1"
     yield state
     server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import tarfile
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from tests.stage1_instruct.public_data_archives import files_in, tar_of, zip_of
 from zeus_union.cache import atomic
 from zeus_union.cache.errors import NoSpaceError, UserError
-from zeus_union.stage1_instruct.archives import Unpacked, unpack
+from zeus_union.stage1_instruct import archives
+from zeus_union.stage1_instruct.archives import Limits, Unpacked
+from zeus_union.stage1_instruct.public_data.fetch import REMEDIES
 
 PACK = {"a.zip": zip_of, "a.tar": tar_of}
 LEAST = 1 << 20
@@ -25,6 +28,10 @@ LEAST = 1 << 20
 @pytest.fixture(params=list(PACK))
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
+
+
+def unpack(archive: Path, folder: Path, take: str, total: int) -> Unpacked:
+    return archives.unpack(archive, folder, Limits(total), REMEDIES, take=take)
 
 
 def pack(archive: Path, files: dict[str, bytes]) -> None:
@@ -109,8 +116,9 @@ def test_encrypted_zip_is_one_line(tmp_path: Path) -> None:
     for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         content[content.index(mark) + offset] |= 1
     archive.write_bytes(bytes(content))
-    with pytest.raises(UserError, match="damaged or no archive"):
+    with pytest.raises(UserError, match=r"is encrypted .*nothing was unpacked"):
         unpack(archive, tmp_path / "out", "a", LEAST)
+    assert not (tmp_path / "out").exists()
 
 
 def test_compressed_tar_is_not_opened(tmp_path: Path) -> None:
@@ -138,6 +146,42 @@ def test_one_name_twice_or_as_file_and_folder_is_refused(tmp_path: Path) -> None
     pack(archive, {"a/1": b"", "a/1/2": b""})
     with pytest.raises(UserError, match="as a file and as a folder"):
         unpack(archive, tmp_path / "out", "a", LEAST)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a/Liver.nii", "a/liver.nii"), "twice"),
+        (("a/\N{LATIN SMALL LETTER A WITH DIAERESIS}", "a/a\N{COMBINING DIAERESIS}"), "twice"),
+        (("a/Liver", "a/liver/1"), "as a file and as a folder"),
+    ],
+)
+def test_names_that_are_one_on_another_system_are_refused_on_every_system(
+    names: tuple[str, ...], message: str, archive: Path, tmp_path: Path
+) -> None:
+    pack(archive, dict.fromkeys(names, b""))
+    with pytest.raises(UserError, match=f"{message}; nothing was unpacked"):
+        unpack(archive, tmp_path / "out", "a", LEAST)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_the_disk_takes_for_another_is_one_line(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where names that end in a dot lose it."""
+    pack(archive, {"a/1": b"one", "a/1.": b"two"})
+    write = archives._write
+    monkeypatch.setattr(archives, "_write", lambda opened, member, path: write(opened, member, path.parent / "1"))
+    with pytest.raises(
+        UserError, match=r"'a/1\.' beside a name that this disk takes for the same; it is not the archive"
+    ):
+        unpack(archive, tmp_path / "out", "a", LEAST)
+
+
+def test_a_zip_under_another_name_is_read_as_a_zip(tmp_path: Path) -> None:
+    (tmp_path / "download").write_bytes(zip_of({"a/1": b"one"}))
+    unpack(tmp_path / "download", tmp_path / "out", "a", LEAST)
+    assert files_in(tmp_path / "out") == {"1": b"one"}
 
 
 def test_disk_without_room_is_said_before_a_byte_is_written(
@@ -179,3 +223,34 @@ def test_whatever_names_it_has_an_archive_writes_inside_the_folder_or_not_at_all
         outside = [path for path in Path(folder).rglob("*") if path.is_file() and not path.is_relative_to(out)]
         assert [path.name for path in outside] == ["a.tar"]
         assert all(".." not in PurePosixPath(name).parts for name in files_in(out))
+
+
+def zip_by(method: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as zipped:
+        zipped.writestr("a/1", bytes(range(256)) * 4)
+        zipped.writestr("a/2", b"two")
+    return buffer.getvalue()
+
+
+SOUND: dict[str, bytes] = {
+    "stored.zip": zip_by(zipfile.ZIP_STORED),
+    "deflated.zip": zip_by(zipfile.ZIP_DEFLATED),
+    "bzip2.zip": zip_by(zipfile.ZIP_BZIP2),
+    "lzma.zip": zip_by(zipfile.ZIP_LZMA),
+    "a.tar": tar_of({"a/1": bytes(range(256)) * 4, "a/2": b"two"}),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_whatever_bytes_are_damaged_an_archive_is_one_line_or_inside_the_folder(name: str, data: st.DataObject) -> None:
+    content = bytearray(SOUND[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_bytes(content)
+        with contextlib.suppress(UserError):
+            unpack(Path(folder) / name, Path(folder) / "out", "", LEAST)
+        assert {path.name for path in Path(folder).iterdir()} <= {name, "out"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import stat
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zeus_union.cache.errors import UserError
-from zeus_union.pipelines.intake.archive import Limits, is_archive, unpack
+from zeus_union.pipelines.intake.archive import LIMITS, is_archive, unpack
+from zeus_union.stage1_instruct.archives import Limits
 
 
 def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -22,7 +24,7 @@ def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEF
     return path
 
 
-def assert_refused(archive: Path, tmp_path: Path, said: str, limits: Limits | None = None) -> None:
+def assert_refused(archive: Path, tmp_path: Path, said: str, limits: Limits = LIMITS) -> None:
     into = tmp_path / "into"
     into.mkdir(exist_ok=True)
     before = sorted(tmp_path.rglob("*"))
@@ -38,7 +40,7 @@ def assert_refused(archive: Path, tmp_path: Path, said: str, limits: Limits | No
 )
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str):
     archive = write_zip(tmp_path / "a.zip", {"good": b"1", name: b"2"})
-    assert_refused(archive, tmp_path, "leads out of its folder; nothing was unpacked")
+    assert_refused(archive, tmp_path, "leads out of the folder it is unpacked into; nothing was unpacked")
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -61,15 +63,16 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int):
         member = zipfile.ZipInfo("link")
         member.create_system, member.external_attr = 3, (kind | 0o777) << 16
         archive.writestr(member, "/etc/passwd")
-    assert_refused(tmp_path / "a.zip", tmp_path, "a link or device and no file")
+    assert_refused(tmp_path / "a.zip", tmp_path, "which is a link or a device")
 
 
 def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path):
     archive = write_zip(tmp_path / "a.zip", {"zeros": bytes(3_000_000)})
-    assert_refused(archive, tmp_path, r"of .* KB would become 2\.86 MB; that is no study", Limits(harmless=1_000_000))
-    assert_refused(archive, tmp_path, "that is no study", Limits(total=2_000_000))
+    to_what, remedy = "would unpack to 1 files of 3 MB, more than", "nothing was unpacked: if it is a study"
+    assert_refused(archive, tmp_path, f"{to_what} 200 times its 3 KB; {remedy}", replace(LIMITS, harmless=1_000_000))
+    assert_refused(archive, tmp_path, f"{to_what} 2 MB; {remedy}", replace(LIMITS, total=2_000_000))
     many = write_zip(tmp_path / "many.zip", {str(number): b"" for number in range(20)})
-    assert_refused(many, tmp_path, "holds 20 files, more than 10", Limits(files=10))
+    assert_refused(many, tmp_path, "20 files of 0 KB, more than 10 files", replace(LIMITS, files=10))
 
 
 def test_a_bomb_that_declares_little_is_damaged_and_stops_at_what_it_declared(tmp_path: Path):
@@ -77,7 +80,7 @@ def test_a_bomb_that_declares_little_is_damaged_and_stops_at_what_it_declared(tm
     content = archive.read_bytes().replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     archive.write_bytes(content)
     (tmp_path / "into").mkdir()
-    with pytest.raises(UserError, match="truncated, damaged or no zip"):
+    with pytest.raises(UserError, match="truncated, damaged or no archive"):
         unpack(archive, tmp_path / "into")
     assert sum(path.stat().st_size for path in (tmp_path / "into").rglob("*")) <= 10
 
@@ -85,10 +88,10 @@ def test_a_bomb_that_declares_little_is_damaged_and_stops_at_what_it_declared(tm
 def test_more_than_the_disk_has_free_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import shutil
 
-    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     assert_refused(
-        write_zip(tmp_path / "a.zip", {"a": bytes(2000)}), tmp_path, "1.95 KB unpacked, .* has 1e.03 bytes free"
+        write_zip(tmp_path / "a.zip", {"a": bytes(2_000_000)}), tmp_path, "needs 2 MB, 1 MB are free at .*TMPDIR"
     )
 
 
@@ -103,8 +106,18 @@ def test_encrypted_doubled_and_damaged_archives_are_one_line_each(tmp_path: Path
     for name, damaged in (("cut", content[:-30]), ("half", content[:60]), ("text", b"no zip"), ("empty", b"")):
         (tmp_path / f"{name}.zip").write_bytes(damaged)
         assert is_archive(tmp_path / f"{name}.zip")
-        assert_refused(tmp_path / f"{name}.zip", tmp_path, "truncated, damaged or no zip")
+        assert_refused(tmp_path / f"{name}.zip", tmp_path, "truncated, damaged or no archive")
     assert_refused(write_zip(tmp_path / "c.zip", {"x/A": b"1", "x\\a": b"2"}), tmp_path, "twice")
+
+
+def test_folders_with_backslashes_are_folders_and_no_files_of_that_name(tmp_path: Path):
+    (tmp_path / "into").mkdir()
+    unpack(write_zip(tmp_path / "a.zip", {"a\\": b"", "a\\b\\": b"", "a\\b\\1": b"one"}), tmp_path / "into")
+    assert (tmp_path / "into" / "a" / "b" / "1").read_bytes() == b"one"
+
+
+def test_an_archive_without_files_is_refused(tmp_path: Path):
+    assert_refused(write_zip(tmp_path / "a.zip", {"a/": b""}), tmp_path, "holds no file; pack it again")
 
 
 def test_a_sound_archive_is_unpacked_whole(tmp_path: Path):

@@ -186,7 +186,7 @@ def test_killed_process_leaves_no_data_and_the_next_one_goes_on(
 def test_two_commands_at_once_do_the_work_once(site: Site, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = tar_of(msd_files("msd-brain"))
     archive = serve(site, "msd-brain", content, monkeypatch)
-    site.delay = 1.5
+    site.delay = 0.7
     arguments = [sys.executable, "-c", FETCHER, archive.url, str(len(content)), str(archive.md5)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     processes = [subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
