@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from types import UnionType
@@ -13,6 +13,8 @@ from zeus_union.stage2_segment.choices import RESIDUAL, ZEUS
 from zeus_union.stage2_segment.recipe import Recipe
 
 T = TypeVar("T")
+# Field -> type of a dataclass; kept, as every asking compiles all of them.
+_hints_of: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,6 @@ def _from_json(kind: type[T], values: Any) -> T:
         if name in values and not _fits(values[name], hint):
             raise TypeError(f"{name} is {values[name]!r}")
     return kind(**{name: _as_tuple(value, hints.get(name)) for name, value in values.items()})
-
-
-@cache
-def _hints_of(kind: type) -> dict[str, Any]:
-    """Field -> type; kept, as every asking compiles all of them."""
-    return get_type_hints(kind)
 
 
 def _as_tuple(value: Any, hint: Any) -> Any:

@@ -145,7 +145,7 @@ def test_predict_and_evaluate_take_the_file_as_the_folders(archive: Path, cohort
     assert "trained on, and so not measured" in said(done) and "renamed" in said(done)
     (written,) = (tmp_path / "one").glob("evaluation-other-*.json")
     assert json.loads(written.read_text())["subjects"] == ["new"]
-    done = run(zeus, "report", single, "--cache", cohort.other)
+    done = run(zeus, "report", single, "--cache", cohort.other, "--slices", 1)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "one" / "picture.png").is_file()
     for command in (["evaluate"], ["predict", "--out", tmp_path / "x"]):
