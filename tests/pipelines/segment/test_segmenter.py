@@ -26,6 +26,7 @@ from zeus_union.stage1_instruct.inspect import describe
 from zeus_union.stage2_segment import ensemble
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing
+from zeus_union.stage2_segment.evaluation.missing import evaluate_missing
 from zeus_union.stage2_segment.predict import predict_run
 
 
@@ -238,3 +239,27 @@ def test_each_run_of_an_ensemble_gets_the_texts_of_its_own_projection(
     other = [configs[0], replace(configs[1], inputs=replace(configs[1].inputs, instruction_recipes=recipes))]
     with pytest.raises(UserError, match=rf"by other models.*that build-cache was given for {runs[1]}"):
         frozen.frozen_parts(runs[:2], other, None, {}, "cpu", None)
+
+
+def test_a_missing_modality_is_said_with_the_dsc_that_it_cost(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["build-cache", "--dataset", "nnunet", "--data-root", cohort / "data", "--layers", "slices"]
+    assert run(zeus_instruct, *common, "--out", tmp_path / "both.h5").exit_code == 0
+    split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
+    both = untrained_run(tmp_path / "both.h5", tmp_path / "run", 1, model="unext", preset="quarter", **split)
+    (tmp_path / "new").mkdir()
+    source = cohort / "data/imagesTr/pat1_0001.nii.gz"
+    (tmp_path / "new" / "T1Gd.nii.gz").write_bytes(source.read_bytes())
+    segmentation = segment_study(tmp_path / "new", both, device="cpu")
+    assert segmentation.missing == ("FLAIR",) and list(segmentation.images) == ["T1Gd"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "new has no FLAIR; the mask comes from T1Gd alone: what that costs, zeus-segment evaluate --missing" in said
+    with Cache(tmp_path / "both.h5") as cache:
+        found = evaluate_missing(both, cache, device="cpu")
+    of_all, alone = (found[part].summary()["mean_over_classes"]["dsc"] for part in (("FLAIR", "T1Gd"), ("T1Gd",)))
+    capsys.readouterr()
+    segment_study(tmp_path / "new", both, device="cpu")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"without it the run lost {of_all - alone:.3f} DSC on its test subjects" in said
+    assert said.index("has no FLAIR") < said.index("slice-modalities")  # before anything is computed
