@@ -7,16 +7,18 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pydicom
 
-from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.atomic import make_folder, write_atomically
 from zeus_union.cache.errors import JobError, UserError, first_line
-from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.locks import NoLocksError, acquire
+from zeus_union.cache.terminal import progress_bar, say, some_of
 from zeus_union.pipelines.intake.file_names import ENDINGS
 from zeus_union.pipelines.segment.segmentation import MADE_BY, Segmentation
 from zeus_union.stage1_instruct.building.parts import Share
@@ -152,24 +154,57 @@ def segment_studies(
     if len(waiting) < len(mine):
         say(f"{len(mine) - len(waiting)} of {len(mine)} studies have results in {out}; --overwrite segments them again")
     failures: dict[str, str] = {}
+    elsewhere: list[str] = []
     with progress_bar() as bar:
         task = bar.add_task("studies", total=len(waiting))
         for source in waiting:
-            try:
-                segmentation = segmenter.segment(
-                    source.path, name=source.name, **{**how, "modalities": {**source.modalities, **how["modalities"]}}
-                )
-                write(segmentation, out / source.name, overwrite)
-            except JobError:
-                raise
-            except Exception as error:  # one damaged study must not end a night's work
-                if len(sources) == 1:
-                    raise
-                failures[source.name] = _reason(error)
-                say(f"{source.name} is left out: {failures[source.name]}")
+            with _claimed(out / source.name) as ours:
+                if not ours:
+                    elsewhere.append(source.name)
+                elif overwrite or not _finished(out / source.name, made_by):
+                    chosen = {**source.modalities, **how["modalities"]}
+                    try:
+                        segmentation = segmenter.segment(source.path, name=source.name, **{**how, "modalities": chosen})
+                        write(segmentation, out / source.name, overwrite)
+                    except JobError:
+                        raise
+                    except Exception as error:  # one damaged study must not end a night's work
+                        if len(sources) == 1:
+                            raise
+                        failures[source.name] = _reason(error)
+                        say(f"{source.name} is left out: {failures[source.name]}")
             bar.advance(task)
+    if elsewhere:
+        say(f"another process is segmenting {some_of(elsewhere)} into {out}: left to it")
     _write_failures(out / _failures_name(part), by_name, failures)
     return failures
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether the results of a study are this process's to write; several may run the same command at once.
+
+    A file system without locks cannot tell: there each needs its --part.
+    """
+    created = not folder.parent.exists()
+    make_folder(folder.parent)
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        lock = acquire(path, shared=False, wait=False)
+    except NoLocksError:
+        yield True
+        return
+    if lock is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
+        if created:
+            with suppress(OSError):  # where something was written
+                folder.parent.rmdir()
 
 
 def _reason(error: Exception) -> str:

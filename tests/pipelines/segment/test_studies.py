@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,19 @@ def test_the_parts_are_all_studies_each_once(tmp_path: Path) -> None:
         taken += [name for name, _ in stub.segmented]
     assert sorted(taken) == ["a", "c", "d", "e"]
     assert [path.name for path in tmp_path.glob("failures*")] == ["failures-2-of-3.csv"]
+
+
+def test_what_another_process_has_in_work_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hold = "import sys; from pathlib import Path; from zeus_union.cache.locks import acquire\n"
+    hold += "assert acquire(Path(sys.argv[1]), False, False); print('held', flush=True); sys.stdin.read()"
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / ".b.lock")], **pipes) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        stub = Stub()
+        assert take(stub, tmp_path, sources("a", "b", "c")) == {}
+        assert [name for name, _ in stub.segmented] == ["a", "c"]
+        assert "another process is segmenting b" in capsys.readouterr().err
+        other.communicate()
+    take(stub, tmp_path, sources("a", "b", "c"))
+    assert [name for name, _ in stub.segmented] == ["a", "c", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
