@@ -34,8 +34,10 @@ def fill_gaps(
         spacing: mm between (rows, columns).
     """
     filled = slices.copy()
+    # Their ratio alone decides; rounded, so that ties fall alike from a header in float32 and from one in float64.
+    rows, columns = (round(side / min(spacing), 5) for side in spacing)
     for first, last in _gaps(numbers, step):
-        filled[first + 1 : last] = _between(slices[first], slices[last], last - first, spacing)
+        filled[first + 1 : last] = _between(slices[first], slices[last], last - first, (rows, columns))
     return filled
 
 

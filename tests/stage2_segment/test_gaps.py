@@ -145,3 +145,16 @@ def test_only_gaps_as_wide_as_the_step_are_touched(volume: NDArray[np.uint8], nu
         assert above - below <= step
     if step == 1:
         assert not touched
+
+
+@pytest.mark.parametrize("spacing", [(2.8, 2.8), (0.7, 1.3)])
+def test_a_header_in_float32_fills_as_one_in_float64(spacing: tuple[float, float]) -> None:
+    random = np.random.default_rng(0)
+    slices = np.zeros((13, 24, 24), np.uint8)
+    numbers = np.array([0, 6, 12])
+    for number in numbers:
+        slices[number] = ndimage.zoom(random.integers(0, 3, (6, 6)), 4, order=0)
+    single = tuple(float(np.float32(side) * np.float32(1 + 1e-7)) for side in spacing)
+    filled = fill_gaps(slices, numbers, 6, spacing)
+    np.testing.assert_array_equal(fill_gaps(slices, numbers, 6, (single[0], spacing[1])), filled)
+    np.testing.assert_array_equal(fill_gaps(slices, numbers, 6, single), filled)  # type: ignore[arg-type]
