@@ -202,7 +202,7 @@ def test_medsam_embeds_stretched_slices(tiny: None, random_sam: Any, checkpoint:
 
 @pytest.mark.parametrize(("precision", "most"), [("bf16", 0.05), pytest.param("fp16", 0.005, marks=pytest.mark.slow)])
 def test_half_precision_gives_float32_near_fp32(tiny: None, checkpoint: Path, precision: str, most: float) -> None:
-    images = pictures(1)
+    images = pictures()
     encoder = SamEncoder("sam_vit_b", str(checkpoint), precision=precision)
     embeddings = encoder.encode(images)
     assert embeddings.dtype == torch.float32
