@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from click.testing import CliRunner, Result
 
 from tests.stage2_segment.conftest import SUBJECTS, make_cache
 from tests.stage2_segment.untrained import untrained_run
@@ -27,6 +30,7 @@ NAMES = {
     "dan": "pat.00417731",
     "eve": "zz-9-Plural-Z",
 }
+SALT, DAY = "0f" * 16, date(2026, 1, 2)
 MACHINE = "/home/jdoe42/weights"
 LLM = {
     "llm": {"weights_sha256": "ab" * 32},
@@ -50,6 +54,14 @@ class Cohort:
     cache: Path
     runs: tuple[Path, ...]
     other: Path
+
+
+def run(command: Any, *words: str | Path) -> Result:
+    return CliRunner().invoke(command, [str(word) for word in words])
+
+
+def said(result: Result) -> str:
+    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="session")

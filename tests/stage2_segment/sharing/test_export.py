@@ -7,16 +7,14 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
-from click.testing import CliRunner, Result
 
-from tests.stage2_segment.sharing.conftest import MACHINE, NAMES, Cohort
+from tests.stage2_segment.sharing.conftest import DAY, MACHINE, NAMES, SALT, Cohort, run, said
 from zeus_union.cache import atomic
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
@@ -32,16 +30,6 @@ from zeus_union.stage2_segment.sharing.export import export_runs
 from zeus_union.stage2_segment.sharing.importing import import_runs
 from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training_subjects import trained_by_run_or_projection
-
-SALT, DAY = "0f" * 16, date(2026, 1, 2)
-
-
-def run(command: Any, *words: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(word) for word in words])
-
-
-def said(result: Result) -> str:
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")

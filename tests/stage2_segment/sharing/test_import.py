@@ -10,16 +10,14 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.stage2_segment.sharing.conftest import Cohort
+from tests.stage2_segment.sharing.conftest import DAY, SALT, Cohort, run, said
 from zeus_union.cache.errors import UserError
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage2_segment.checkpoint import load_config
@@ -30,16 +28,6 @@ from zeus_union.stage2_segment.sharing import importing
 from zeus_union.stage2_segment.sharing.archive import opened_runs, unpack
 from zeus_union.stage2_segment.sharing.export import export_runs
 from zeus_union.stage2_segment.sharing.importing import import_runs
-
-SALT, DAY = "0f" * 16, date(2026, 1, 2)
-
-
-def run(command: Any, *words: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(word) for word in words])
-
-
-def said(result: Result) -> str:
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
