@@ -63,6 +63,11 @@ def to_volume(slices: NDArray[Any], numbers: NDArray[np.int32], grid: Grid) -> N
     return grid.from_slices(to_every_slice(slices, numbers, grid))
 
 
+def to_fractions(differing: NDArray[Any], members: int, numbers: NDArray[np.int32], grid: Grid) -> NDArray[np.float32]:
+    """How many of an ensemble's members differ, of slices as `to_volume` takes them -> the fraction, float32 (grid.shape)."""
+    return to_volume(differing, numbers, grid).astype(np.float32) / np.float32(members)
+
+
 def _write(
     path: Path, volume: NDArray[Any], grid: Grid, slope: float | None = None, classes: Sequence[str] = ()
 ) -> Path:

@@ -20,6 +20,7 @@ from zeus_union.stage2_segment.ensemble import DEFINITIONS, check_members_cache,
 from zeus_union.stage2_segment.gaps import describe_slices, filled_volume
 from zeus_union.stage2_segment.native import predict_subject, read_subject
 from zeus_union.stage2_segment.nifti import (
+    to_fractions,
     to_volume,
     write_fractions,
     write_labels,
@@ -78,8 +79,9 @@ def predict_run(
                 path = out / f"{subject}.{name}.{PROBABILITY}"
                 write_probabilities(path, to_volume(np.asarray(stored), numbers, grid), grid)
         if predicted.differing is not None:
-            fractions = to_volume(predicted.differing, numbers, grid).astype(np.float32) / np.float32(len(members))
-            write_fractions(out / f"{subject}.{DISAGREEMENT}", fractions, grid)
+            write_fractions(
+                out / f"{subject}.{DISAGREEMENT}", to_fractions(predicted.differing, len(members), numbers, grid), grid
+            )
             agreement[subject] = predicted.agreement
         if len(numbers) < grid.slice_shape[0]:
             say(f"{subject}: {describe_slices(grid.slice_shape[0], numbers, step)}")

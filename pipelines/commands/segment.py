@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +17,7 @@ from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_opt
 if TYPE_CHECKING:
     from zeus_union.pipelines.segment.segmentation import Segmentation
     from zeus_union.pipelines.segment.studies import StudySource
-    from zeus_union.stage2_segment.config import Inputs
+    from zeus_union.stage2_segment.config import RunConfig
 
 ANYTHING = click.Path(path_type=Path)
 
@@ -125,12 +125,12 @@ def segment(
     chosen = parse_choices(choices)
     parts = parse_overrides(overrides)
     members = chosen_runs(runs, ablation, row, of_fold)
-    inputs = load_config(members[0]).inputs
-    sources = find_studies(studies, inputs.channels)
+    configs = [load_config(member) for member in members]
+    sources = find_studies(studies, configs[0].inputs.channels)
     if len(sources) > 1:
         _check_bare(chosen)
     if only_list:
-        _list(sources, inputs, chosen)
+        _list(sources, configs, chosen)
         return
     segmenter = Segmenter(
         members,
@@ -180,13 +180,12 @@ def _check_bare(chosen: Mapping[str, str]) -> None:
             )
 
 
-def _list(sources: Sequence[StudySource], inputs: Inputs, chosen: Mapping[str, str]) -> None:
+def _list(sources: Sequence[StudySource], configs: Sequence[RunConfig], chosen: Mapping[str, str]) -> None:
     from zeus_union.pipelines.intake.study import list_study
     from zeus_union.pipelines.intake.tables import listing_table
+    from zeus_union.pipelines.segment.segmenter import recognised_by
 
-    card = inputs.card
-    view = inputs.views[0] if len(inputs.views) == 1 else None
-    names: dict[str, Any] = {"channels": inputs.channels, "known": card.modalities, "terms": card.terms, "view": view}
+    wanted, by = configs[0].inputs.modalities, recognised_by(configs)
     for source in sources:
-        listed = list_study(source.path, inputs.modalities, chosen={**source.modalities, **chosen}, **names)
+        listed = list_study(source.path, wanted, chosen={**source.modalities, **chosen}, **by)
         print_tables(listing_table(source.name, listed))

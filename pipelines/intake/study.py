@@ -236,9 +236,13 @@ def _files_of(folder: Path, source: Source, series: Series | None) -> dict[str, 
 
 def study_name(path: Path) -> str:
     """What the results of a study are called, as a cache can hold it: the folder's, archive's or file's name."""
+    return next(iter(subject_names([given_name(path)]).values()))
+
+
+def given_name(path: Path) -> str:
+    """The folder's, archive's or file's name, as the user has it."""
     whole = path.resolve()
-    name = whole.name if whole.is_dir() else whole.stem if is_archive(whole) else stem_of(whole)
-    return next(iter(subject_names([name or "study"]).values()))
+    return (whole.name if whole.is_dir() else whole.stem if is_archive(whole) else stem_of(whole)) or "study"
 
 
 def _listed_stacks(

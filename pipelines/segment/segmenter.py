@@ -28,12 +28,13 @@ from zeus_union.stage1_instruct.studies.intensity import windows_in
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 from zeus_union.stage2_segment.checkpoint import name_of
 from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
+from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, describe_members, load_members
 from zeus_union.stage2_segment.evaluation.missing import known_loss
 from zeus_union.stage2_segment.gaps import describe_slices, filled_volume
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.native import SubjectPrediction, predict_subject, read_subject
-from zeus_union.stage2_segment.nifti import to_volume
+from zeus_union.stage2_segment.nifti import to_fractions, to_volume
 from zeus_union.stage2_segment.sharing.archive import opened_runs
 from zeus_union.stage2_segment.training_subjects import trained_by_run_or_projection
 
@@ -44,7 +45,7 @@ class Segmenter:
     """A run, or an ensemble of several, with its frozen models: ready to segment any number of studies.
 
     Attributes:
-        runs, which: their folders, and whether the last or the best weights are used.
+        runs: their folders.
         modalities: of the run.
         classes: label k of a mask is classes[k - 1].
     """
@@ -78,7 +79,7 @@ class Segmenter:
         self._unpacked = ExitStack()  # what a file of zeus export holds is on the disk as long as this is
         self.runs = self._unpacked.enter_context(opened_runs(as_runs(Path(run) if isinstance(run, str) else run)))
         self.members = load_members(self.runs, which, device)
-        self.which = which
+        self._described = describe_members(self.runs, which)  # once: it digests the weights
         self._configs = [member.config for member in self.members]
         self.postprocessing = postprocessing_of(self.members, which, postprocess)
         self._parts = frozen_parts(
@@ -93,17 +94,10 @@ class Segmenter:
         """What the run's data set calls modalities and classes."""
         return self._configs[0].inputs.card
 
-    @property
-    def _view(self) -> str | None:
-        """Of the slices of all studies that the runs were trained on; None where they differ."""
-        views = {view for config in self._configs for view in config.inputs.views}
-        return views.pop() if len(views) == 1 else None
-
     def made_by(self, slice_step: int) -> dict[str, Any]:
         """What decides a mask, JSON-able (`Segmentation.made_by`)."""
-        members = describe_members(self.runs, self.which)
         return {
-            "members": [{**member, "run": Path(member["run"]).name} for member in members],
+            "members": [{**member, "run": Path(member["run"]).name} for member in self._described],
             "postprocessing": self.postprocessing.to_json(),
             "slice_step": slice_step,
         }
@@ -134,16 +128,11 @@ class Segmenter:
             UserError: as `open_study`; layers that the run cannot read.
         """
         start = time.perf_counter()
-        inputs, card = self._configs[0].inputs, self.card
-        names: dict[str, Any] = {
-            "channels": inputs.channels,
-            "known": card.modalities,
-            "terms": card.terms,
-            "view": self._view,
-        }
         with (
             tempfile.TemporaryDirectory() as folder,
-            open_study(Path(study), self.modalities, chosen=modalities, register=register, **names) as opened,
+            open_study(
+                Path(study), self.modalities, chosen=modalities, register=register, **recognised_by(self._configs)
+            ) as opened,
         ):
             opened = opened if name is None else replace(opened, name=name)
             read_s = time.perf_counter() - start
@@ -185,7 +174,7 @@ class Segmenter:
             LAYERS[:2] if any(config.is_zeus for config in self._configs) else LAYERS[:1],
             slice_step=slice_step,
             pack=True,
-            view=self._view,
+            view=common_view(self._configs),
             windows={name: windows[name] for name in modalities},
         )
 
@@ -222,7 +211,9 @@ class Segmenter:
             segmented=tuple(int(number) for number in numbers),
             series=opened.series,
             probabilities=_probabilities(self.classes, predicted, numbers, grid),
-            disagreement=_disagreement(predicted, len(self.members), numbers, grid),
+            disagreement=None
+            if predicted.differing is None
+            else to_fractions(predicted.differing, len(self.members), numbers, grid),
             agreement=predicted.agreement,
             seconds={DECODER: time.perf_counter() - start},
             made_by=self.made_by(slice_step),
@@ -231,6 +222,24 @@ class Segmenter:
     def _instructions(self, cache: Cache) -> dict[str, tuple[Instruction, ...]]:
         layers = dict.fromkeys(layer for config in self._configs for layer in layers_read(config, cache))
         return {layer: _texts(cache, layer) for layer in layers}
+
+
+def recognised_by(configs: Sequence[RunConfig]) -> dict[str, Any]:
+    """What `open_study` and `list_study` have to know of runs that predict together."""
+    inputs = configs[0].inputs
+    card = inputs.card
+    return {
+        "channels": inputs.channels,
+        "known": card.modalities,
+        "terms": card.terms,
+        "view": common_view(configs),
+    }
+
+
+def common_view(configs: Sequence[RunConfig]) -> str | None:
+    """Of the slices of all studies that the runs were trained on; None where they differ."""
+    views = {view for config in configs for view in config.inputs.views}
+    return views.pop() if len(views) == 1 else None
 
 
 def load_run(run: Path | str | Sequence[Path], **options: Any) -> Segmenter:
@@ -272,11 +281,3 @@ def _probabilities(
     if predicted.probabilities is None:
         return {}
     return {name: to_volume(np.asarray(of), numbers, grid) for name, of in zip(classes, predicted.probabilities)}
-
-
-def _disagreement(
-    predicted: SubjectPrediction, members: int, numbers: NDArray[np.int32], grid: Grid
-) -> NDArray[np.float32] | None:
-    if predicted.differing is None:
-        return None
-    return to_volume(predicted.differing, numbers, grid).astype(np.float32) / np.float32(members)

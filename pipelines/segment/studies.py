@@ -20,6 +20,7 @@ from zeus_union.cache.errors import JobError, UserError, first_line
 from zeus_union.cache.locks import NoLocksError, acquire
 from zeus_union.cache.terminal import progress_bar, say, some_of
 from zeus_union.pipelines.intake.file_names import ENDINGS
+from zeus_union.pipelines.intake.study import given_name
 from zeus_union.pipelines.segment.segmentation import MADE_BY, Segmentation
 from zeus_union.stage1_instruct.building.parts import Share
 from zeus_union.stage1_instruct.studies.dicom_files import dicom_files, is_dicom
@@ -77,18 +78,18 @@ def _studies_at(path: Path, channels: Mapping[str, int]) -> list[StudySource]:
     if not path.exists():
         raise UserError(f"{path} is not there; give a folder, a zip or a volume of each study")
     if path.is_file():
-        return [StudySource(_name_of(path), path)]
+        return [StudySource(given_name(path), path)]
     inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
     volumes = [entry for entry in inside if entry.is_file() and ending_of(entry) in ENDINGS]
     cases = _cases(volumes, channels)
     if len(cases) > 1:
         return [StudySource(case, path, files) for case, files in cases.items()]
     if volumes or any(entry.is_file() and is_dicom(entry) for entry in inside):
-        return [StudySource(_name_of(path), path)]
+        return [StudySource(given_name(path), path)]
     parts = [entry for entry in inside if entry.is_dir() or entry.suffix.lower() == ZIP]
     if not parts or _is_one_dicom_study(parts):
-        return [StudySource(_name_of(path), path)]  # reading it says what is wrong where there is nothing
-    return [StudySource(_name_of(entry), entry) for entry in parts]
+        return [StudySource(given_name(path), path)]  # reading it says what is wrong where there is nothing
+    return [StudySource(given_name(entry), entry) for entry in parts]
 
 
 def _cases(volumes: Sequence[Path], channels: Mapping[str, int]) -> dict[str, dict[str, str]]:
@@ -115,13 +116,6 @@ def _is_one_dicom_study(parts: Sequence[Path]) -> bool:
         header = pydicom.dcmread(files[0], stop_before_pixels=True, specific_tags=["StudyInstanceUID"], force=True)
         studies.add(str(header.get("StudyInstanceUID")))
     return len(studies) == 1
-
-
-def _name_of(path: Path) -> str:
-    name = path.resolve().name
-    if not path.is_file():
-        return name
-    return name[: -len(ZIP)] if name.lower().endswith(ZIP) else stem_of(path)
 
 
 def segment_studies(
@@ -162,15 +156,10 @@ def segment_studies(
                 if not ours:
                     elsewhere.append(source.name)
                 elif overwrite or not _finished(out / source.name, made_by):
-                    chosen = {**source.modalities, **how["modalities"]}
-                    try:
-                        segmentation = segmenter.segment(source.path, name=source.name, **{**how, "modalities": chosen})
-                        write(segmentation, out / source.name, overwrite)
-                    except JobError:
-                        raise
-                    except Exception as error:  # one damaged study must not end a night's work
-                        if len(sources) == 1:
-                            raise
+                    error = _attempt(segmenter, source, out / source.name, write, overwrite, how)
+                    if error is not None and len(sources) == 1:
+                        raise error
+                    if error is not None:
                         failures[source.name] = _reason(error)
                         say(f"{source.name} is left out: {failures[source.name]}")
             bar.advance(task)
@@ -178,6 +167,25 @@ def segment_studies(
         say(f"another process is segmenting {some_of(elsewhere)} into {out}: left to it")
     _write_failures(out / _failures_name(part), by_name, failures)
     return failures
+
+
+def _attempt(
+    segmenter: Segmenter,
+    source: StudySource,
+    folder: Path,
+    write: Callable[[Segmentation, Path, bool], object],
+    overwrite: bool,
+    how: Mapping[str, Any],
+) -> Exception | None:
+    """Segments a study; what stopped it, unless that stops the others too: one damaged study must not end a night's work."""
+    chosen = {**source.modalities, **how["modalities"]}
+    try:
+        write(segmenter.segment(source.path, name=source.name, **{**how, "modalities": chosen}), folder, overwrite)
+    except JobError:
+        raise
+    except Exception as error:
+        return error
+    return None
 
 
 @contextmanager
