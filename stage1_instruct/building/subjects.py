@@ -16,6 +16,7 @@ from zeus_union.cache.projections import EVERYONE
 from zeus_union.cache.recipe import fingerprint, sha256_file
 from zeus_union.cache.terminal import progress_bar, say
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.stage1_instruct.building.cached import check_can_be_made, needs_study, stored_pictures
 from zeus_union.stage1_instruct.building.encoding import encode_pieces
 from zeus_union.stage1_instruct.building.instructions import answer, joined, stored_images
 from zeus_union.stage1_instruct.building.parts import Share
@@ -26,7 +27,9 @@ from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.projection.fold import FoldProjection, constants_of
 from zeus_union.stage1_instruct.studies import slices as slicing
 from zeus_union.stage1_instruct.studies.check import check_studies, load_study
+from zeus_union.stage1_instruct.studies.depth import reading
 from zeus_union.stage1_instruct.studies.intensity import Window, windows_of, windows_recipe
+from zeus_union.stage1_instruct.studies.slices import Slices
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
 LAYERS = ("slices", "embeddings", "instructions")
@@ -143,7 +146,7 @@ def begin_pictures(
     """Opens slices and embeddings, and their views, under their recipes; loads no model but an encoder without constants."""
     card = dataset.card
     embeddings, embeddings_recipe = "", {}
-    slices_recipe = {
+    slices_recipe = dataset.cached_recipe or {
         "preprocessing": slicing.recipe(),
         "view": options.view or "acquisition",
         "windows": windows_recipe(windows_of(card.terms, options.windows)),
@@ -158,6 +161,8 @@ def begin_pictures(
             "encoder": models.encoder_recipe(),
             "store": options.store,
         }
+        if dataset.cached_recipe and writer.begun(embeddings) is None:
+            check_can_be_made(writer.path, models, dict.fromkeys(card.subjects, (embeddings,)))
         writer.begin_layer(
             embeddings,
             embeddings_recipe,
@@ -234,11 +239,13 @@ def build_subjects(build: Build, subjects: Sequence[str]) -> None:
     report, dataset = build.report, build.dataset
     before = set(report.failures)
     missing = find_missing(build, subjects)
+    if dataset.cached_recipe:
+        check_can_be_made(build.options.out, build.models, missing)
     waiting = [subject for subject in missing if subject not in report.failures]
     failed = len(report.failures.keys() & set(subjects) - missing.keys())
     if finished := len(subjects) - len(missing) - failed:
         say(f"{finished} of {len(subjects)} subjects are finished already")
-    if build.options.check and waiting and build.projection is None:
+    if build.options.check and waiting and build.projection is None and not dataset.cached_recipe:
         report.failures |= check_studies(dataset, waiting, "headers")
         for subject in set(report.failures) - before:
             say(f"{subject} will be left out: {report.failures[subject]}")
@@ -294,11 +301,12 @@ def _take(build: Build, subject: str, begun: int) -> None:
     Raises:
         UserError: it cannot be built.
     """
-    if build.finished(subject):
+    missing = [layer for layer in build.layers.names if not build.writer.finished(layer, subject)]
+    if not missing:
         return
     start = time.perf_counter()
     if build.projection is None:
-        count = _build_subject(build, load_study(build.dataset, subject))
+        count = _build_subject(build, subject, missing)
     else:
         count = _write_texts(build, subject)
     seconds = time.perf_counter() - start
@@ -317,34 +325,23 @@ def _load_models(build: Build, missing: Collection[str]) -> None:
         _ = build.models.text_encoder
 
 
-def _build_subject(build: Build, study: Study) -> int:
-    """All missing layers of one subject; returns its number of slice-modalities."""
-    writer, report = build.writer, build.report
-    subject, embeddings_layer = study.subject, build.layers.embeddings
-    _say_agreement(study)
-    sources = _digest_sources(study)
-    options = build.options
-    windows = windows_of(build.dataset.card.terms, options.windows)
-    pictures = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
-    if pictures.grid.view != "axial":
-        say(f"{subject}: {pictures.grid.view} slices")
-    count = pictures.images.shape[0] * pictures.images.shape[1]
-    if writer.finished("slices", subject):
-        writer.check_sources(subject, sources)
+def _build_subject(build: Build, subject: str, missing: Collection[str]) -> int:
+    """The `missing` layers of one subject; returns its number of slice-modalities.
+
+    Texts, and whatever sees the pictures as they are stored, come from the cache: the study is not read for them.
+    """
+    writer, report, options = build.writer, build.report, build.options
+    embeddings_layer = build.layers.embeddings
+    if needs_study(build.models, missing):
+        pictures = _slice_study(build, load_study(build.dataset, subject))
     else:
-        with report.timing("writing slices", count):
-            writer.write_slices(
-                subject,
-                SubjectSlices(
-                    grid=pictures.grid,
-                    numbers=pictures.numbers,
-                    images=pictures.images,
-                    masks=pictures.masks,
-                    modality_masks=pictures.modality_masks,
-                    native_masks=pictures.native_masks,
-                    sources=sources,
-                ),
-            )
+        if not build.dataset.cached_recipe:
+            with reading("headers"):
+                writer.check_sources(subject, _digest_sources(load_study(build.dataset, subject)))
+        if all(layer in build.layers.instructions for layer in missing):
+            return _write_texts(build, subject)
+        pictures = stored_pictures(writer, subject)
+    count = pictures.images.shape[0] * pictures.images.shape[1]
     if embeddings_layer and not writer.finished(embeddings_layer, subject):
         encoding = report.seconds["image encoder"]
         with report.timing("writing embeddings", count):
@@ -361,6 +358,34 @@ def _build_subject(build: Build, study: Study) -> int:
     _write_texts(build, subject)
     write_views(writer, build.layers.views, build.models, report, subject, pictures)
     return count
+
+
+def _slice_study(build: Build, study: Study) -> Slices:
+    """A study's pictures; writes them, unless they are there: then its files must be those they were made from."""
+    writer, options, subject = build.writer, build.options, study.subject
+    _say_agreement(study)
+    sources = _digest_sources(study)
+    windows = windows_of(build.dataset.card.terms, options.windows)
+    pictures = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
+    if pictures.grid.view != "axial":
+        say(f"{subject}: {pictures.grid.view} slices")
+    if writer.finished("slices", subject):
+        writer.check_sources(subject, sources)
+        return pictures
+    with build.report.timing("writing slices", pictures.images.shape[0] * pictures.images.shape[1]):
+        writer.write_slices(
+            subject,
+            SubjectSlices(
+                grid=pictures.grid,
+                numbers=pictures.numbers,
+                images=pictures.images,
+                masks=pictures.masks,
+                modality_masks=pictures.modality_masks,
+                native_masks=pictures.native_masks,
+                sources=sources,
+            ),
+        )
+    return pictures
 
 
 def _write_texts(build: Build, subject: str) -> int:
