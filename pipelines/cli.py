@@ -95,6 +95,7 @@ def demo(
     help="Published weights that this model's rows begin from (transunet, pretrained_unet); a row whose weights are not "
     "there is not run, and the table says so.",
 )
+@click.option("--overwrite", is_flag=True, help="Start again where the folder holds an ablation.")
 @click.option("--skip-missing", is_flag=True, help="Leave out rows whose layers or modalities the cache lacks.")
 @click.option("--dry-run", is_flag=True, help="List the runs, their parameters and the expected time, and stop.")
 @click.option(
@@ -124,6 +125,7 @@ def ablate(
     minutes: float | None,
     overrides: tuple[str, ...],
     weights: tuple[str, ...],
+    overwrite: bool,
     skip_missing: bool,
     dry_run: bool,
     allow_partial: bool,
@@ -133,7 +135,7 @@ def ablate(
 
     Each batch is read, moved and decoded once and feeds every run that sees it: all rows of one seed and fold. A run's
     numbers are those of zeus-segment train with the same options and --validate-every 0. Stopped and started again with
-    the same command, it goes on. A run whose loss is not finite is stopped alone; its last good weights stay.
+    the same command, it resumes. A run whose loss is not finite is stopped alone; its last good weights stay.
 
     \b
     A grid is a YAML file:
@@ -155,6 +157,7 @@ def ablate(
     from zeus_union.pipelines.ablation.run import run_ablation
     from zeus_union.pipelines.ablation.timing import StepTimes
     from zeus_union.pipelines.report.ablation import report_ablation
+    from zeus_union.stage2_segment.ablation_folder import remove_ablation
     from zeus_union.stage2_segment.device import pick_device
 
     options: dict[str, Any] = dict(_assignment(text) for text in overrides)
@@ -177,10 +180,12 @@ def ablate(
         if dry_run:
             print_tables(forecast_table(forecast(cache, runs, times)))
             return
+        if overwrite:
+            remove_ablation(out)
         try:
             run_ablation(cache, grid, runs, out, **how)
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on")
+            say("interrupted; the same command resumes")
             raise
     click.echo(f"tables and picture in {report_ablation(out)}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FOLDER
+from zeus_union.cache.terminal import FOLDER, counted
 from zeus_union.stage1_instruct.commands.shared import (
     open_studies,
     with_data,
@@ -36,7 +36,7 @@ def check(voxels: bool, **reading: Any) -> None:
         raise UserError(
             f"{len(failures)} of {len(subjects)} studies cannot be used; mend them, or leave them out with --subjects"
         )
-    click.echo(f"{len(subjects)} studies of {dataset.card.name} are in order")
+    click.echo(f"{counted(len(subjects), 'study')} of {dataset.card.name}: in order")
 
 
 @click.command("make-demo")

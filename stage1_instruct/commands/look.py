@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zeus_union.cache.terminal import FILE, existing
+from zeus_union.cache.terminal import FILE, existing, json_option, print_json
 
 
 @click.command("inspect")
@@ -15,17 +15,25 @@ from zeus_union.cache.terminal import FILE, existing
 @click.option("--slice", "number", type=int, help="Slice number in the view of the subject, e.g. axial: from below.")
 @click.option("--variant", help="Which instructions.  [default: the first]")
 @click.option("--png", type=FILE, help="Write images, labels and instructions of that slice as a picture.")
+@json_option
 @click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
 def inspect(
-    cache: Path, subject: str | None, number: int | None, variant: str | None, png: Path | None, allow_partial: bool
+    cache: Path,
+    subject: str | None,
+    number: int | None,
+    variant: str | None,
+    png: Path | None,
+    as_json: bool,
+    allow_partial: bool,
 ) -> None:
     """What is in a cache: layers, sizes, recipes; and an instruction beside its image."""
     from zeus_union.cache.reader import Cache
-    from zeus_union.stage1_instruct.inspect import describe, draw_slice, pick_slice
+    from zeus_union.stage1_instruct.inspect import contents_of, describe, draw_slice, pick_slice
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
         if subject is None and number is None and png is None:
-            describe(opened)
+            contents = contents_of(opened)
+            print_json(contents) if as_json else describe(contents)
             return
         row = pick_slice(opened, subject, number)
         draw_slice(opened, row, variant, png)
@@ -33,16 +41,19 @@ def inspect(
 
 @click.command("verify")
 @click.argument("cache", type=FILE)
-def verify(cache: Path) -> None:
+@json_option
+def verify(cache: Path, as_json: bool) -> None:
     """Check every byte and every row of a cache; exit code 1 and a list where something is wrong."""
     from zeus_union.cache.verify import verify as verify_cache
 
     findings = verify_cache(existing(cache, "the cache"))
-    for finding in findings:
-        click.echo(finding)
+    if as_json:
+        print_json({"cache": str(cache), "sound": not findings, "findings": findings})
+    else:
+        for finding in findings or [f"{cache} is sound"]:
+            click.echo(finding)
     if findings:
         raise click.exceptions.Exit(1)
-    click.echo(f"{cache} is sound")
 
 
 @click.command("pack")
