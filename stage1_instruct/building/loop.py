@@ -13,6 +13,7 @@ from zeus_union.cache.terminal import say
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
+from zeus_union.stage1_instruct.building.parts import tasks_of_srun
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.subjects import (
     LAYERS,
@@ -81,7 +82,7 @@ def _check_processes(writer: CacheWriter, options: BuildOptions) -> None:
     if writer.locks or options.part is not None:
         return
     remedy = "several processes need --part I/N each (or --part slurm in a job array)"
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 or tasks_of_srun(os.environ) > 1:
         raise UserError(f"the file system of {options.out} has no locks: {remedy}")
     say(f"the file system of {options.out} has no locks: this process must be the only one; {remedy}")
 

@@ -142,7 +142,8 @@ READING = (
 @click.option(
     "--part",
     metavar="I/N|slurm",
-    help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
+    help="Only the I-th of N shares of the subjects (slurm: this task of a job array or of srun), where the file system has no "
+    "locks.",
 )
 @click.option(
     "--dry-run",
@@ -165,14 +166,16 @@ def build_cache_command(
 
     A control: --variant prompt --set instructor=prompt makes a layer of the bare questions, without a language model.
 
-    Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
-    takes the next subject that is free, and a process that is lost costs the subject it had in work. Where the file
-    system has no locks (it says so), each process needs --part; the last one, or the same command without it, finishes.
+    Many GPUs: start the same command once for each, on any machines with a common disk (docs/cluster.md has the scripts).
+    Each process takes the next subject that is free, and a process that is lost costs the subject it had in work;
+    zeus-instruct status shows them. Where the file system has no locks (it says so), each process needs --part; the last
+    one, or the same command without it, finishes.
 
     A study that cannot be read is left out and named at the end; mend it, and the same command takes up only that.
 
     \b
-    accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m zeus_union.stage1_instruct.cli build-cache --dataset chaos
+    zeus-instruct build-cache --dataset chaos --data-root CHAOS
+    CUDA_VISIBLE_DEVICES=1 zeus-instruct build-cache --dataset chaos --data-root CHAOS     at the same time
     """
     from zeus_union.stage1_instruct.building.variants import VariantRow, read_grid
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
