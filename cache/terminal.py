@@ -252,6 +252,15 @@ def in_words(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
 
 
+def time_in_words(seconds: float) -> str:
+    """For a reader: '12 s', '5 min', '3.4 h', '2.1 days'."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def some_of(names: Sequence[str], most: int = 8) -> str:
     """'A, B, C' for a message; beyond `most` of them how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -15,6 +15,7 @@ from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
 from zeus_union.stage1_instruct.building.parts import tasks_of_srun
 from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.start import look_ahead
 from zeus_union.stage1_instruct.building.subjects import (
     LAYERS,
     Build,
@@ -48,7 +49,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     Raises:
         BuildFailures: subjects that could not be built, after all others were; the cache stays unfinished.
         UserError: models that cannot be loaded or do not belong together, a layer of that name made from another recipe,
-            or views of what has no labels.
+            views of what has no labels, or a disk that is too small.
     """
     check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
@@ -59,6 +60,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
+    if options.check:
+        build = look_ahead(build, share)
     trained = None
     if "instructions" in options.layers and options.trained_for is not None:
         trained = build_with_trained(build, share, recipes, options.trained_for)

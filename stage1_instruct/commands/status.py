@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zeus_union.cache.terminal import FILE, in_words, print_tables
+from zeus_union.cache.terminal import FILE, in_words, print_tables, time_in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,13 +79,13 @@ def _at_work(read: Status) -> list[str]:
     lines = [_holder_line(holder) for holder in read.holders]
     if read.locks is False:
         lines.append("the file system has no locks: who is at work is not known")
-        lines += [f"being written: {name}, {_ago(age)} ago" for name, age in read.writing.items()]
+        lines += [f"being written: {name}, {time_in_words(age)} ago" for name, age in read.writing.items()]
     return lines
 
 
 def _holder_line(holder: Holder) -> str:
     who = f"{holder.host} pid {holder.pid}" + (f" job {holder.job}" if holder.job else "")
-    since = _ago(time.time() - holder.since)
+    since = time_in_words(time.time() - holder.since)
     if holder.alive is False:
         return f"lost: {holder.subject}, {who}, taken {since} ago; the next process that is free takes it over"
     return f"at work: {holder.subject}, {who if holder.host else 'not known who'}, for {since}"
@@ -95,7 +95,9 @@ def _outlook(read: Status) -> str:
     if read.complete:
         return "nothing is missing"
     at_work = sum(holder.alive is not False for holder in read.holders)
-    last = "" if read.last_finished is None else f"; last finished {_ago(time.time() - read.last_finished)} ago"
+    last = (
+        "" if read.last_finished is None else f"; last finished {time_in_words(time.time() - read.last_finished)} ago"
+    )
     missing = [layer for layer in read.layers if layer.seconds_left != 0.0]
     if read.layers and not missing:
         left = "every row is there, and the end is missing: the same build-cache command puts it together"
@@ -103,16 +105,7 @@ def _outlook(read: Status) -> str:
         left = "how long is known when each layer has two finished subjects"
     else:
         each = read.seconds_left / max(1, sum(layer.slice_modalities_due - layer.slice_modalities for layer in missing))
-        left = f"about {_ago(read.seconds_left)} left, at {each:.3g} s a slice-modality and layer"
+        left = f"about {time_in_words(read.seconds_left)} left, at {each:.3g} s a slice-modality and layer"
     if not at_work and read.locks is not False:
         return f"nobody is at work: the same build-cache command goes on{last}. {left}"
     return f"{at_work} at work{last}. {left}" if at_work else f"{left}{last}"
-
-
-def _ago(seconds: float) -> str:
-    """'12 s', '5 min', '3.4 h', '2.1 days'."""
-    if seconds < 100:
-        return f"{max(0, seconds):.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
