@@ -33,6 +33,18 @@ _SYSTEM_ERRORS: Mapping[int, str] = {
     errno.EMFILE: "too many open files{file}; raise the limit (ulimit -n)",
     errno.EIO: "the disk or network share does not answer properly{file}; check it, then run the same command again",
     errno.ESTALE: "the network share has changed under the command{file}; run the same command again",
+    **dict.fromkeys(
+        (
+            errno.ENOTCONN,
+            errno.ETIMEDOUT,
+            errno.EHOSTDOWN,
+            errno.EHOSTUNREACH,
+            errno.ENODEV,
+            errno.ENXIO,
+            errno.ESHUTDOWN,
+        ),
+        "the disk or network share is gone{file}; mount it again, then run the same command again",
+    ),
     errno.EPIPE: "whatever read the output has ended before all was written (broken pipe)",
 }
 

@@ -329,6 +329,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
 
 
+def time_in_words(seconds: float) -> str:
+    """For a reader: '12 s', '5 min', '3.4 h', '2.1 days'."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def some_of(names: Sequence[str], most: int = 8) -> str:
     """'A, B, C' for a message; beyond `most` of them how many more there are.
 

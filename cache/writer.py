@@ -31,6 +31,7 @@ from zeus_union.cache.folds import (
     subjects_of_fold,
 )
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.holders import holder_mark
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
@@ -143,7 +144,6 @@ class CacheWriter:
         self._profiles: dict[str, str | None] = {}
         self._known: dict[tuple[str, str], Part] = {}
         self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
-        self._refused: set[str] = set()
         self._version: tuple[int, int, int] | None = None  # of the index
         make_folder(self.path.parent)
         self.locks = has_locks(lock_path(self.path))
@@ -321,16 +321,16 @@ class CacheWriter:
         What other processes have finished until then is known inside the block, and what a process that was lost has
         left of the subject is removed.
         """
-        with self.at_work(), claim(locks_folder(self.path), subject, wait, real=self.locks) as ours:
+        mark = holder_mark(self._recipes)
+
+        def take_over() -> None:  # lists all folders: done for the subjects of lost processes alone
+            self._remove_left({subject})
+
+        with self.at_work(), claim(locks_folder(self.path), subject, wait, self.locks, mark, take_over) as ours:
             if ours:
                 self._read_index()
                 for file in self._left.pop(subject, ()):
                     file.unlink(missing_ok=True)
-                if subject in self._refused:  # whoever had it may have been lost since the folders were listed
-                    self._refused.remove(subject)
-                    self._remove_left({subject})
-            else:
-                self._refused.add(subject)
             yield ours
 
     def finished(self, layer: str, subject: str) -> bool:

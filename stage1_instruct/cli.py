@@ -12,6 +12,7 @@ from zeus_union.stage1_instruct.commands.knowledge import probe_texts_command
 from zeus_union.stage1_instruct.commands.layers import export_texts_command, import_texts_command, make_oracle_command
 from zeus_union.stage1_instruct.commands.look import inspect, pack, verify
 from zeus_union.stage1_instruct.commands.profile import doctor
+from zeus_union.stage1_instruct.commands.status import status
 from zeus_union.stage1_instruct.commands.text import make_pairs_command, sentences, train_projection_command
 
 COMMANDS = (
@@ -28,6 +29,7 @@ COMMANDS = (
     make_oracle_command,
     probe_texts_command,
     inspect,
+    status,
     verify,
     pack,
 )

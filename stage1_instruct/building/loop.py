@@ -13,7 +13,9 @@ from zeus_union.cache.terminal import say
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
+from zeus_union.stage1_instruct.building.parts import tasks_of_srun
 from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.start import look_ahead
 from zeus_union.stage1_instruct.building.subjects import (
     LAYERS,
     Build,
@@ -47,7 +49,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     Raises:
         BuildFailures: subjects that could not be built, after all others were; the cache stays unfinished.
         UserError: models that cannot be loaded or do not belong together, a layer of that name made from another recipe,
-            or views of what has no labels.
+            views of what has no labels, or a disk that is too small.
     """
     check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
@@ -58,6 +60,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
+    if options.check:
+        build = look_ahead(build, share)
     trained = None
     if "instructions" in options.layers and options.trained_for is not None:
         trained = build_with_trained(build, share, recipes, options.trained_for)
@@ -81,7 +85,7 @@ def _check_processes(writer: CacheWriter, options: BuildOptions) -> None:
     if writer.locks or options.part is not None:
         return
     remedy = "several processes need --part I/N each (or --part slurm in a job array)"
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 or tasks_of_srun(os.environ) > 1:
         raise UserError(f"the file system of {options.out} has no locks: {remedy}")
     say(f"the file system of {options.out} has no locks: this process must be the only one; {remedy}")
 

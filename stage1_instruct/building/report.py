@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from zeus_union.cache.terminal import time_in_words
+
 
 @dataclass
 class BuildReport:
@@ -20,6 +22,8 @@ class BuildReport:
         seconds: by part.
         done: slice-modalities by part.
         subjects: finished.
+        ahead: slice-modalities that were missing at the start, at most, as the headers say; 0: not known.
+        built, built_seconds: slice-modalities of finished subjects, and what they took from study to cache.
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
         without_texts: whether the instructions were left out, since training the projection behind them takes long.
@@ -29,6 +33,9 @@ class BuildReport:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     subjects: int = 0
+    ahead: int = 0
+    built: int = 0
+    built_seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     without_texts: bool = False
@@ -44,6 +51,18 @@ class BuildReport:
     def per_slice_modality(self) -> dict[str, float]:
         """part -> seconds a slice-modality."""
         return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
+
+    def time_left(self, count: int, seconds: float) -> str:
+        """What to say behind a subject that is finished: how long the others take this process at the rate so far.
+
+        Args:
+            count: slice-modalities of the subject, which took so many `seconds`.
+        """
+        self.built, self.built_seconds = self.built + count, self.built_seconds + seconds
+        left = self.ahead - self.built
+        if left <= 0 or not self.built:
+            return ""
+        return f"; about {time_in_words(left * self.built_seconds / self.built)} left for one process"
 
     @staticmethod
     def peak_memory_bytes() -> int:

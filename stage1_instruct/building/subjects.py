@@ -311,7 +311,8 @@ def _take(build: Build, subject: str, begun: int) -> None:
         count = _write_texts(build, subject)
     seconds = time.perf_counter() - start
     build.report.subjects += 1
-    say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({build.report.subjects} of {begun})")
+    left = build.report.time_left(count, seconds)
+    say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({build.report.subjects} of {begun}){left}")
 
 
 def _load_models(build: Build, missing: Collection[str]) -> None:

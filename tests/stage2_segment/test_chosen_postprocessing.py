@@ -92,7 +92,9 @@ def test_training_ends_with_what_helped_the_validation_subjects_and_says_it(
         assert choice["chosen_on"] == ["cleo", "dan"]
         assert choice["steps"] == {"liver": [LARGEST], "spleen": []}
         kept = next(line for line in choice["candidates"] if line["kept"])
-        assert kept["class"] == "liver" and kept["dsc_before"] < 0.98 < kept["dsc_after"]  # pixels here are larger than voxels
+        assert (
+            kept["class"] == "liver" and kept["dsc_before"] < 0.98 < kept["dsc_after"]
+        )  # pixels here are larger than voxels
         assert set(kept["subjects"]) == {"cleo", "dan"}
     said = capsys.readouterr().err
     assert "last weights, post-processing: liver largest component (chosen on cleo, dan)" in " ".join(said.split())
