@@ -269,9 +269,8 @@ def report(
     runs = open_runs([folder])
     if len(runs) != 1:
         raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
-    if out is None and (results := results_of_shared([folder])):
-        out = results / "picture.png"
-    click.echo(f"picture in {report_run(runs[0], cache, subjects, slices, out)}")
+    picture, page = report_run(runs[0], cache, subjects, slices, out, results_of_shared([folder]))
+    click.echo(f"picture in {picture}\nopen {page} in a browser")
 
 
 if __name__ == "__main__":
