@@ -41,7 +41,7 @@ def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     _title(figure, segmentation, list(images))
     pictures = figure.subplots(len(images), len(numbers), squeeze=False)
     for line, (modality, image) in zip(pictures, images.items()):
-        greys = _greys(grid.to_slices(image)[numbers], modality)
+        greys = slice_greys(grid.to_slices(image)[numbers], modality)
         for axes, number, grey, mask in zip(line, numbers, greys, masks):
             show(axes, grey, mask, segmentation.classes, aspect)
             _mark_sides(axes, grid)
@@ -58,7 +58,7 @@ def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     return path
 
 
-def _greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]:
+def slice_greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]:
     """The chosen slices (slices, rows, columns) of a modality in one range of grey."""
     if is_ct(modality):
         return to_grey(slices, CT_WINDOW.bounds)

@@ -17,10 +17,12 @@ POINT, REFERENCE = "#0072B2", "#D55E00"
 INK = "ink"  # the page's script puts the colour of the text in its place
 ROW_HEIGHT, AROUND = 46, 90  # pixels
 PANEL_DEFINITIONS: Mapping[str, str] = {
-    "training loss": "Mean over the training slices of each epoch: Dice loss, cross-entropy, and their sum, which is what is minimised.",
-    "validation DSC": "Mean DSC (256 px) over classes and validation subjects after each epoch, with the instruction and without its part.",
-    "prompt token, mean norm": "Length of the token that the decoder is prompted with, how far it has moved since the start (drift), and "
-    "the part of it that comes from the text; means over slices and modalities.",
+    "training loss": "Mean over the training slices of each epoch: Dice loss, cross-entropy, and their sum, which training "
+    "lowers.",
+    "validation DSC": "Mean DSC (256 px) over classes and validation subjects after each epoch, with the instruction and "
+    "without its part.",
+    "prompt token, mean norm": "Length of the token that prompts the decoder, how far it has moved since the start (drift), "
+    "and the part of it that comes from the text; means over slices and modalities.",
 }
 
 

@@ -10,13 +10,12 @@ from zeus_union.cache.page.render import write_page
 from zeus_union.cache.terminal import choose, split_names
 from zeus_union.pipelines.report.curves import draw_curves
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
-from zeus_union.pipelines.report.run_page import run_page
+from zeus_union.pipelines.report.run_page import PAGE, run_page
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
 from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.trained import load_trained, open_cache
 
-PAGE = "report.html"
 LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
 
 

@@ -39,6 +39,8 @@
     const labelled = kinds
       .filter(([kind]) => subject.slices.some((slice) => slice[kind] !== null))
       .map(([kind, title]) => ({ kind, ...picture(title, subject) }));
+    const count = plain.length + labelled.length;
+    place.style.setProperty("--columns", String(Math.ceil(count / Math.ceil(count / 6))));
     place.append(...plain.map((part) => part.figure), ...labelled.map((part) => part.figure));
 
     const saidOf = (said) => {

@@ -16,15 +16,19 @@
     show();
   });
   dark.addEventListener("change", show);
-  // Paper is white: figures are drawn for it while the page prints.
+  // Paper is white and cannot be unfolded: the page is drawn for it while it prints.
   let before = null;
+  let closed = [];
   window.addEventListener("beforeprint", () => {
     before = chosen;
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((details) => (details.open = true));
     chosen = "light";
     show();
   });
   window.addEventListener("afterprint", () => {
     chosen = before;
+    closed.forEach((details) => (details.open = false));
     show();
   });
   show();
