@@ -19,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from zeus_union.cache.atomic import write_atomically
 
 TEMPLATES = Path(__file__).with_name("templates")
+# Okabe and Ito's without those that are faint on white or black; each line also has a dash of its own.
+LINES = (("#0072B2", "solid"), ("#D55E00", "dash"), ("#009E73", "dot"), ("#CC79A7", "dashdot"))
 SCRIPTS = ("theme.js", "charts.js", "slices.js")
 
 

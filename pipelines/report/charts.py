@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zeus_union.cache.page.render import Chart
+from zeus_union.cache.page.render import LINES, Chart
 from zeus_union.pipelines.report.curves import PANELS
 from zeus_union.pipelines.report.statistics import FEWEST
 from zeus_union.stage2_segment.evaluation.metrics import is_defined
 
-# Okabe and Ito's without those that are faint on white or black; each line also has a dash of its own.
-LINES = (("#0072B2", "solid"), ("#D55E00", "dash"), ("#009E73", "dot"), ("#CC79A7", "dashdot"))
 POINT, REFERENCE = "#0072B2", "#D55E00"
 INK = "ink"  # the page's script puts the colour of the text in its place
 ROW_HEIGHT, AROUND = 46, 90  # pixels
@@ -156,14 +154,16 @@ def curve_charts(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cha
 
 
 def _line(name: str, points: Sequence[tuple[int, float]], index: int) -> dict[str, Any]:
-    colour, dash = LINES[index % len(LINES)][0], LINES[index // len(LINES) % len(LINES)][1]
+    colour, dash = LINES[index % len(LINES)]
+    if index >= len(LINES):  # a colour that is there already gets another dash
+        dash = LINES[(index + index // len(LINES)) % len(LINES)][1]
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(points) < 3 else "lines",
         "x": [epoch for epoch, _ in points],
         "y": [value for _, value in points],
         "name": _escaped(name),
-        "line": {"color": colour, "dash": LINES[index % len(LINES)][1] if index < len(LINES) else dash, "width": 2},
+        "line": {"color": colour, "dash": dash, "width": 2},
         "hovertemplate": "epoch %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
     }
 

@@ -15,15 +15,33 @@ from zeus_union.cache.terminal import FILE, existing
 @click.option("--slice", "number", type=int, help="Slice number in the view of the subject, e.g. axial: from below.")
 @click.option("--variant", help="Which instructions.  [default: the first]")
 @click.option("--png", type=FILE, help="Write images, labels and instructions of that slice as a picture.")
+@click.option(
+    "--html", type=FILE, help="Write all of it as a page for a browser: coverage, texts, intensities, samples."
+)
 @click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
 def inspect(
-    cache: Path, subject: str | None, number: int | None, variant: str | None, png: Path | None, allow_partial: bool
+    cache: Path,
+    subject: str | None,
+    number: int | None,
+    variant: str | None,
+    png: Path | None,
+    html: Path | None,
+    allow_partial: bool,
 ) -> None:
     """What is in a cache: layers, sizes, recipes; and an instruction beside its image."""
     from zeus_union.cache.reader import Cache
     from zeus_union.stage1_instruct.inspect import describe, draw_slice, pick_slice
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
+        if html is not None:
+            from zeus_union.cache.page.render import write_page
+            from zeus_union.cache.terminal import choose
+            from zeus_union.stage1_instruct.inspect_page import cache_page
+
+            if subject is not None:
+                choose([subject], opened.subjects, "subject")
+            click.echo(f"open {write_page(html, cache_page(opened, variant, subject))} in a browser")
+            return
         if subject is None and number is None and png is None:
             describe(opened)
             return

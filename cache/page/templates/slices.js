@@ -84,7 +84,9 @@
         const what = shown && shown.classes && shown.classes.length ? `: ${shown.classes.join(", ")}` : "";
         part.image.alt = `${part.title} of slice ${slice.number} of ${subject.name}${what}${says ? `: ${says}` : ""}`;
       }
-      article.querySelector(".said").replaceChildren(...slice.said.flatMap(saidOf));
+      const asked = subject.slices.some((other) => other.said.length);
+      const silent = asked && !slice.said.length ? [element("p", {}, element("em", {}, "no text of this slice"))] : [];
+      article.querySelector(".said").replaceChildren(...slice.said.flatMap(saidOf), ...silent);
       const scores = slice.scores.map(([name, dsc]) =>
         element("li", {}, element("span", {}, name), element("b", {}, dsc.toFixed(3))));
       article.querySelector(".scores").replaceChildren(
