@@ -163,9 +163,12 @@ def _grey_chart(cache: Cache, rows: NDArray[np.intp]) -> Chart:
     data = [_line(name, greys, shares[index].tolist(), index, "linear") for index, name in enumerate(cache.modalities)]
     layout = {
         "xaxis": {"title": {"text": "grey value (0 to 255)"}, "range": [0, 255]},
-        "yaxis": {"title": {"text": "share of pixels"}, "tickformat": ".0%", "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "share of pixels"}, "type": "log", "tickformat": ".2~%", "dtick": 1},
     }
-    definition = f"Share of the pixels with each grey value, as the encoder sees them, the darkest {256 // BINS} values left out."
+    definition = (
+        f"Share of the pixels with each grey value, as the encoder sees them, the darkest {256 // BINS} values left out; the "
+        "axis is logarithmic."
+    )
     return Chart("greys", "Intensities", definition, data, layout)
 
 
