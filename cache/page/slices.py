@@ -54,6 +54,7 @@ class SliceView:
         images: uint8 (M, rows, columns); M may be 0.
         truth, prediction: label maps (rows, columns); None where there is none.
         scores: class -> DSC of this slice, where it is defined.
+        compared: the label map of another run, beside the prediction.
         said: the texts.
     """
 
@@ -61,6 +62,7 @@ class SliceView:
     images: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None
     prediction: NDArray[np.uint8] | None
+    compared: NDArray[np.uint8] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     said: tuple[Said, ...] = ()
 
@@ -78,6 +80,7 @@ class SubjectView:
         slices: in their order.
         grid: of the subject, for its sides and the scale bar; pictures are `to_square` of its slices.
         left_out: slices that are not here.
+        compared: what the other run of `SliceView.compared` is called.
     """
 
     name: str
@@ -88,6 +91,7 @@ class SubjectView:
     slices: tuple[SliceView, ...]
     grid: Grid
     left_out: int = 0
+    compared: str = ""
 
 
 def subjects_json(views: Sequence[SubjectView], most_bytes: int = MOST_BYTES) -> list[dict[str, Any]]:
@@ -112,6 +116,7 @@ def _subject_json(view: SubjectView, encoded: list[dict[str, Any]], share: float
         "note": view.note,
         "modalities": list(view.modalities),
         "classes": list(view.classes),
+        "compared": view.compared,
         "sides": sides(view.grid),
         "side_mm": round(float(max(np.array(view.grid.slice_shape[1:]) * view.grid.slice_spacing[1:])), 1),
         "first": _first([view.slices[index] for index in kept]),
@@ -130,6 +135,7 @@ def _slice_json(view: SliceView, classes: Sequence[str]) -> dict[str, Any]:
         "images": [image_url(image) for image in view.images],
         "truth": labels(view.truth),
         "prediction": labels(view.prediction),
+        "compared": labels(view.compared),
         "errors": {"url": errors_url(view.prediction, view.truth)} if both else None,  # type: ignore[arg-type]
         "scores": [[name, round(score, 3)] for name, score in view.scores.items()],
         "said": [

@@ -19,7 +19,7 @@ from zeus_union.pipelines.report.charts import POINT, REFERENCE, PointRow, curve
 from zeus_union.pipelines.report.reproduce import train_command
 from zeus_union.pipelines.report.run_page import PAGE, telling_subjects
 from zeus_union.pipelines.report.slice_views import read_probed, subject_view
-from zeus_union.pipelines.report.statistics import subject_scores, summarise
+from zeus_union.pipelines.report.statistics import Result, subject_scores, summarise
 from zeus_union.pipelines.report.verdict import SHOWS, findings, upper_bound
 from zeus_union.stage2_segment.ablation_folder import run_folder
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
@@ -95,24 +95,40 @@ def _first_row(report: AblationReport) -> str:
 def _views(
     folder: Path, report: AblationReport, row: str, cache_path: Path | None, subjects: Sequence[str] | None
 ) -> list[SubjectView]:
-    """Subjects of a row's runs of the first seed, each with the masks of the run that held it out."""
-    lines = [line for line in report.results if line["row"] == row]
-    lines = [line for line in lines if line["seed"] == lines[0]["seed"]]
+    """Subjects of a row, each with the masks of the run that held it out, beside those of the row without text."""
+    lines = _first_seed(report, row)
     run_of = {line["subject"]: line["run"] for line in lines}
-    chosen: list[tuple[str, str, str]] = telling_subjects(lines, list(run_of))
+    other = report.plan["controls"].get("none", "")
+    compared_run_of = {line["subject"]: line["run"] for line in _first_seed(report, other)} if other != row else {}
+    chosen = telling_subjects(lines, list(run_of))
     if subjects is not None:
         unknown = [subject for subject in subjects if subject not in run_of]
         if unknown:
             raise UserError(f"{row} was not tested on {', '.join(unknown)}; it was on: {', '.join(run_of)}")
-        scores = next(iter(subject_scores(lines, "dsc", None).values()))
-        chosen = [(subject, "", f"DSC {scores.get(subject, float('nan')):.3f}.") for subject in subjects]
+        chosen = [telling_subjects(lines, [subject])[0] for subject in subjects]
     views = []
     for subject, role, note in progress(chosen, "slices of the page"):
         run = run_folder(folder, run_of[subject])
+        compared = compared_run_of.get(subject)
         with open_cache(run, cache_path) as cache:
-            probed = read_probed(run / "sentences.parquet")
-            views.append(subject_view(load_trained(run), cache, subject, role, f"{row}. {note}", probed))
+            views.append(
+                subject_view(
+                    load_trained(run),
+                    cache,
+                    subject,
+                    role,
+                    f"{row}. {note}",
+                    read_probed(run / "sentences.parquet"),
+                    (other, load_trained(run_folder(folder, compared))) if compared else None,
+                )
+            )
     return views
+
+
+def _first_seed(report: AblationReport, row: str) -> list[Result]:
+    """The lines of a row's first seed."""
+    lines = [line for line in report.results if line["row"] == row]
+    return [line for line in lines if line["seed"] == lines[0]["seed"]]
 
 
 def _lead(report: AblationReport) -> str:

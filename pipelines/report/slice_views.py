@@ -28,10 +28,12 @@ def subject_view(
     role: str = "",
     note: str = "",
     probed: Mapping[Where, Mapping[str, float]] | None = None,
+    compared: tuple[str, TrainedRun] | None = None,
 ) -> SubjectView:
     """A subject's most telling slices, as many as a page takes, with the masks of a run.
 
     Args:
+        compared: another run whose masks stand beside, and what it is called.
         probed: sentence -> how much of the mask it moves, where `zeus-segment probe --sentences` measured it.
     """
     every = cache.rows_of([subject])
@@ -39,6 +41,7 @@ def subject_view(
     images = cache.images(rows)
     truth = cache.masks(rows) if cache.rows["labelled"][rows].all() else None
     predicted = trained.predict(cache, rows)
+    others = compared[1].predict(cache, rows) if compared else None
     said = texts_of(trained, cache, subject, probed or {})
     return SubjectView(
         name=subject,
@@ -52,6 +55,7 @@ def subject_view(
                 images=images[index],
                 truth=None if truth is None else truth[index],
                 prediction=predicted[index],
+                compared=None if others is None else others[index],
                 scores={}
                 if truth is None
                 else slice_scores(predicted[index], truth[index], trained.config.inputs.classes),
@@ -61,6 +65,7 @@ def subject_view(
         ),
         grid=cache.grid(subject),
         left_out=len(every) - len(rows),
+        compared=compared[0] if compared else "",
     )
 
 

@@ -24,7 +24,7 @@ TEXT = f"A liver on the right. {EVIL} A spleen on the left."
 SPLEEN = "spleen <b>&amp; more</b>"
 GRID = f"""
 title: '{EVIL} ablation'
-options: {{fusion: hybrid, epochs: 2, batch-size: 2, train-subjects: "ada,cleo", test-subjects: "ben,dan"}}
+options: {{fusion: hybrid, epochs: 1, batch-size: 3, train-subjects: ada, test-subjects: "ben,dan"}}
 rows:
   - {{name: 'row <i>one</i>'}}
 controls: [none]

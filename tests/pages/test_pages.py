@@ -93,7 +93,11 @@ def test_an_ablation_s_page_has_its_table_points_answer_and_slices(ablation_html
     assert points["layout"]["xaxis"]["range"][0] == 0
     assert len(points["data"][0]["x"]) == 2  # a point a subject
     assert "Not shown: row &lt;i&gt;one&lt;/i&gt; with its instruction minus without text is" in ablation_html
-    assert len(data_of(ablation_html, "slice-data")) == 2
+    subjects = data_of(ablation_html, "slice-data")
+    assert len(subjects) == 2
+    for subject in subjects:
+        assert subject["compared"].startswith("row <i>one</i>, text: none")
+        assert all(part["compared"] is not None for part in subject["slices"])
 
 
 def test_an_ablation_without_its_cache_has_a_page_without_slices(

@@ -35,7 +35,9 @@
     const opacity = article.querySelector(".opacity");
     const place = article.querySelector(".pictures");
     const plain = subject.modalities.map((name) => picture(name, subject));
-    const kinds = [["truth", "truth"], ["prediction", "prediction"], ["errors", "errors"]];
+    const kinds = [
+      ["truth", "truth"], ["prediction", "prediction"], ["errors", "errors"], ["compared", `prediction of ${subject.compared}`],
+    ];
     const labelled = kinds
       .filter(([kind]) => subject.slices.some((slice) => slice[kind] !== null))
       .map(([kind, title]) => ({ kind, ...picture(title, subject) }));
@@ -78,7 +80,7 @@
         let says = "";
         if (shown === null) says = part.kind === "truth" ? "no labels" : "none";
         else if (shown.url === null) {
-          says = { truth: "nothing labelled", prediction: "nothing predicted", errors: "no difference" }[part.kind];
+          says = { truth: "nothing labelled", errors: "no difference" }[part.kind] || "nothing predicted";
         }
         part.caption.textContent = says ? `${part.title}: ${says}` : part.title;
         const what = shown && shown.classes && shown.classes.length ? `: ${shown.classes.join(", ")}` : "";
