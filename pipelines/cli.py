@@ -29,7 +29,7 @@ def main() -> None:
     zeus demo                  from nothing to masks, on a phantom
     zeus ablate --cache cache/brats.h5 --grid controls      what is the instruction worth?
     zeus segment patient7 --run runs/NAME                   a new study, DICOM or NIfTI: mask, volumes, preview
-    zeus report runs/NAME      a run's figures and a picture of its predictions
+    zeus report runs/NAME      a run, an ablation or a segmented study as a page for a browser
     zeus export runs/NAME NAME.zeus.zip                     a run as a file to hand over; zeus import reads it
     """
 
@@ -254,29 +254,57 @@ def import_(archive: Path, out: Path | None) -> None:
 
 
 @main.command()
-@click.argument("folder", type=RUN, metavar="RUN_OR_ABLATION")
-@click.option("--cache", type=FILE, help="The cache, for a run.  [default: the run's]")
-@click.option("--subjects", help="Subjects to draw, separated by commas.  [default: the held-out ones]")
-@click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices to draw.")
+@click.argument("folder", type=RUN, metavar="RUN_OR_ABLATION_OR_STUDY")
+@click.option("--cache", type=FILE, help="The cache that slices are of.  [default: the run's]")
+@click.option(
+    "--subjects",
+    help="Subjects to draw, separated by commas.  [default: those held out; in report.html best, median and worst]",
+)
+@click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices picture.png has.")
 @click.option("--reference", help="The row of an ablation that the others are tested against.  [default: the grid's]")
-@click.option("--out", type=FILE, help="PNG to write.  [default: RUN/picture.png]")
+@click.option(
+    "--images", type=RUN, help="Of a segmented study: the study itself, whose images the results do not hold."
+)
+@click.option("--out", type=FILE, help="PNG to write of a run.  [default: RUN/picture.png]")
 def report(
-    folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
+    folder: Path,
+    cache: Path | None,
+    subjects: str | None,
+    slices: int,
+    reference: str | None,
+    images: Path | None,
+    out: Path | None,
 ) -> None:
-    """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
+    """A run, an ablation or a segmented study as one page for a browser: report.html in its folder.
+
+    Metrics with intervals, every subject as a point, training curves, slices to leaf through with truth, prediction, their
+    difference and what the language model said, what the instruction is worth, recipe, digests and commands. The file needs
+    nothing else, no network either, and can be mailed. A run also gets picture.png and curves.png, an ablation its tables
+    in three formats. DSC is in the page of a run that zeus-segment evaluate has measured.
+
+    \b
+    zeus report runs/brats
+    zeus report ablations/brats-controls --reference Zeus
+    zeus report segmentations/patient7 --images patient7
+    """
     from zeus_union.pipelines.report.ablation import report_ablation
+    from zeus_union.pipelines.report.ablation_page import write_ablation_page
     from zeus_union.pipelines.report.run import report_run
+    from zeus_union.pipelines.report.study_page import is_study, read_images, write_study_page
     from zeus_union.stage2_segment.ablation_folder import PLAN
 
-    if (existing(folder, "the run or ablation") / PLAN).is_file():
+    if (existing(folder, "the run, ablation or study") / PLAN).is_file():
         click.echo(f"tables and picture in {report_ablation(folder, reference)}")
-        return
-    runs = open_runs([folder])
-    if len(runs) != 1:
-        raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
-    if out is None and (results := results_of_shared([folder])):
-        out = results / "picture.png"
-    click.echo(f"picture in {report_run(runs[0], cache, subjects, slices, out)}")
+        page = write_ablation_page(folder, reference, cache, split_names(subjects))
+    elif is_study(folder):
+        page = write_study_page(folder, read_images(images, folder) if images else None)
+    else:
+        runs = open_runs([folder])
+        if len(runs) != 1:
+            raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
+        picture, page = report_run(runs[0], cache, subjects, slices, out, results_of_shared([folder]))
+        click.echo(f"picture in {picture}")
+    click.echo(f"open {page} in a browser")
 
 
 if __name__ == "__main__":

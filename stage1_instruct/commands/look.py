@@ -16,6 +16,9 @@ from zeus_union.cache.terminal import FILE, existing, json_option, print_json
 @click.option("--variant", help="Which instructions.  [default: the first]")
 @click.option("--png", type=FILE, help="Write images, labels and instructions of that slice as a picture.")
 @json_option
+@click.option(
+    "--html", type=FILE, help="Write all of it as a page for a browser: coverage, texts, intensities, samples."
+)
 @click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
 def inspect(
     cache: Path,
@@ -24,6 +27,7 @@ def inspect(
     variant: str | None,
     png: Path | None,
     as_json: bool,
+    html: Path | None,
     allow_partial: bool,
 ) -> None:
     """What is in a cache: layers, sizes, recipes; and an instruction beside its image."""
@@ -31,6 +35,15 @@ def inspect(
     from zeus_union.stage1_instruct.inspect import contents_of, describe, draw_slice, pick_slice
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
+        if html is not None:
+            from zeus_union.cache.page.render import write_page
+            from zeus_union.cache.terminal import choose
+            from zeus_union.stage1_instruct.inspect_page import cache_page
+
+            if subject is not None:
+                choose([subject], opened.subjects, "subject")
+            click.echo(f"open {write_page(html, cache_page(opened, variant, subject))} in a browser")
+            return
         if subject is None and number is None and png is None:
             contents = contents_of(opened)
             print_json(contents) if as_json else describe(contents)
