@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,12 +11,23 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from zeus_union.cache.atomic import make_folder, remove_temporaries, require_space
+from zeus_union.cache.atomic import NOT_SUPPORTED, make_folder, remove_temporaries, require_space, sync_folder
 from zeus_union.cache.claims import lock_if_possible
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.instructions import write_table
-from zeus_union.cache.layout import CONSTANTS, lock_path, parquet_path, short_names, split_shard_name
+from zeus_union.cache.layout import (
+    CONSTANTS,
+    find_packed,
+    is_packed_name,
+    lock_path,
+    packed_name,
+    parquet_path,
+    shard_folder,
+    short_names,
+    split_shard_name,
+)
 from zeus_union.cache.manifest import Manifest, Part, find_shards, finished_so_far
+from zeus_union.cache.seal import read_seal
 from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.terminal import some_of
 
@@ -32,7 +44,9 @@ def part_bytes(manifest: Manifest) -> int:
 
 def texts_path(files: Files, part: Part) -> Path:
     """The table that holds a subject's texts: beside its shard, or the merged one beside the cache."""
-    return files.locate(part.file).with_suffix(".parquet") if part.file else parquet_path(files.path)
+    if not part.file or is_packed_name(part.file):
+        return parquet_path(files.path)
+    return files.locate(part.file).with_suffix(".parquet")
 
 
 def read_texts(files: Files, variant: str, subject: str, part: Part) -> pa.Table:
@@ -93,13 +107,58 @@ def write_index(target: Path, manifest: Manifest, files: Files) -> None:
         builder.commit(replace(manifest, state="sharded"))
 
 
+def move_among_shards(path: Path, manifest: Manifest) -> Manifest:
+    """Gives a packed cache file its name in the shard folder, unchanged, so that an index can take its own; reads 512 bytes.
+
+    Until then it has both names, so that the cache is never without its file. Where the file system has no second names,
+    it is renamed, and `restore_packed` gives it its own again if the process is killed before there is an index.
+
+    Args:
+        manifest: what the cache is to hold.
+
+    Returns:
+        the manifest, with the parts of the packed file under that name.
+    """
+    folder, name = shard_folder(path), packed_name(read_seal(path))
+    make_folder(folder)
+    size = path.stat().st_size
+    try:
+        with suppress(FileExistsError):
+            os.link(path, folder / name)
+    except OSError as error:
+        if error.errno not in (*NOT_SUPPORTED, errno.EPERM, errno.EMLINK, errno.EXDEV):
+            raise
+        os.replace(path, folder / name)
+        sync_folder(path.parent)
+    sync_folder(folder)
+    parts = {
+        layer: {
+            subject: part if part.file else replace(part, file=name, file_bytes=size)
+            for subject, part in by_subject.items()
+        }
+        for layer, by_subject in manifest.parts.items()
+    }
+    return replace(manifest, parts=parts)
+
+
+def restore_packed(path: Path) -> None:
+    """Gives a cache without its file the packed one among its shards, where a kill came between the two renames."""
+    folder = shard_folder(path)
+    for name in find_packed(folder)[:1]:
+        with suppress(FileNotFoundError):  # another process was quicker
+            os.replace(folder / name, path)
+        sync_folder(path.parent)
+
+
 def remove_packed(manifest: Manifest, folder: Path) -> None:
-    """Removes the shards whose rows a packed file lists, and the folders this leaves empty."""
+    """Removes the shards, and the packed files among them, whose rows a packed file lists, and the folders this leaves empty."""
     for shard in find_shards(folder):
         layer, subject = split_shard_name(shard)
         if subject in manifest.parts.get(layer, {}):
             (folder / shard).with_suffix(".parquet").unlink(missing_ok=True)
             (folder / shard).unlink()
+    for name in find_packed(folder):
+        (folder / name).unlink()
     for inner, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):  # not empty: layers that are not finished stay
             os.rmdir(inner)
