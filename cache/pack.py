@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,9 @@ from zeus_union.cache.manifest import Manifest, Part, find_shards, finished_so_f
 from zeus_union.cache.seal import read_seal
 from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.terminal import some_of
+
+PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
+COPY_BELOW = 1e9  # bytes of a packed file that is copied for one more layer: that takes seconds
 
 
 def part_bytes(manifest: Manifest) -> int:
@@ -66,8 +69,13 @@ def write_texts(target: Path, manifest: Manifest, files: Files) -> None:
     write_table(target, tables())
 
 
-def write_packed(target: Path, manifest: Manifest, files: Files, replace_target: bool = True) -> None:
+def write_packed(
+    target: Path, manifest: Manifest, files: Files, replace_target: bool = True, with_texts: bool = True
+) -> None:
     """One file with every row that `manifest` lists, and the table of texts beside it; the texts get their name first.
+
+    Args:
+        with_texts: write the table.
 
     Raises:
         NoSpaceError: no space for it.
@@ -75,7 +83,7 @@ def write_packed(target: Path, manifest: Manifest, files: Files, replace_target:
     """
     make_folder(target.parent)
     require_space(target.parent, part_bytes(manifest), f"packing {target.name}")
-    if short_names(manifest.parts, "instructions"):
+    if with_texts and short_names(manifest.parts, "instructions"):
         write_texts(parquet_path(target), manifest, files)
     with FileBuilder(target) as builder:
         packed: dict[str, Mapping[str, Part]] = {}
@@ -96,9 +104,13 @@ def write_packed(target: Path, manifest: Manifest, files: Files, replace_target:
         builder.commit(replace(manifest, state="packed", parts=packed), replace_target)
 
 
-def write_index(target: Path, manifest: Manifest, files: Files) -> None:
-    """The small index of a sharded cache, and the table of texts beside it; the texts get their name first."""
-    if short_names(manifest.parts, "instructions"):
+def write_index(target: Path, manifest: Manifest, files: Files, with_texts: bool = True) -> None:
+    """The small index of a sharded cache, and the table of texts beside it; the texts get their name first.
+
+    Args:
+        with_texts: write the table.
+    """
+    if with_texts and short_names(manifest.parts, "instructions"):
         write_texts(parquet_path(target), manifest, files)
     with FileBuilder(target) as builder:
         for layer, by_subject in sorted(manifest.parts.items()):
@@ -152,13 +164,17 @@ def restore_packed(path: Path) -> None:
 
 def remove_packed(manifest: Manifest, folder: Path) -> None:
     """Removes the shards, and the packed files among them, whose rows a packed file lists, and the folders this leaves empty."""
-    for shard in find_shards(folder):
-        layer, subject = split_shard_name(shard)
-        if subject in manifest.parts.get(layer, {}):
-            (folder / shard).with_suffix(".parquet").unlink(missing_ok=True)
-            (folder / shard).unlink()
     for name in find_packed(folder):
         (folder / name).unlink()
+    shards = [(shard, split_shard_name(shard)) for shard in find_shards(folder)]
+    remove_shards(folder, [shard for shard, (layer, subject) in shards if subject in manifest.parts.get(layer, {})])
+
+
+def remove_shards(folder: Path, shards: Iterable[str]) -> None:
+    """Removes shards with their tables of texts, and the folders this leaves empty."""
+    for shard in shards:
+        (folder / shard).with_suffix(".parquet").unlink(missing_ok=True)
+        (folder / shard).unlink()
     for inner, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):  # not empty: layers that are not finished stay
             os.rmdir(inner)
@@ -181,13 +197,13 @@ def pack(source: Path | str, target: Path | str) -> None:
         if target.exists():
             raise UserError(f"{target} exists; choose another name or remove it")
         files = Files(source)
-        manifest = _finished(files.manifest(), source)
+        manifest = finished_manifest(files.manifest(), source)
         remove_temporaries(target.parent, [target.name, parquet_path(target).name])
         write_packed(target, manifest, files, replace_target=False)
         files.close()
 
 
-def _finished(manifest: Manifest, path: Path) -> Manifest:
+def finished_manifest(manifest: Manifest, path: Path) -> Manifest:
     """What a cache holds, also one of which every part is there and only the end is missing.
 
     Raises:

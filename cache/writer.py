@@ -59,6 +59,8 @@ from zeus_union.cache.manifest import (
     subjects_due,
 )
 from zeus_union.cache.pack import (
+    COPY_BELOW,
+    PACK_BELOW,
     move_among_shards,
     part_bytes,
     remove_packed,
@@ -71,9 +73,6 @@ from zeus_union.cache.recipe import canonical_json, describe, differences, finge
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
 from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.view_layers import made_from, view_layer, view_of
-
-PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
-COPY_BELOW = 1e9  # bytes of a packed file that is copied for one more layer: that takes seconds
 
 _OPTIONAL = ("masks", "modality_masks", "native_masks")
 
