@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
@@ -280,7 +281,10 @@ class Cache:
                 for subject in self.subjects
             ]
         else:
-            tables = [read_table(parquet_path(self.path), variant=name) for name in wanted]
+            # While subjects join or leave, the table knows of some that this cache does not.
+            subjects = pa.array(self.subjects)
+            every = (read_table(parquet_path(self.path), variant=name) for name in wanted)
+            tables = [table.filter(pc.is_in(table["subject"], subjects)) for table in every]
         return pa.concat_tables([SCHEMA.empty_table(), *tables])
 
     def _layer(self, layer: str) -> Mapping[str, Part]:
@@ -341,7 +345,8 @@ class Cache:
 
     def _check_shards(self) -> None:
         """Every shard must be there and whole before anybody trains for an hour."""
-        named = [part for by_subject in self._manifest.parts.values() for part in by_subject.values() if part.file]
+        parts = (part for by_subject in self._manifest.parts.values() for part in by_subject.values())
+        named = list({part.file: part for part in parts if part.file}.values())
         if named and not self._files.folder.is_dir():
             raise UserError(
                 f"{self.path} is the index of a sharded cache and its shard folder {self._files.folder} is missing; "

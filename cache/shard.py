@@ -24,7 +24,7 @@ from zeus_union.cache.atomic import AtomicFile
 from zeus_union.cache.descriptors import FLAGS, read_at
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.instructions import TextTable
-from zeus_union.cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
+from zeus_union.cache.layout import CONSTANTS, ROW_HASH, little_endian, packed_name, row_axes, shard_folder
 from zeus_union.cache.manifest import Manifest, Part, StoredArray, read_manifest
 from zeus_union.cache.seal import SEAL_BYTES, read_seal, seal_holds, seal_of
 
@@ -54,10 +54,12 @@ class Files:
 
     def _open_file(self, name: str) -> _OpenFile:
         opened = _OpenFile(self.locate(name))
-        seal = bytearray(SEAL_BYTES)
-        if not name and self._seal is not None and seal[: read_at(opened.fd, seal, 0)] != self._seal:
-            raise UserError(f"{self.path} was replaced while it was in use (a layer was added?); start again")
-        return opened
+        if name or self._seal is None or opened.has_seal(self._seal):
+            return opened
+        kept = self.folder / packed_name(self._seal)
+        if kept.is_file() and (opened := _OpenFile(kept)).has_seal(self._seal):
+            return opened  # layers or subjects were added, and the file that was read is among the shards
+        raise UserError(f"{self.path} was replaced while it was in use (a layer was added?); start again")
 
     def locate(self, name: str) -> Path:
         return self.folder / name if name else self.path
@@ -111,6 +113,10 @@ class _OpenFile:
             self.fd = os.open(path, os.O_RDONLY | FLAGS)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; copy the shard folder {path.name} lies in beside the cache") from None
+
+    def has_seal(self, seal: bytes) -> bool:
+        start = bytearray(SEAL_BYTES)
+        return start[: read_at(self.fd, start, 0)] == seal
 
     def __del__(self) -> None:
         if self.fd >= 0:

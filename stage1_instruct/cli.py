@@ -8,6 +8,7 @@ from zeus_union.cache.terminal import ZeusGroup
 from zeus_union.stage1_instruct.commands.build import build_cache_command
 from zeus_union.stage1_instruct.commands.data import check, make_demo
 from zeus_union.stage1_instruct.commands.fetch import fetch
+from zeus_union.stage1_instruct.commands.growing import merge_command, remove_command
 from zeus_union.stage1_instruct.commands.knowledge import probe_texts_command
 from zeus_union.stage1_instruct.commands.layers import export_texts_command, import_texts_command, make_oracle_command
 from zeus_union.stage1_instruct.commands.look import inspect, pack, verify
@@ -32,6 +33,8 @@ COMMANDS = (
     status,
     verify,
     pack,
+    merge_command,
+    remove_command,
 )
 
 

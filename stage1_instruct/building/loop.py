@@ -9,7 +9,7 @@ from dataclasses import replace
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
@@ -57,6 +57,9 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     card = dataset.card if dataset.cached_recipe else replace(dataset.card, slice_step=options.slice_step)
     writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled, share=share if options.part else None)
     _check_processes(writer, options)
+    if writer.new_subjects:
+        old = len(card.subjects) - len(writer.new_subjects)
+        say(f"{len(writer.new_subjects)} new subjects join the {old} of {options.out}: {some_of(writer.new_subjects)}")
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
@@ -107,7 +110,8 @@ def _finish(build: Build) -> None:
                 return
             # An index is replaced by the same index where two parts end at once; packing would remove shards under one.
             pack = False
-    writer.finalize(pack)
+    if not writer.finalize(pack):
+        return
     build.report.complete = True
     if "instructions" in options.layers:
         names = {options.variant, *(class_variants(options.variant, writer.card.classes) if options.per_class else ())}

@@ -359,7 +359,7 @@ def _build_rows(
             failures = error
             continue
         _say_report(report)
-        complete = complete and report.complete
+        complete = report.complete  # what the last row ends with is what the cache is
         step = f"zeus-segment train --cache {out}{_how_to_train(report, trained_for)}"
         if options.per_class:
             step += f" --variant {','.join(class_variants(variant, dataset.card.classes))} --instructions class"
@@ -368,7 +368,9 @@ def _build_rows(
         failures.say()
         raise failures
     if not complete:
-        click.echo(f"part {options.part} of {out} is built")
+        click.echo(
+            f"part {options.part} of {out} is built" if options.part else f"{out} does not hold its new subjects yet"
+        )
         return
     _say_views(out)
     click.echo(
