@@ -28,6 +28,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, draw_views, epoch_batches
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner, take_batch
+from zeus_union.stage2_segment.training.memory import keep_freed_memory
 from zeus_union.stage2_segment.training.step import group_learners
 from zeus_union.stage2_segment.training.validation import Validation
 
@@ -145,6 +146,8 @@ def train_together(
         validate_every: epochs between validations on the validation subjects; 0: none.
         stacked: run models of one architecture as one (`Stack`), where several processes don't share the batches.
     """
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     plan = learners[0].config
     assert all(shared_plan(learner.config) == shared_plan(plan) for learner in learners)
     wanted = {name for learner in learners for name in learner.config.inputs.modalities}
