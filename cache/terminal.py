@@ -40,6 +40,7 @@ from zeus_union.cache.system_errors import one_line
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 T = TypeVar("T")
 UNLIMITED = 10_000  # columns
+MOST_OF_A_SUMMARY = 45  # characters
 LINE_EVERY_S = 30  # where progress is no bar
 SPEED_OVER_S = 1800  # the time left follows from the speed of so many seconds
 
@@ -80,15 +81,34 @@ class ZeusGroup(click.Group):
     """A command group that prints a `UserError` and what the system refuses as one line and exits with 2.
 
     It and each of its commands have --quiet, --verbose and --debug (the traceback of an error).
+
+    Attributes:
+        headings: command -> the heading that it stands under in --help, by default 'Commands'.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _shared_options()
+        self.headings: dict[str, str] = {}
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         cmd.params += _shared_options()
         super().add_command(cmd, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands of each heading together."""
+        listed: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            heading = self.headings.get(name, "Commands")
+            listed.setdefault(heading, []).append((name, command.get_short_help_str(MOST_OF_A_SUMMARY)))
+        widest = max(map(len, self.commands), default=0)
+        for heading, summaries in listed.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(widest), summary) for name, summary in summaries])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added: that of a user's way."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         _prepare_output()

@@ -34,7 +34,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="The whole job on phantoms, on a CPU")
 @click.option("--out", type=FOLDER, default=Path("zeus-demo"), show_default=True, help="Folder to write.")
 @click.option("--subjects", type=click.IntRange(2), default=6, show_default=True, help="How many phantoms.")
 @click.option("--slice-step", type=click.IntRange(1), default=2, show_default=True, help="Every n-th slice.")
@@ -63,7 +63,7 @@ def demo(
     click.echo(f"look at {picture}; the masks are in {out / 'masks'}")
 
 
-@main.command()
+@main.command(short_help="Train the rows of a grid from one cache")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @click.option(
     "--grid", "grid_name", required=True, help="table2, table3, table4, table5 (the paper's), controls, or a YAML file."
@@ -207,7 +207,7 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 main.add_command(segment)
 
 
-@main.command()
+@main.command(short_help="Hand a run over as one file, without names")
 @click.argument("runs", type=RUN, nargs=-1, required=True)
 @click.argument("out", type=FILE, metavar="NAME.zeus.zip")
 @click.option("--licence", help="Of the weights, for the model card: a name (CC-BY-4.0), a sentence or an address.")
@@ -239,7 +239,7 @@ def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(card['members'])} run(s) of {card['dataset']}")
 
 
-@main.command("import")
+@main.command("import", short_help="Read a file of zeus export")
 @click.argument("archive", type=FILE, metavar="NAME.zeus.zip")
 @click.option("--out", type=FOLDER, help="Folder to write.  [default: runs/NAME]")
 def import_(archive: Path, out: Path | None) -> None:
@@ -253,7 +253,7 @@ def import_(archive: Path, out: Path | None) -> None:
     click.echo(f"{len(runs)} run(s) in {', '.join(map(str, runs))}")
 
 
-@main.command()
+@main.command(short_help="A page for a browser: curves, slices, texts")
 @click.argument("folder", type=RUN, metavar="RUN_OR_ABLATION_OR_STUDY")
 @click.option("--cache", type=FILE, help="The cache that slices are of.  [default: the run's]")
 @click.option(

@@ -79,7 +79,7 @@ def main() -> None:
     """
 
 
-@main.command("train", cls=PanelCommand)
+@main.command("train", cls=PanelCommand, short_help="Train from a cache")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @with_options
 @click.option(
@@ -193,7 +193,7 @@ def _short_digest(values: Mapping[str, Any]) -> str:
     return fingerprint({name: str(value) for name, value in values.items()})[:8]
 
 
-@main.command("evaluate")
+@main.command("evaluate", short_help="DSC, IoU, HD95 and NSD of held-out subjects")
 @runs_options
 @click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the first run's]")
 @weights_option
@@ -286,7 +286,7 @@ def evaluate_command(
     click.echo(f"{figures}, of {counted(len(summary['subjects']), 'subject')} of {opened.path}")
 
 
-@main.command("predict")
+@main.command("predict", short_help="Masks as NIfTI in each study's own grid")
 @runs_options
 @click.option("--cache", type=FILE, help="The cache with the studies to segment.  [default: the first run's]")
 @click.option("--out", type=FOLDER, required=True, help="Folder for SUBJECT.nii.gz.")
@@ -342,7 +342,7 @@ def predict_command(
     click.echo(f"{counted(len(written), 'mask')} of {opened.path} in {out}")
 
 
-@main.command("postprocess")
+@main.command("postprocess", short_help="Choose a run's post-processing again")
 @run_option
 @click.option("--cache", type=FILE, help="The run's cache, where it has moved.  [default: where it was]")
 @click.option(
@@ -374,7 +374,7 @@ def postprocess_command(run: Path, cache: Path | None, off: bool, device: str | 
     say_choices(run, config)
 
 
-@main.command("probe")
+@main.command("probe", short_help="Does a trained run listen to its texts?")
 @run_option
 @click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the run's]")
 @weights_option
@@ -425,7 +425,7 @@ def probe_command(
         print_tables(sentence_table(of_sentences, top))
 
 
-@main.command("params")
+@main.command("params", short_help="Trainable parameters, part by part")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="Sets modalities, classes and text width.")
 @click.option(
     "--model",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ANYTHING = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Masks and volumes of new studies")
 @click.argument("studies", type=ANYTHING, metavar="STUDY...", nargs=-1, required=True)
 @runs_options
 @click.option(

@@ -46,7 +46,7 @@ READING = (
 )
 
 
-@click.command("build-cache")
+@click.command("build-cache", short_help="Run the frozen models over every slice")
 @partial(with_data, required=False)
 @with_models
 @send_option

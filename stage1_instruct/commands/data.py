@@ -15,7 +15,7 @@ from zeus_union.stage1_instruct.commands.shared import (
 )
 
 
-@click.command("check")
+@click.command("check", short_help="Check a data set before hours of computing")
 @with_data
 @click.option(
     "--voxels", is_flag=True, help="Read every voxel of every image too: as long as building the slices takes."
@@ -39,7 +39,7 @@ def check(voxels: bool, **reading: Any) -> None:
     click.echo(f"{counted(len(subjects), 'study')} of {dataset.card.name}: in order")
 
 
-@click.command("make-demo")
+@click.command("make-demo", short_help="Write phantom patients to disk")
 @click.option(
     "--layout",
     type=click.Choice(["chaos", "msd", "nnunet"]),

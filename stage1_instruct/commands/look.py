@@ -9,7 +9,7 @@ import click
 from zeus_union.cache.terminal import FILE, existing, json_option, print_json
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="What is in a cache")
 @click.argument("cache", type=FILE)
 @click.option("--subject", help="Show one of its slices.")
 @click.option("--slice", "number", type=int, help="Slice number in the view of the subject, e.g. axial: from below.")
@@ -52,7 +52,7 @@ def inspect(
         draw_slice(opened, row, variant, png)
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check every byte of a cache")
 @click.argument("cache", type=FILE)
 @json_option
 def verify(cache: Path, as_json: bool) -> None:
@@ -69,7 +69,7 @@ def verify(cache: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command("pack")
+@click.command("pack", short_help="Put a sharded cache into one file")
 @click.argument("cache", type=FILE)
 @click.argument("out", type=FILE)
 def pack(cache: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zeus_union.cache.status import Status
 
 
-@click.command("status")
+@click.command("status", short_help="Who builds what, how far, how long still")
 @click.argument("cache", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object; times in seconds.")
 def status(cache: Path, as_json: bool) -> None:
