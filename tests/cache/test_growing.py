@@ -140,7 +140,9 @@ def test_a_cache_stays_as_it_was_until_new_subjects_are_in_all_its_layers(
 
 def test_a_cache_that_lacks_subjects_of_the_data_set_says_what_to_do(path: Path) -> None:
     build(path)
-    with pytest.raises(UserError, match=r"holds subjects that are not chosen here \(subjects: C\); .*zeus-instruct remove"):
+    with pytest.raises(
+        UserError, match=r"holds subjects that are not chosen here \(subjects: C\); .*zeus-instruct remove"
+    ):
         CacheWriter(path, replace(CARD, subjects=("A", "B")))
     with pytest.raises(UserError, match=r"build D with another --out, and zeus-instruct merge"):
         CacheWriter(path, replace(CARD, subjects=("A", "B", "D")))
@@ -150,7 +152,7 @@ def test_two_processes_that_add_different_subjects_are_told(path: Path) -> None:
     build(path)
     slow = CacheWriter(path, replace(CARD, subjects=(*CARD.subjects, "D", "E")))
     build(path, card=replace(CARD, subjects=(*CARD.subjects, "E", "F")))
-    with pytest.raises(UserError, match="run the same command again|not chosen here"):
+    with pytest.raises(UserError, match="not chosen here"):
         slow.finalize()
 
 
