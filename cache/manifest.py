@@ -159,10 +159,10 @@ def read_shard(folder: Path, name: str) -> Manifest:
     return replace(manifest, parts=parts)
 
 
-def find_shards(folder: Path, layer: str = "*", subject: str = "*") -> list[str]:
-    """Names relative to the shard folder of the finished shards, sorted."""
+def find_shards(folder: Path, layer: str = "*", subject: str = "*", suffix: str = ".h5") -> list[str]:
+    """Names relative to the shard folder of the finished shards (or, .parquet, of their tables of texts), sorted."""
     layers = ("slices", "slices@view*", "embeddings/*", "instructions/*") if layer == "*" else (layer,)
-    paths = (path for name in layers for path in folder.glob(f"{name}/{subject}.{'?' * 12}.h5"))
+    paths = (path for name in layers for path in folder.glob(f"{name}/{subject}.{'?' * 12}{suffix}"))
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 

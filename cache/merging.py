@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zeus_union.cache.atomic import make_folder, remove_temporaries, require_space
+from zeus_union.cache.atomic import make_folder, require_space
 from zeus_union.cache.claims import lock_if_possible
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import UNLABELLED
@@ -29,7 +29,15 @@ from zeus_union.cache.layout import (
     short_names,
 )
 from zeus_union.cache.manifest import Manifest, Part, check_uniform, read_shard
-from zeus_union.cache.pack import PACK_BELOW, finished_manifest, part_bytes, read_texts, write_index, write_packed
+from zeus_union.cache.pack import (
+    PACK_BELOW,
+    finished_manifest,
+    part_bytes,
+    read_texts,
+    remove_left,
+    write_index,
+    write_packed,
+)
 from zeus_union.cache.recipe import describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.terminal import progress, some_of
@@ -78,7 +86,7 @@ def merge(first: Path, second: Path, target: Path, pack: bool | None = None) -> 
                 raise UserError(f"{path} is damaged ({len(findings)} findings; {findings[0]}); mend it first")
         joined = _join(*manifests, *sources)
         check_uniform(joined.parts)
-        remove_temporaries(target.parent, [target.name, parquet_path(target).name])
+        remove_left(target)
         if pack or (pack is None and part_bytes(joined) < PACK_BELOW):
             _write_texts(target, manifests, sources)
             write_packed(target, joined, sources[0], replace_target=False, with_texts=False)

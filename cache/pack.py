@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -166,15 +166,23 @@ def remove_packed(manifest: Manifest, folder: Path) -> None:
     """Removes the shards, and the packed files among them, whose rows a packed file lists, and the folders this leaves empty."""
     for name in find_packed(folder):
         (folder / name).unlink()
-    shards = [(shard, split_shard_name(shard)) for shard in find_shards(folder)]
-    remove_shards(folder, [shard for shard, (layer, subject) in shards if subject in manifest.parts.get(layer, {})])
+    for shard in find_shards(folder):
+        layer, subject = split_shard_name(shard)
+        if subject in manifest.parts.get(layer, {}):
+            (folder / shard).with_suffix(".parquet").unlink(missing_ok=True)
+            (folder / shard).unlink()
+    remove_empty(folder)
 
 
-def remove_shards(folder: Path, shards: Iterable[str]) -> None:
-    """Removes shards with their tables of texts, and the folders this leaves empty."""
-    for shard in shards:
-        (folder / shard).with_suffix(".parquet").unlink(missing_ok=True)
-        (folder / shard).unlink()
+def remove_left(path: Path) -> None:
+    """Removes the temporary files that killed processes left of a cache; nobody else may be at work on it."""
+    remove_temporaries(path.parent, [path.name, parquet_path(path).name])
+    for folder, _, _ in os.walk(shard_folder(path)):
+        remove_temporaries(Path(folder))
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes the folders of layers in which nothing is left, and the shard folder itself."""
     for inner, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):  # not empty: layers that are not finished stay
             os.rmdir(inner)
@@ -198,7 +206,7 @@ def pack(source: Path | str, target: Path | str) -> None:
             raise UserError(f"{target} exists; choose another name or remove it")
         files = Files(source)
         manifest = finished_manifest(files.manifest(), source)
-        remove_temporaries(target.parent, [target.name, parquet_path(target).name])
+        remove_left(target)
         write_packed(target, manifest, files, replace_target=False)
         files.close()
 

@@ -15,6 +15,7 @@ from zeus_union.cache.folds import UNLABELLED
 from zeus_union.cache.instructions import TextTable
 from zeus_union.cache.layout import (
     CONSTANTS,
+    find_packed,
     is_packed_name,
     lock_path,
     locks_folder,
@@ -22,8 +23,8 @@ from zeus_union.cache.layout import (
     short_names,
     split_shard_name,
 )
-from zeus_union.cache.manifest import Manifest, Part, find_shards, read_shard
-from zeus_union.cache.pack import remove_packed, remove_shards, write_index, write_packed, write_texts
+from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard
+from zeus_union.cache.pack import remove_empty, remove_left, remove_packed, write_index, write_packed, write_texts
 from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.terminal import choose, some_of
 from zeus_union.cache.view_layers import view_layer, view_of
@@ -83,6 +84,7 @@ def remove(path: Path, subjects: Sequence[str], layers: Sequence[str] = ()) -> R
             index = _open(files)
             kept = _without(files, index, subjects, layers)
             removal = _plan(files, index, kept, subjects, layers)
+            remove_left(path)
             if removal.copied:
                 write_packed(path, kept, files, with_texts=False)
             elif index.state == "sharded":
@@ -92,8 +94,11 @@ def remove(path: Path, subjects: Sequence[str], layers: Sequence[str] = ()) -> R
                     builder.commit(kept)
             # From here on nothing lists them, and what follows only clears away.
             _rewrite_texts(files, kept)
-            gone = [name for name in find_shards(files.folder) if _leaves(name, subjects, layers)]
-            remove_shards(files.folder, gone)
+            for suffix in (".h5", ".parquet"):  # a shard is what says that its table is there
+                for name in find_shards(files.folder, suffix=suffix):
+                    if _leaves(name, subjects, layers):
+                        (files.folder / name).unlink()
+            remove_empty(files.folder)
             shutil.rmtree(locks_folder(path), ignore_errors=True)
             now = files.manifest()
             if now.state == "packed":
@@ -123,8 +128,12 @@ def _open(files: Files) -> Manifest:
 def _without(files: Files, index: Manifest, subjects: Sequence[str], layers: Sequence[str]) -> Manifest:
     """The index without them."""
     card = index.card
-    shards = [split_shard_name(name) for name in find_shards(files.folder)]
-    known = dict.fromkeys([*card.subjects, *(name for _, name in shards if name != CONSTANTS)])
+    names = [name for suffix in (".h5", ".parquet") for name in find_shards(files.folder, suffix=suffix)]
+    shards = [split_shard_name(name) for name in names]
+    in_packed = [
+        name for file in find_packed(files.folder) for name in read_manifest(files.folder / file).card.subjects
+    ]
+    known = dict.fromkeys([*card.subjects, *(name for _, name in shards if name != CONSTANTS), *in_packed])
     left = [name for name in subjects if name not in known and _has_texts(files.path, name)]
     choose([name for name in subjects if name not in left], tuple(known), "subject")
     known_layers = dict.fromkeys([*index.parts, *(layer for layer, _ in shards)])

@@ -89,6 +89,10 @@ def _check_part(
     """What is wrong with one subject of one layer; `unreadable`: tables of texts that cannot be read -> why."""
     where = f"{files.locate(part.file)}: {layer}, subject {subject}"
     try:
+        if slices is None and subject not in index.card.subjects:
+            remedy = f"zeus-instruct remove {files.path} {subject} --yes takes it away"
+            yield f"{where}: left of a subject that is not in the cache; {remedy}"
+            return
         if slices is None:
             yield f"{where}: its slices are missing"
             return

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zeus_union.cache.atomic import find_temporaries, make_folder, remove_temporaries, require_space
+from zeus_union.cache.atomic import find_temporaries, make_folder, require_space
 from zeus_union.cache.claims import claim, has_locks, lock
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import (
@@ -45,7 +45,6 @@ from zeus_union.cache.layout import (
     kind_of,
     lock_path,
     locks_folder,
-    parquet_path,
     row_axes,
     shard_name,
     split_shard_name,
@@ -64,6 +63,7 @@ from zeus_union.cache.pack import (
     PACK_BELOW,
     move_among_shards,
     part_bytes,
+    remove_left,
     remove_packed,
     restore_packed,
     write_index,
@@ -266,10 +266,11 @@ class CacheWriter:
     def _remove_left(self, subjects: Collection[str] | None) -> None:
         """Removes the temporary files of `subjects` (None: all, and the cache's) which nobody else may be writing."""
         if subjects is None:
-            remove_temporaries(self.path.parent, [self.path.name, parquet_path(self.path).name])
+            remove_left(self.path)
+            return
         for folder, _, _ in os.walk(self._files.folder):
             for final, file in list(find_temporaries(Path(folder))):
-                if subjects is None or split_shard_name(final)[1] in subjects:
+                if split_shard_name(final)[1] in subjects:
                     file.unlink(missing_ok=True)
 
     def begin_layer(

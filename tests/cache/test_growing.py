@@ -152,7 +152,7 @@ def test_two_processes_that_add_different_subjects_are_told(path: Path) -> None:
     build(path)
     slow = CacheWriter(path, replace(CARD, subjects=(*CARD.subjects, "D", "E")))
     build(path, card=replace(CARD, subjects=(*CARD.subjects, "E", "F")))
-    with pytest.raises(UserError, match=r"run the same command again|not chosen here"):
+    with pytest.raises(UserError, match="not chosen here"):
         slow.finalize()
 
 
