@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ class BuildReport:
     """What a build cost and brought, in this process.
 
     Attributes:
-        seconds: by part.
+        seconds: by part, for which it was busy; parts of different threads are busy at once, so that the sum may exceed
+            `elapsed`.
+        elapsed: seconds from the first subject to the last.
         done: slice-modalities by part.
         subjects: finished.
         failures: subject -> why it could not be built.
@@ -28,21 +31,29 @@ class BuildReport:
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    elapsed: float = 0.0
     subjects: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     without_texts: bool = False
     cut_by_encoder: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, part: str, seconds: float, slice_modalities: int) -> None:
+        """Counts work of a part, from any thread."""
+        with self._lock:
+            self.seconds[part] += seconds
+            self.done[part] += slice_modalities
 
     @contextmanager
     def timing(self, part: str, slice_modalities: int) -> Iterator[None]:
+        """Counts the block as work of a part."""
         start = time.perf_counter()
         yield
-        self.seconds[part] += time.perf_counter() - start
-        self.done[part] += slice_modalities
+        self.add(part, time.perf_counter() - start, slice_modalities)
 
     def per_slice_modality(self) -> dict[str, float]:
-        """part -> seconds a slice-modality."""
+        """part -> seconds a slice-modality for which it was busy."""
         return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
 
     @staticmethod
