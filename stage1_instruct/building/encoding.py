@@ -55,6 +55,10 @@ class Computing(Protocol):
     def at_once(self) -> int:
         """Pictures in a batch."""
 
+    @property
+    def row_bytes(self) -> int:
+        """Of an embedding on its way to the thread that writes it."""
+
     def run(self, pictures: Sequence[Picture]) -> list[Callable[[], Row]]:
         """What gives each picture's embedding, in the thread that writes it.
 
@@ -67,6 +71,7 @@ class OnCPU:
     """One picture at a time, quantised by whoever writes it: more together gain nothing at 75 GFLOP each."""
 
     at_once = 1
+    row_bytes = FLOAT_BYTES
 
     def __init__(self, encoder: ImageEncoder) -> None:
         self._encoder = encoder
@@ -87,6 +92,7 @@ class OnDevice:
     def __init__(self, encoder: ImageEncoder, store: str, at_once: int, device: torch.device) -> None:
         """Args: at_once: pictures in a batch; halved, for good, where memory runs out."""
         self.at_once = at_once
+        self.row_bytes = FLOAT_BYTES // (2 if store == "fp16" else 4)
         self._encoder = encoder
         self._store = store
         self._device = device
@@ -252,6 +258,11 @@ class PictureLine:
         self._computing = computing
         self._report = report
         self._waiting: list[tuple[Picture, EmbeddingsOfSubject]] = []
+
+    @property
+    def row_bytes(self) -> int:
+        """Of an embedding on its way to the thread that writes it."""
+        return self._computing.row_bytes
 
     def add(self, picture: Picture, embeddings: EmbeddingsOfSubject) -> None:
         if embeddings.complete:  # the encoder refused an earlier one

@@ -67,5 +67,3 @@ def write_instructions(
 ) -> None:
     with report.timing("writing instructions", len(written.rows)):
         writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
-
-

@@ -20,7 +20,14 @@ from zeus_union.stage1_instruct.models.batching import run_in_batches
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector, check_widths, new_connector, read_connector
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
-from zeus_union.stage1_instruct.models.language.llm import Asked, Decoding, Generation, InstructionLLM, Loading, llm_recipe
+from zeus_union.stage1_instruct.models.language.llm import (
+    Asked,
+    Decoding,
+    Generation,
+    InstructionLLM,
+    Loading,
+    llm_recipe,
+)
 from zeus_union.stage1_instruct.models.language.prompts import Template, template
 from zeus_union.stage1_instruct.models.vision.regions import Vision, VisionFeatures
 from zeus_union.stage1_instruct.profiles.profile import NONE, Profile, Sees

@@ -49,7 +49,7 @@ def dataset(root: Path) -> Dataset:
 class QuickEncoder:
     """Each 64th part of a picture's mean grey value, times a number a channel; a tiny ViT takes a second a picture."""
 
-    name = "litemedsam"
+    name, at_once = "litemedsam", None
 
     def __init__(self, input_size: int = 256) -> None:
         self.input_size = input_size
