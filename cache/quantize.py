@@ -52,6 +52,10 @@ def encode_uint8(
 
     Raises:
         UserError: NaN or infinite values.
+
+    >>> values, scale, offset = encode_uint8(np.array([[[0, 1], [2, 255]]], np.float32))
+    >>> values.ravel().tolist(), scale.tolist(), offset.tolist()
+    ([0, 1, 2, 255], [1.0], [0.0])
     """
     low, high = _channel_range(embeddings)
     span = high.astype(np.float64) - low

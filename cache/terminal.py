@@ -241,7 +241,11 @@ def in_words(count: int) -> str:
 
 
 def some_of(names: Sequence[str], most: int = 8) -> str:
-    """'A, B, C' for a message; beyond `most` of them how many more there are."""
+    """'A, B, C' for a message; beyond `most` of them how many more there are.
+
+    >>> some_of(["anna", "ben", "carl", "dora"], most=2)
+    'anna, ben and 2 more'
+    """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -26,11 +26,17 @@ def default_root(name: str) -> Path:
     return Path("data") / name
 
 
+def is_missing(name: str, root: Path | None) -> bool:
+    """Whether the folder of a data set is not there, or empty; the demo's is written where it is not."""
+    folder = default_root(name) if root is None else root
+    return name != "demo" and not (folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
+
+
 def _require_data(name: str, root: Path | None) -> None:
     """Raises a UserError that names the command which gets a public data set, where its folder is not there or empty."""
     command = how_to_get(name, root)
     folder = default_root(name) if root is None else root
-    if command is None or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+    if command is None or not is_missing(name, root):
         return
     state = "is empty" if folder.exists() else "does not exist"
     raise UserError(f"the data root {folder} {state}; {command} gets the data, or give its folder with --data-root")

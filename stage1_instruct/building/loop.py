@@ -53,7 +53,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
     share = subjects if options.part is None else options.part.of(subjects)
-    card = replace(dataset.card, slice_step=options.slice_step)
+    card = dataset.card if dataset.cached_recipe else replace(dataset.card, slice_step=options.slice_step)
     writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled, share=share if options.part else None)
     _check_processes(writer, options)
     report = BuildReport()

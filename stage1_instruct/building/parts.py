@@ -31,6 +31,9 @@ def parse_part(text: str, environment: Mapping[str, str]) -> Share:
 
     Raises:
         UserError: neither; no array, or one whose task numbers are not evenly spaced.
+
+    >>> parse_part("2/3", {}).of(["anna", "ben", "carl", "dora", "emil"])
+    ('ben', 'emil')
     """
     if text == SLURM:
         return _part_of_array(environment)

@@ -110,7 +110,7 @@ class Pipeline:
                 continue
             wait = False
             ahead.append(work)
-            while ahead and (len(ahead) > READ_AHEAD or ahead[0].reading is None):
+            while ahead and (len(ahead) > READ_AHEAD or not ahead[0].needs.pictures):
                 yield ahead.popleft()
         yield from ahead
 
@@ -125,8 +125,8 @@ class Pipeline:
             if needs:
                 work = Work(subject, needs, claimed.pop_all())
                 self._open.append(work)
-                if needs.study:
-                    work.reading = self._reader.submit(partial(read_pictures, build, subject))
+                if needs.pictures or needs.headers:
+                    work.reading = self._reader.submit(partial(read_pictures, build, subject, needs))
                 return work
         except UserError as error:
             if not ends_the_job_only(error):
@@ -149,7 +149,7 @@ class Pipeline:
                 for embeddings in work.encoding:
                     embeddings.fail(work.error)
             pending.append(work)
-            while pending and pending[0].encoded and (len(pending) > 1 or not pending[0].needs.study):
+            while pending and pending[0].encoded and (len(pending) > 1 or not pending[0].needs.pictures):
                 yield pending.popleft()
         self._flush()
         yield from pending
@@ -170,12 +170,12 @@ class Pipeline:
                 raise
             self._ended_by = error
             return False
+        if pictures is None:
+            return True
         build, work.count = self._build, pictures.count
         self._bar.know(work)
         if work.needs.slices:
             self._write(work, partial(write_slices, build.writer, build.report, work.subject, pictures))
-        else:
-            build.writer.check_sources(work.subject, pictures.sources)
         if work.needs.embeddings:
             self._through_encoder(
                 work, build.layers.embeddings, len(pictures.slices.numbers), self._originals(pictures)
@@ -190,7 +190,9 @@ class Pipeline:
         """The pictures of a study, modality by modality within a slice."""
         slices = pictures.slices
         small = self._build.models.encoder.input_size == slices.images.shape[-1]
-        for of_slice in slices.images if small else slices.native_images:
+        shown = slices.images if small else slices.native_images
+        assert shown is not None  # only a study shows more than is stored
+        for of_slice in shown:
             for pixels in of_slice:
                 yield Picture(pixels, None if small else slices.grid.slice_spacing[1:])
 

@@ -14,6 +14,7 @@ from zeus_union.cache.projections import EVERYONE
 from zeus_union.cache.recipe import fingerprint
 from zeus_union.cache.terminal import say
 from zeus_union.cache.writer import CacheWriter
+from zeus_union.stage1_instruct.building.cached import check_can_be_made
 from zeus_union.stage1_instruct.building.parts import Share
 from zeus_union.stage1_instruct.building.pipeline import build_waiting
 from zeus_union.stage1_instruct.building.report import BuildReport
@@ -140,7 +141,7 @@ def begin_pictures(
     """Opens slices and embeddings, and their views, under their recipes; loads no model but an encoder without constants."""
     card = dataset.card
     embeddings, embeddings_recipe = "", {}
-    slices_recipe = {
+    slices_recipe = dataset.cached_recipe or {
         "preprocessing": slicing.recipe(),
         "view": options.view or "acquisition",
         "windows": windows_recipe(windows_of(card.terms, options.windows)),
@@ -155,6 +156,8 @@ def begin_pictures(
             "encoder": models.encoder_recipe(),
             "store": options.store,
         }
+        if dataset.cached_recipe and writer.begun(embeddings) is None:
+            check_can_be_made(writer.path, models, dict.fromkeys(card.subjects, (embeddings,)))
         writer.begin_layer(
             embeddings,
             embeddings_recipe,
@@ -231,11 +234,13 @@ def build_subjects(build: Build, subjects: Sequence[str]) -> None:
     report, dataset = build.report, build.dataset
     before = set(report.failures)
     missing = find_missing(build, subjects)
+    if dataset.cached_recipe:
+        check_can_be_made(build.options.out, build.models, missing)
     waiting = [subject for subject in missing if subject not in report.failures]
     failed = len(report.failures.keys() & set(subjects) - missing.keys())
     if finished := len(subjects) - len(missing) - failed:
         say(f"{finished} of {len(subjects)} subjects are finished already")
-    if build.options.check and waiting and build.projection is None:
+    if build.options.check and waiting and build.projection is None and not dataset.cached_recipe:
         report.failures |= check_studies(dataset, waiting, "headers")
         for subject in set(report.failures) - before:
             say(f"{subject} will be left out: {report.failures[subject]}")

@@ -22,7 +22,7 @@ class Work:
 
     Attributes:
         claimed: what to give back when it is finished.
-        reading: its study, read and sliced; None where it needs none, or was taken.
+        reading: its pictures on their way; None where it needs none, or they were taken.
         writes: jobs of the thread that writes.
         encoding: its embeddings on their way.
         error: why it cannot be built.
@@ -33,7 +33,7 @@ class Work:
     subject: str
     needs: Needs
     claimed: ExitStack
-    reading: Future[Pictures] | None = None
+    reading: Future[Pictures | None] | None = None
     writes: list[Future[None]] = field(default_factory=list)
     encoding: list[EmbeddingsOfSubject] = field(default_factory=list)
     error: UserError | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, choose, say, split_names
@@ -21,8 +23,9 @@ from zeus_union.stage1_instruct.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from zeus_union.cache.layout import DatasetCard
     from zeus_union.stage1_instruct.building.loop import BuildOptions
     from zeus_union.stage1_instruct.building.report import BuildReport
     from zeus_union.stage1_instruct.building.subjects import Splits
@@ -45,7 +48,7 @@ READING = (
 
 
 @click.command("build-cache")
-@with_data
+@partial(with_data, required=False)
 @with_models
 @send_option
 @click.option("--out", type=FILE, help="The cache to write, or to resume.  [default: cache/DATASET.h5]")
@@ -149,7 +152,9 @@ READING = (
     is_flag=True,
     help="Say what is missing: slices, MiB and the image encoder's minutes, with and without views; write nothing.",
 )
+@click.pass_context
 def build_cache_command(
+    context: click.Context,
     profile: str,
     overrides: tuple[str, ...],
     device: str | None,
@@ -164,6 +169,9 @@ def build_cache_command(
     refused with what differs, and --variant NAME makes another instruction layer beside it.
 
     A control: --variant prompt --set instructor=prompt makes a layer of the bare questions, without a language model.
+
+    A layer that comes later needs no raw data where it is made from what the cache holds: with --out alone, or where the
+    data root is gone, the data set is the cache's own. It is said where something needs the studies.
 
     Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
     takes the next subject that is free, and a process that is lost costs the subject it had in work. Where the file
@@ -181,8 +189,8 @@ def build_cache_command(
     given["trained_for"] = _splits(given)
     grid, variant = given.pop("grid"), given.pop("variant")
     rows = read_grid(grid) if grid else (VariantRow(variant or "", {}),)
-    given["out"] = given["out"] or Path("cache") / f"{given['dataset_name']}.h5"
-    dataset = open_studies(**{name: given.pop(name) for name in READING})
+    chosen = {name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    dataset = _open_data(chosen, given)
     card = dataset.card
     say(f"{card.name}: {len(card.subjects)} subjects, {', '.join(card.modalities)}; to segment: {card.instance}")
     parts = parse_overrides(overrides)
@@ -196,6 +204,69 @@ def build_cache_command(
         _say_forecast(dataset, _options(given), profile, rows[0].parts, device)
         return
     _build_rows(dataset, rows, _options(given), profile, device, send_images_to)
+
+
+def _open_data(chosen: Collection[str], given: dict[str, Any]) -> Dataset:
+    """The data set from its studies or, where they are not here, as the cache knows it.
+
+    Takes the options of `READING` out of `given`, puts the default of --out in, and, of a cache's data set, what its
+    pictures were made with.
+
+    Args:
+        chosen: which options the user gave.
+
+    Raises:
+        UserError: no such data set; options that ask for other pictures than those of the cache.
+    """
+    from zeus_union.stage1_instruct.building.cached import cached_dataset, check_same_pictures, store_of
+    from zeus_union.stage1_instruct.datasets import is_missing
+
+    reading = {name: given.pop(name) for name in READING}
+    name, root = reading["dataset_name"], reading["data_root"]
+    if name is None and (given["out"] is None or root is not None):
+        raise click.UsageError("Missing option '--dataset' (or --out alone, for a cache that is there).")
+    out = given["out"] = given["out"] or Path("cache") / f"{name}.h5"
+    if name is not None and not (out.is_file() and is_missing(name, root)):
+        return open_studies(**reading)
+    if not out.is_file():
+        raise UserError(f"cache {out} does not exist; give --dataset (and --data-root) to build it")
+    dataset = cached_dataset(out)
+    check_same_pictures(out, dataset, _pictures_chosen(chosen, {**reading, **given}, dataset.card))
+    given |= {"slice_step": dataset.card.slice_step, "view": None, "windows": ()}
+    given["store"] = given["store"] if "store" in chosen else store_of(out) or given["store"]
+    say(f"without the raw data: the data set and its pictures are those of {out}")
+    return dataset
+
+
+def _pictures_chosen(chosen: Collection[str], options: Mapping[str, Any], card: DatasetCard) -> dict[str, Any]:
+    """What the user chose of the options that decide pictures, as `check_same_pictures` takes it.
+
+    Raises:
+        UserError: an option that only the raw data can answer.
+    """
+    from zeus_union.stage1_instruct.studies.intensity import parse_windows, windows_recipe
+    from zeus_union.stage1_instruct.studies.modality_terms import parse_terms
+
+    if "splits" in chosen:
+        raise UserError(
+            "--splits names cases of the raw data, which are not here; leave it out, folds stay as they are"
+        )
+    if options["labels"] == "binary" and len(card.classes) > 1:
+        raise UserError(
+            f"--labels binary has one class and the cache has {', '.join(card.classes)}; leave it out, or give the raw "
+            "data with --data-root and another --out"
+        )
+    values = {
+        "name": options["dataset_name"],
+        "modalities": split_names(options["modalities"]),
+        "subjects": split_names(options["subjects"]),
+        "terms": parse_terms(options["terms"], card.modalities),
+        "instance": (options["instance"] or "").strip(),
+        "slice_step": options["slice_step"],
+        "view": options["view"],
+        "windows": windows_recipe(parse_windows(options["windows"])),
+    }
+    return {name: value for name, value in values.items() if ("dataset_name" if name == "name" else name) in chosen}
 
 
 def _check_together(given: dict[str, Any]) -> None:

@@ -37,9 +37,6 @@ profile_options = [
     ),
 ]
 data_options = [
-    click.option(
-        "--dataset", "dataset_name", type=click.Choice(DATASETS), required=True, help="Layout of the data set."
-    ),
     click.option("--data-root", type=FOLDER, help="Folder of the data set.  [default: data/DATASET]"),
     click.option("--modalities", help="Only these modalities, separated by commas.  [default: all]"),
     click.option("--subjects", help="Only these subjects, separated by commas.  [default: all]"),
@@ -72,10 +69,18 @@ def with_profile(command: F) -> F:
     return command
 
 
-def with_data(command: F) -> F:
+def with_data(command: F, required: bool = True) -> F:
+    """Args: required: whether there is no other way to know the data set than --dataset."""
     for option in reversed(data_options):
         command = option(command)
-    return command
+    more = "" if required else "  [default: as the finished cache at --out knows it, without the raw data]"
+    return click.option(
+        "--dataset",
+        "dataset_name",
+        type=click.Choice(DATASETS),
+        required=required,
+        help=f"Layout of the data set.{more}",
+    )(command)
 
 
 def with_models(command: F) -> F:

@@ -44,7 +44,8 @@ class Slices:
         masks: uint8 (n, 256, 256), or None.
         modality_masks: uint8 (n, M, 256, 256) where every modality was labelled on its own, or None.
         native_masks: uint8 (n, rows, columns), the masks at the native resolution, or None.
-        native_images: uint8 (n, M, rows, columns), intensities as in `images`.
+        native_images: uint8 (n, M, rows, columns), intensities as in `images`; None where they come from a cache, which does
+            not hold them.
     """
 
     grid: Grid
@@ -53,12 +54,18 @@ class Slices:
     masks: NDArray[np.uint8] | None
     modality_masks: NDArray[np.uint8] | None
     native_masks: NDArray[np.uint8] | None
-    native_images: NDArray[np.uint8]
+    native_images: NDArray[np.uint8] | None
 
     def images_at(self, size: int, piece: slice = slice(None)) -> NDArray[np.uint8]:
-        """uint8 (k, M, size, size) of some of the slices, nearest, straight from the native resolution (1024 for SAM)."""
+        """uint8 (k, M, size, size) of some of the slices, nearest, straight from the native resolution (1024 for SAM).
+
+        Raises:
+            ValueError: another size than that of `images`, and no native resolution.
+        """
         if size == self.images.shape[-1]:
             return self.images[piece]
+        if self.native_images is None:
+            raise ValueError(f"pictures of {self.images.shape[-1]} pixels, expected native ones to make {size} from")
         return to_square(self.native_images[piece], self.grid.slice_spacing[1:], size)
 
 

@@ -47,6 +47,8 @@ class Dataset:
         labelled: subject -> the case's name in the data set, of those with labels, where the files say it without being
             read; None where they do not.
         folds: subject -> the fold it is tested in, -1 for those that none tests; None: the cache draws them.
+        cached_recipe: what the slices were made from, of a data set that is known from its cache alone, since its studies
+            are not here; None: they can be read.
     """
 
     card: DatasetCard
@@ -54,3 +56,4 @@ class Dataset:
     facts: Mapping[str, Any] = field(default_factory=dict)
     labelled: Mapping[str, str] | None = None
     folds: Mapping[str, int] | None = None
+    cached_recipe: Mapping[str, Any] | None = None

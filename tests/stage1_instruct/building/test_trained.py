@@ -26,7 +26,7 @@ from zeus_union.pipelines.cli import main as zeus
 from zeus_union.pipelines.segment.frozen import frozen_parts
 from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.pipelines.segment.segmenter import Segmenter, load_run
-from zeus_union.stage1_instruct.building import subjects, trained
+from zeus_union.stage1_instruct.building import trained
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.models.bridge.connectors import read_connector
@@ -199,16 +199,16 @@ def test_a_build_that_was_stopped_among_the_texts_goes_on_with_its_projection(
     labelled: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    answer = subjects.answer
+    write = CacheWriter.write_instructions
 
-    def stopped(seen: Any, *arguments: Any) -> Any:
-        written.append(seen.subject)
+    def stopped(writer: CacheWriter, layer: str, subject: str, *arguments: Any) -> None:
+        written.append(subject)
         if len(written) == 3:
             raise KeyboardInterrupt
-        return answer(seen, *arguments)
+        write(writer, layer, subject, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(subjects, "answer", stopped)
+        patch.setattr(CacheWriter, "write_instructions", stopped)
         assert labelled.build().exit_code != 0
     monkeypatch.setattr(trained, "train_fold_projection", lambda *_: pytest.fail("trained again"))
     assert "2 of 4 subjects are finished already" in labelled.built()
