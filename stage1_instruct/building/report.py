@@ -56,6 +56,10 @@ class BuildReport:
         """part -> seconds a slice-modality for which it was busy."""
         return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
 
+    def share(self, part: str) -> float:
+        """Of the time from the first subject to the last, for how much a part was busy; of all parts more than 1."""
+        return self.seconds[part] / self.elapsed if self.elapsed else 0.0
+
     @staticmethod
     def peak_memory_bytes() -> int:
         if sys.platform == "win32":

@@ -55,7 +55,8 @@ def models(
         "encoder_weights": str(random_litemedsam),
         "llm": str(tiny_llama),
         "text_encoder": str(tiny_bert),
-        "max_new_tokens": "3",
+        "max_new_tokens": "4",
+        "temperature": "1.5",  # so that every text is another one
         "llm_batch": "2",
         "projection": "untrained",
     }
