@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class _Held:
 # Record locks belong to a process and end when it closes any descriptor of the file, so no file is opened twice. By
 # process id, as a forked child inherits this table but not the locks.
 _held: dict[tuple[int, str], _Held] = {}
+# Held while a lock is waited for, so whoever waits must have nothing in work in another thread.
+_table = threading.RLock()
 
 
 @contextmanager
@@ -57,27 +60,36 @@ def lock(path: Path, shared: bool = False, wait: bool = False, real: bool = True
         NoLocksError: the file system has no locks.
     """
     key = _key(path)
+    with _table:
+        held = _take(key, path, shared, wait, real)
+    if held is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with _table:
+            held.users -= 1
+            if not held.users:
+                del _held[key]
+                if held.file is not None:
+                    held.file.close()
+
+
+def _take(key: tuple[int, str], path: Path, shared: bool, wait: bool, real: bool) -> _Held | None:
+    """The lock with one user more; None where somebody else has it."""
     held = _held.get(key)
     if held is not None and not (shared and held.shared):
         if wait:
             raise RuntimeError(f"this process has {path} already and would wait for itself")
-        yield False
-        return
+        return None
     if held is None:
         file = acquire(path, shared, wait) if real else None
         if real and file is None:
-            yield False
-            return
+            return None
         held = _held[key] = _Held(file, shared)
     held.users += 1
-    try:
-        yield True
-    finally:
-        held.users -= 1
-        if not held.users:
-            del _held[key]
-            if held.file is not None:
-                held.file.close()
+    return held
 
 
 @contextmanager

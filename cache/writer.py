@@ -435,13 +435,14 @@ class CacheWriter:
         self,
         layer: str,
         subject: str,
-        embeddings: NDArray[np.float32] | Iterable[NDArray[np.float32]],
+        embeddings: NDArray[np.float32] | Iterable[NDArray[np.float32] | Mapping[str, NDArray[Any]]],
         store: str = "uint8",
     ) -> None:
         """Finishes a subject of a layer `embeddings/...`.
 
         Args:
-            embeddings: float32 (n, M, 256, 64, 64), or pieces of it, some slices each: one is held at a time.
+            embeddings: float32 (n, M, 256, 64, 64), or pieces of it, some slices each: one is held at a time. A piece that
+                was quantised already, where it was computed, is its arrays as they are stored.
             store: 'uint8' or 'fp16'.
 
         Raises:
@@ -450,7 +451,7 @@ class CacheWriter:
         if store not in ("uint8", "fp16"):
             raise UserError(f"unknown way to store embeddings {store!r}; there are uint8 and fp16")
         pieces = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
-        stored = (_encode(piece, store) for piece in pieces)
+        stored = (_encode(piece, store) if isinstance(piece, np.ndarray) else piece for piece in pieces)
         self._write_rows(layer, subject, stored, {"slices": self._digest_of_source(layer, subject)})
 
     def embeddings(self, layer: str, subject: str, slices: slice = slice(None)) -> NDArray[np.float32]:

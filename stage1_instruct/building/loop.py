@@ -1,4 +1,4 @@
-"""Stage 1's loop: study -> slices -> embeddings -> instructions -> cache, one subject at a time."""
+"""Stage 1: study -> slices -> embeddings -> instructions -> cache, as a pipeline over the subjects."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     """Writes every wanted layer of every subject; subjects that are finished are left as they are.
 
     Any number of processes may run this at once for one cache (accelerate launch, or the same command on several
-    machines with a common disk): each takes the next subject that nobody has taken, and whoever is last finishes the
-    cache. None waits for another at a barrier, so the loss of one costs the subject it had in work and no more. A file
+    machines with a common disk): each takes the next subject that nobody has taken, and reads ahead those after it;
+    whoever is last finishes the cache. None waits for another at a barrier, so the loss of one costs what it had in work
+    and no more. A file
     system without locks needs `options.part`.
 
     A subject that cannot be built is left out, and the others go on.

@@ -412,7 +412,7 @@ def _say_views(path: Path) -> None:
 
 def _say_report(report: BuildReport) -> None:
     for part, seconds in report.per_slice_modality().items():
-        say(f"  {part}: {seconds:.3f} s a slice-modality")
+        say(f"  {part}: busy for {seconds:.3f} s a slice-modality, {report.share(part):.0%} of the time")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
     if report.cut_by_encoder:
         say(
