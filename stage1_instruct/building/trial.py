@@ -20,7 +20,6 @@ from zeus_union.cache.devices import synchronise
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
-from zeus_union.stage1_instruct.building.encoding import ENCODED_AT_ONCE
 from zeus_union.stage1_instruct.building.subjects import BuildOptions
 from zeus_union.stage1_instruct.building.trained import too_large_to_try
 from zeus_union.stage1_instruct.models.assembly import Models
@@ -37,7 +36,6 @@ READING, ENCODER, LLM, TEXT, WRITING, VIEWS = (
     "reading, slicing", "image encoder", "LLM", "text encoder", "writing", "views' pictures"
 )  # fmt: skip
 QUICK = 5.0  # seconds: a first pass that takes longer is not repeated
-ON_CPU, ON_GPU = 1, ENCODED_AT_ONCE  # slice-modalities through the encoder
 ROWS_ON_CPU, ROWS_ON_GPU = 16, 64  # of the language model: a batch of it
 CAPTION = "The liver is bright. The spleen is dark. " * 4  # as long as those that a projection learns from
 
@@ -111,16 +109,15 @@ def _read(trial: Trial, dataset: Dataset, options: BuildOptions) -> Slices:
 def _encode(trial: Trial, models: Models, pictures: Slices) -> NDArray[np.float32]:
     """float32 (k, M, 256, 64, 64) of some slices in the middle; timed with the resizing before it."""
     count, modalities = pictures.images.shape[:2]
-    wanted = ON_CPU if models.device.type == "cpu" else ON_GPU
-    taken = min(count, max(1, wanted // modalities))
-    piece = slice((count - taken) // 2, (count - taken) // 2 + taken)
     encoder = models.encoder
+    at_once = encoder.at_once or 1
+    taken = min(count, max(1, at_once // modalities))
+    piece = slice((count - taken) // 2, (count - taken) // 2 + taken)
     for _ in range(2):  # the first pass is slower
         trial.seconds.pop(ENCODER, None)
         with _timed(trial, ENCODER, taken * modalities, models):
             images = pictures.images_at(encoder.input_size, piece)
             flat = images.reshape(-1, *images.shape[2:])
-            at_once = 1 if models.device.type == "cpu" else len(flat)
             encoded = [encoder.encode(flat[at : at + at_once]) for at in range(0, len(flat), at_once)]
         if trial.seconds[ENCODER] * taken * modalities > QUICK:
             break
