@@ -338,11 +338,15 @@ def _build_rows(
     from zeus_union.stage1_instruct.building.failures import BuildFailures
     from zeus_union.stage1_instruct.building.loop import build_cache
     from zeus_union.stage1_instruct.building.variants import class_variants
+    from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce
 
+    rows, loaded = _by_language_model(rows, profile), LoadedOnce()
     out, complete, failures = options.out, True, None
     next_steps = []
     for row in rows:
-        models = load_models(profile, row.parts, device, options.batch_size, send_images_to=send_images_to)
+        models = load_models(
+            profile, row.parts, device, options.batch_size, send_images_to=send_images_to, loaded=loaded
+        )
         variant = row.variant or models.profile.name
         if len(rows) > 1:
             say(f"variant {variant}: {', '.join(f'{part}={value}' for part, value in row.parts.items())}")
@@ -376,6 +380,17 @@ def _build_rows(
     click.echo(
         f"{out} is complete: {len(dataset.card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}"
     )
+
+
+def _by_language_model(rows: Sequence[VariantRow], profile: str) -> list[VariantRow]:
+    """The rows in an order in which each language model is loaded once; without a LoRA first, which changes it in place."""
+    from zeus_union.stage1_instruct.models.language.loaded_once import language_model_of
+    from zeus_union.stage1_instruct.profiles.profile import load_profile
+
+    keys = [language_model_of(load_profile(profile, row.parts)) for row in rows]
+    first = {key[:-1]: index for index, key in reversed(list(enumerate(keys)))}
+    order = sorted(range(len(rows)), key=lambda index: (first[keys[index][:-1]], keys[index][-1], index))
+    return [rows[index] for index in order]
 
 
 def _is_trained(models: Models, options: BuildOptions) -> bool:
