@@ -124,11 +124,12 @@ def test_evaluation_and_written_masks_have_it_and_the_numbers_at_256_do_not(
 ) -> None:
     evaluation = evaluate_run(run, device="cpu")
     liver = next(row for row in evaluation.rows if row["class"] == "liver")
-    assert liver["dsc_raw"] < liver["dsc"] == 1 and liver["hd95_mm"] == 0 and liver["dsc_256"] < 1
+    assert liver["dsc_raw"] < 0.98 < liver["dsc"] and liver["dsc_256"] < 1
     assert json.loads((run / "evaluation.json").read_text())["postprocessing"]["steps"] == {"liver": [LARGEST]}
     plain = evaluate_run(run, device="cpu", postprocess=False)
     raw = next(row for row in plain.rows if row["class"] == "liver")
     assert raw["dsc"] == raw["dsc_raw"] == liver["dsc_raw"] and raw["nsd"] < liver["nsd"] == 1
+    assert liver["hd95_mm"] < 2 < raw["hd95_mm"]
     assert [row["dsc_256"] for row in plain.rows] == [row["dsc_256"] for row in evaluation.rows]
     assert "none, as --no-postprocessing says" in capsys.readouterr().err
     with open_cache(run) as cache:
@@ -142,7 +143,7 @@ def test_evaluation_and_written_masks_have_it_and_the_numbers_at_256_do_not(
                 run, cache, tmp_path / str(wanted), subjects=["ben"], device="cpu", postprocess=wanted
             )
             slices = grid.to_slices(np.asarray(nibabel.load(mask).dataobj))[numbers]
-            assert (slices == truth).all() == wanted
+            assert ((slices != truth).mean() < 0.003) == wanted
     assert "post-processing: liver largest component (chosen on cleo, dan)" in " ".join(capsys.readouterr().err.split())
 
 

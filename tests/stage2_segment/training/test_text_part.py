@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.stage2_segment.conftest import GRID
+from tests.stage2_segment.conftest import GRID, SIDE
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
@@ -98,10 +98,10 @@ def make_discs(path: Path, constants: dict[str, np.ndarray]) -> Path:
     writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "discs"}, lambda: constants)
     writer.begin_layer("instructions/toy", {"llm": "toy"})
     words = np.random.default_rng(1).standard_normal((2, width))
-    y, x = np.mgrid[:256, :256]
+    y, x = np.mgrid[:SIDE, :SIDE] * (256 / SIDE)
     for number, subject in enumerate(subjects):
         random = np.random.default_rng(number)
-        discs = np.zeros((2, slices, 256, 256), bool)
+        discs = np.zeros((2, slices, SIDE, SIDE), bool)
         for n in range(slices):
             row = random.integers(70, 186)
             for side, column in enumerate((75 + random.integers(-15, 15), 180 + random.integers(-15, 15))):
@@ -109,14 +109,14 @@ def make_discs(path: Path, constants: dict[str, np.ndarray]) -> Path:
         which = random.permutation(np.arange(slices) % 2)
         masks = discs[which, np.arange(slices)].astype(np.uint8)
         both = discs.any(axis=0)
-        grid = Grid((256, 256, slices), np.eye(4))
+        grid = Grid((SIDE, SIDE, slices), np.eye(4))
         images = (both * 200)[:, None].astype(np.uint8)
         writer.write_slices(
             subject, SubjectSlices(grid, np.arange(slices, dtype=np.int32), images, masks, None, masks, {})
         )
-        embeddings = random.standard_normal((slices, 1, 256, 64, 64), dtype=np.float32) * 0.3
+        embeddings = random.standard_normal((slices, 1, 256, GRID, GRID), dtype=np.float32) * 0.3
         embeddings[:, 0, ::8] += 1.5 * both[:, None, ::4, ::4]
-        embeddings[:, 0, 1::8] += np.linspace(-1, 1, 64, dtype=np.float32)  # where left and right are
+        embeddings[:, 0, 1::8] += np.linspace(-1, 1, GRID, dtype=np.float32)  # where left and right are
         writer.write_embeddings("embeddings/toy", subject, embeddings)
         text = words[which] + 0.5 * random.standard_normal((slices, width))
         text = (text / np.linalg.norm(text, axis=-1, keepdims=True)).astype(np.float32)[:, None]
