@@ -6,6 +6,9 @@ balances itself by the time that slices really take, and the subject of a proces
 A cache has one lock beside it, which is never deleted: whoever has a subject in work shares it, whoever finishes the
 cache (packs it, removes shards) has it alone. The lock files of the subjects are opened only under the shared lock, so
 the one that is alone may remove them with the shard folder.
+
+A subject's lock file says who has it (`zeus_union.cache.holders` reads it), and is emptied when it is given back: one that is
+neither empty nor locked was left by a process that was lost.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +59,7 @@ def lock(path: Path, shared: bool = False, wait: bool = False, real: bool = True
         RuntimeError: this process waits for itself.
         NoLocksError: the file system has no locks.
     """
-    key = os.getpid(), os.path.realpath(path)
+    key = _key(path)
     with _table:
         held = _take(key, path, shared, wait, real)
     if held is None:
@@ -90,17 +93,48 @@ def _take(key: tuple[int, str], path: Path, shared: bool, wait: bool, real: bool
 
 
 @contextmanager
-def claim(folder: Path, name: str, wait: bool = False, real: bool = True) -> Iterator[bool]:
+def claim(
+    folder: Path,
+    name: str,
+    wait: bool = False,
+    real: bool = True,
+    mark: bytes = b"-",
+    take_over: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
     """Whether `name` is this process's for the time of the block; a nested claim of the same name is refused.
 
     Args:
         folder: where the lock files are; one that all processes see.
         wait, real: as for `lock`.
+        mark: who this is, written into the lock file for the time of the block.
+        take_over: called before the block where whoever had the name last was lost.
     """
     if real:
         make_folder(folder)
-    with lock(folder / f"{name}.lock", wait=wait, real=real) as ours:
-        yield ours
+    path = folder / f"{name}.lock"
+    with lock(path, wait=wait, real=real) as ours:
+        file = _held[_key(path)].file if ours else None
+        if file is None:
+            yield ours
+            return
+        if file.mark:
+            take_over()
+        with suppress(OSError):  # on a full disk: what only tells people is no reason to end
+            file.mark = mark
+        try:
+            yield True
+        finally:
+            with suppress(OSError):
+                file.mark = b""
+
+
+def held_here(path: Path) -> bool:
+    """Whether this process has the lock `path`."""
+    return _key(path) in _held
+
+
+def _key(path: Path) -> tuple[int, str]:
+    return os.getpid(), os.path.realpath(path)
 
 
 @contextmanager

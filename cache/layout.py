@@ -5,8 +5,9 @@ Beside `chaos.h5`, the one path the user passes, there may be
     chaos.h5.d/<layer>/<subject>.<12 digits of the fingerprint>.h5     shards: one subject of one layer
     chaos.h5.d/<layer>/_constants.<12 digits>.h5                       what a layer needs besides its rows
     chaos.h5.d/<layer>@view<k>/...                                     the k-th augmented copy of the layer's labelled slices
+    chaos.h5.d/packed.<12 digits of its digest>.h5                     the packed file that the cache was before a layer was added
     chaos.instructions.parquet                                         the instruction texts
-    chaos.h5.d/locks/<subject>.lock                                    while it is built: which process is at work on it
+    chaos.h5.d/locks/<subject>.lock                                    while it is built: who is at work on it; empty: nobody
     .chaos.h5.lock                                                     shared while it is built, held alone to finish it
 
 Every HDF5 file begins with a seal (`zeus_union.cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a
@@ -195,6 +196,21 @@ def split_shard_name(name: str) -> tuple[str, str]:
     """(layer, subject) of a shard's name."""
     layer, _, file = name.rpartition("/")
     return layer, file.rsplit(".", 2)[0]
+
+
+def packed_name(seal: bytes) -> str:
+    """Name, relative to the shard folder, of a packed cache file of that seal to which layers or subjects were added."""
+    return f"packed.{seal.decode('ascii', 'replace').split()[-1][:12]}.h5"
+
+
+def is_packed_name(file: str) -> bool:
+    """Whether a part's file, relative to the shard folder, is such a packed one; its texts are in the table beside the cache."""
+    return bool(file) and "/" not in file
+
+
+def find_packed(folder: Path) -> list[str]:
+    """Names of the packed files in a shard folder."""
+    return sorted(path.name for path in folder.glob(f"packed.{'?' * 12}.h5"))
 
 
 def parquet_path(path: Path) -> Path:

@@ -7,7 +7,9 @@ stay quantised until they are where they are used (`zeus_union.cache.quantize.de
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
@@ -280,7 +283,10 @@ class Cache:
                 for subject in self.subjects
             ]
         else:
-            tables = [read_table(parquet_path(self.path), variant=name) for name in wanted]
+            # While subjects join or leave, the table knows of some that this cache does not.
+            subjects = pa.array(self.subjects)
+            every = (read_table(parquet_path(self.path), variant=name) for name in wanted)
+            tables = [table.filter(pc.is_in(table["subject"], subjects)) for table in every]
         return pa.concat_tables([SCHEMA.empty_table(), *tables])
 
     def _layer(self, layer: str) -> Mapping[str, Part]:
@@ -341,7 +347,8 @@ class Cache:
 
     def _check_shards(self) -> None:
         """Every shard must be there and whole before anybody trains for an hour."""
-        named = [part for by_subject in self._manifest.parts.values() for part in by_subject.values() if part.file]
+        parts = (part for by_subject in self._manifest.parts.values() for part in by_subject.values())
+        named = list({part.file: part for part in parts if part.file}.values())
         if named and not self._files.folder.is_dir():
             raise UserError(
                 f"{self.path} is the index of a sharded cache and its shard folder {self._files.folder} is missing; "
@@ -349,7 +356,9 @@ class Cache:
             )
         for part in named:
             path = self._files.locate(part.file)
-            size = path.stat().st_size if path.is_file() else None
+            size = None
+            with suppress(FileNotFoundError, NotADirectoryError):
+                size = os.stat(path).st_size
             if size != part.file_bytes:
                 fault = "is missing" if size is None else f"is truncated ({size} of {part.file_bytes} bytes)"
                 raise UserError(

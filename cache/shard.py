@@ -24,7 +24,7 @@ from zeus_union.cache.atomic import AtomicFile
 from zeus_union.cache.descriptors import FLAGS, read_at
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.instructions import TextTable
-from zeus_union.cache.layout import CONSTANTS, ROW_HASH, little_endian, row_axes, shard_folder
+from zeus_union.cache.layout import CONSTANTS, ROW_HASH, little_endian, packed_name, row_axes, shard_folder
 from zeus_union.cache.manifest import Manifest, Part, StoredArray, read_manifest
 from zeus_union.cache.seal import SEAL_BYTES, read_seal, seal_holds, seal_of
 
@@ -54,10 +54,12 @@ class Files:
 
     def _open_file(self, name: str) -> _OpenFile:
         opened = _OpenFile(self.locate(name))
-        seal = bytearray(SEAL_BYTES)
-        if not name and self._seal is not None and seal[: read_at(opened.fd, seal, 0)] != self._seal:
-            raise UserError(f"{self.path} was replaced while it was in use (a layer was added?); start again")
-        return opened
+        if name or self._seal is None or opened.has_seal(self._seal):
+            return opened
+        kept = self.folder / packed_name(self._seal)
+        if kept.is_file() and (opened := _OpenFile(kept)).has_seal(self._seal):
+            return opened  # layers or subjects were added, and the file that was read is among the shards
+        raise UserError(f"{self.path} was replaced while it was in use (a layer was added?); start again")
 
     def locate(self, name: str) -> Path:
         return self.folder / name if name else self.path
@@ -111,6 +113,10 @@ class _OpenFile:
             self.fd = os.open(path, os.O_RDONLY | FLAGS)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; copy the shard folder {path.name} lies in beside the cache") from None
+
+    def has_seal(self, seal: bytes) -> bool:
+        start = bytearray(SEAL_BYTES)
+        return start[: read_at(self.fd, start, 0)] == seal
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -169,6 +175,11 @@ class FileBuilder:
         except BaseException:
             self.file.discard()
             raise
+        self._group: tuple[str, Any] = "", self._h5.id
+        self._contiguous = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        self._contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        self._contiguous.set_obj_track_times(False)  # the same content gives the same bytes
 
     def __enter__(self) -> FileBuilder:
         return self
@@ -183,20 +194,22 @@ class FileBuilder:
 
     def allocate(self, name: str, dtype: str, shape: tuple[int, ...]) -> StoredArray:
         """A contiguous dataset whose bytes are to be written with `file.write_at`."""
-        group, _, short = name.rpartition("/")
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        properties.set_obj_track_times(False)  # the same content gives the same bytes
+        folder, _, short = name.rpartition("/")
         dataset = h5py.h5d.create(
-            (self._h5.require_group(group) if group else self._h5).id,
+            self._group_of(folder),
             short.encode(),
             h5py.h5t.py_create(np.dtype(dtype), logical=True),
             h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR),
-            properties,
+            self._contiguous,
         )
         stored = StoredArray(0, dtype, shape)
         return replace(stored, offset=dataset.get_offset()) if stored.nbytes else stored
+
+    def _group_of(self, folder: str) -> h5py.h5g.GroupID | h5py.h5f.FileID:
+        """The group of that path, created where it is not there; the last one is kept, as a subject's arrays come together."""
+        if folder != self._group[0]:
+            self._group = folder, (self._h5.require_group(folder) if folder else self._h5).id
+        return self._group[1]
 
     def add(self, name: str, array: NDArray[Any]) -> StoredArray:
         array = little_endian(array)

@@ -47,7 +47,9 @@ def _findings(files: Files) -> Iterator[str]:
     if index.state == "building":
         yield f"{files.path} is unfinished; run the same build-cache command again"
     parts = {(layer, name): part for layer, by_subject in index.parts.items() for name, part in by_subject.items()}
-    listed = {part.file: part for part in parts.values()}
+    listed: dict[str, list[Part]] = {}
+    for part in parts.values():
+        listed.setdefault(part.file, []).append(part)
     damaged = set() if seal_holds(files.path) else {""}
     for name in sorted({*listed, *find_shards(files.folder)} - {""}):
         try:
@@ -59,9 +61,10 @@ def _findings(files: Files) -> Iterator[str]:
             continue
         for layer, by_subject in shard.parts.items():
             for subject, part in by_subject.items():
-                if listed.get(name, part) != part:
+                if name not in listed:
+                    parts.setdefault((layer, subject), part)
+                elif part not in listed[name]:
                     yield f"{files.locate(name)} is not the shard that {files.path} was made with"
-                parts.setdefault((layer, subject), part)
     hit = set()
     unreadable: dict[Path, str] = {}
     for (layer, subject), part in sorted(parts.items()):
@@ -86,6 +89,10 @@ def _check_part(
     """What is wrong with one subject of one layer; `unreadable`: tables of texts that cannot be read -> why."""
     where = f"{files.locate(part.file)}: {layer}, subject {subject}"
     try:
+        if slices is None and subject not in index.card.subjects:
+            remedy = f"zeus-instruct remove {files.path} {subject} --yes takes it away"
+            yield f"{where}: left of a subject that is not in the cache; {remedy}"
+            return
         if slices is None:
             yield f"{where}: its slices are missing"
             return

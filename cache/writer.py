@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zeus_union.cache.atomic import find_temporaries, make_folder, remove_temporaries, require_space
+from zeus_union.cache.atomic import find_temporaries, make_folder, require_space
 from zeus_union.cache.claims import claim, has_locks, lock
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import (
@@ -31,6 +31,8 @@ from zeus_union.cache.folds import (
     subjects_of_fold,
 )
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.growing import with_new_subjects
+from zeus_union.cache.holders import holder_mark
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
@@ -39,10 +41,10 @@ from zeus_union.cache.layout import (
     ROW_HASH,
     DatasetCard,
     check_arrays,
+    find_packed,
     kind_of,
     lock_path,
     locks_folder,
-    parquet_path,
     row_axes,
     shard_name,
     split_shard_name,
@@ -56,14 +58,22 @@ from zeus_union.cache.manifest import (
     read_shard,
     subjects_due,
 )
-from zeus_union.cache.pack import part_bytes, remove_packed, write_index, write_packed
+from zeus_union.cache.pack import (
+    COPY_BELOW,
+    PACK_BELOW,
+    move_among_shards,
+    part_bytes,
+    remove_left,
+    remove_packed,
+    restore_packed,
+    write_index,
+    write_packed,
+)
 from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
 from zeus_union.cache.recipe import canonical_json, describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
 from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.view_layers import made_from, view_layer, view_of
-
-PACK_BELOW = 20e9  # bytes; packing needs the space twice for a while, and a larger file is awkward to copy
 
 _OPTIONAL = ("masks", "modality_masks", "native_masks")
 
@@ -110,7 +120,9 @@ def _in_work(
 class CacheWriter:
     """Creates the cache at `path`, or goes on with it.
 
-    Every subject's fold is decided when the cache is created, so that it never depends on what is finished.
+    Every subject's fold is decided when the cache is created, so that it never depends on what is finished. A card with more
+    subjects than the cache makes it grow (`zeus_union.cache.growing`): it stays as it is until the new ones are in all of
+    its layers.
 
     Args:
         folds: subject -> the fold it is tested in, -1 for none; drawn if not given.
@@ -119,6 +131,8 @@ class CacheWriter:
             files of others are not touched.
 
     Attributes:
+        card: the dataset, its subjects in the cache's order.
+        new_subjects: those that join a cache that was begun without them.
         locks: whether the file system has locks; without them, nothing keeps two processes apart.
 
     Raises:
@@ -136,6 +150,7 @@ class CacheWriter:
     ) -> None:
         self.path = Path(path)
         self.card = card
+        self._given = card, folds, frozenset(card.subjects if labelled is None else labelled)
         self._subjects = frozenset(card.subjects)
         self._share = None if share is None else frozenset(share)
         self._files = Files(self.path)
@@ -143,17 +158,18 @@ class CacheWriter:
         self._profiles: dict[str, str | None] = {}
         self._known: dict[tuple[str, str], Part] = {}
         self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
-        self._refused: set[str] = set()
         self._version: tuple[int, int, int] | None = None  # of the index
         make_folder(self.path.parent)
         self.locks = has_locks(lock_path(self.path))
         with self.at_work():
             if not self.path.exists():
-                self._create(folds, card.subjects if labelled is None else labelled)
+                restore_packed(self.path)
+            if not self.path.exists():
+                self._create()
             self._read_index()
-            self._check_card(self._index.card)
             if folds is not None:
                 check_same_folds(self.path, self._index.folds, folds)
+            self.new_subjects = self.card.subjects[len(self._index.card.subjects) :]
         self._sweep()
 
     @property
@@ -164,34 +180,50 @@ class CacheWriter:
     @property
     def folds(self) -> tuple[int, ...]:
         """The folds that test somebody, whether or not it is known yet who has labels."""
-        return tuple(sorted({*self._index.folds.values()} - {UNLABELLED}))
+        return tuple(sorted({*self._grown.folds.values()} - {UNLABELLED}))
 
     def subjects_of(self, fold: int, labelled: Iterable[str]) -> FoldSubjects:
         """Who of the labelled subjects is trained on, validated on and tested in a fold."""
         with_labels = {*labelled}
-        folds = {name: self._index.folds[name] for name in self.card.subjects if name in with_labels}
-        return subjects_of_fold(fold, folds, self._index.validation)
+        folds = {name: self._grown.folds[name] for name in self.card.subjects if name in with_labels}
+        return subjects_of_fold(fold, folds, self._grown.validation)
 
-    def _create(self, folds: Mapping[str, int] | None, labelled: Iterable[str]) -> None:
+    def _create(self) -> None:
+        card, folds, labelled = self._given
         for shard in find_shards(self._files.folder)[:1]:
-            card = read_shard(self._files.folder, shard).card
-            self._check_card(replace(card, subjects=self.card.subjects))
+            before = read_shard(self._files.folder, shard).card
+            if changed := differences(replace(before, subjects=card.subjects).to_json(), card.to_json()):
+                raise UserError(f"{self.path} holds another dataset ({describe(changed)}); give another --out")
         if folds is None:
-            decided = assign_folds(self.card.subjects, {*labelled} & {*self.card.subjects})
+            decided = assign_folds(card.subjects, labelled & {*card.subjects})
         else:
-            decided = {name: folds.get(name, UNLABELLED) for name in self.card.subjects}
+            decided = {name: folds.get(name, UNLABELLED) for name in card.subjects}
         with suppress(FileExistsError), FileBuilder(self.path) as builder:  # another process was quicker
             validation = draw_validation(decided)
-            builder.commit(Manifest("building", self.card, folds=decided, validation=validation), replace=False)
+            builder.commit(Manifest("building", card, folds=decided, validation=validation), replace=False)
 
     def _read_index(self) -> None:
-        """Reads the index where it is another file than the one that was read last."""
+        """Reads the index where it is another file than the one that was read last, and who joins it.
+
+        Raises:
+            UserError: it is of another data set; another process has made it grow otherwise.
+        """
         status = self.path.stat()
         version = status.st_ino, status.st_size, status.st_mtime_ns
-        if version != self._version:
-            self._index = self._files.manifest()
-            self._version = version
-            self._known.clear()
+        if version == self._version:
+            return
+        index = self._files.manifest()
+        grown = with_new_subjects(self.path, index, *self._given)
+        if self._version is not None and any(
+            fold not in (UNLABELLED, self._grown.folds.get(name, fold)) for name, fold in grown.folds.items()
+        ):
+            raise UserError(
+                f"other subjects were added to {self.path} at the same time, and folds are drawn in turn; run the same "
+                "command again"
+            )
+        self._index, self._grown, self.card = index, grown, grown.card
+        self._version = version
+        self._known.clear()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -234,16 +266,12 @@ class CacheWriter:
     def _remove_left(self, subjects: Collection[str] | None) -> None:
         """Removes the temporary files of `subjects` (None: all, and the cache's) which nobody else may be writing."""
         if subjects is None:
-            remove_temporaries(self.path.parent, [self.path.name, parquet_path(self.path).name])
+            remove_left(self.path)
+            return
         for folder, _, _ in os.walk(self._files.folder):
             for final, file in list(find_temporaries(Path(folder))):
-                if subjects is None or split_shard_name(final)[1] in subjects:
+                if split_shard_name(final)[1] in subjects:
                     file.unlink(missing_ok=True)
-
-    def _check_card(self, card: DatasetCard) -> None:
-        changed = differences(card.to_json(), self.card.to_json())
-        if changed:
-            raise UserError(f"{self.path} holds another dataset ({describe(changed)}); give another --out")
 
     def begin_layer(
         self,
@@ -321,16 +349,16 @@ class CacheWriter:
         What other processes have finished until then is known inside the block, and what a process that was lost has
         left of the subject is removed.
         """
-        with self.at_work(), claim(locks_folder(self.path), subject, wait, real=self.locks) as ours:
+        mark = holder_mark(self._recipes)
+
+        def take_over() -> None:  # lists all folders: done for the subjects of lost processes alone
+            self._remove_left({subject})
+
+        with self.at_work(), claim(locks_folder(self.path), subject, wait, self.locks, mark, take_over) as ours:
             if ours:
                 self._read_index()
                 for file in self._left.pop(subject, ()):
                     file.unlink(missing_ok=True)
-                if subject in self._refused:  # whoever had it may have been lost since the folders were listed
-                    self._refused.remove(subject)
-                    self._remove_left({subject})
-            else:
-                self._refused.add(subject)
             yield ours
 
     def finished(self, layer: str, subject: str) -> bool:
@@ -465,12 +493,16 @@ class CacheWriter:
             arrays["states"] = states
         self._write_rows(layer, subject, [arrays], {"slices": self._digest_of_source(layer, subject)})
 
-    def finalize(self, pack: bool | None = None) -> None:
+    def finalize(self, pack: bool | None = None) -> bool:
         """Makes the cache one that can be read, from all layers in which every subject is finished.
 
         Args:
             pack: one file (True), or an index over the shards (False); None packs what is smaller than 20 GB. A packed
-                cache stays packed.
+                cache stays packed where nothing is new; else its file is copied where it is smaller than 1 GB or `pack` is
+                True, and renamed into the shard folder otherwise.
+
+        Returns:
+            False where new subjects are not in all layers of a finished cache yet: it stays as it is, without them.
 
         Raises:
             UserError: a subject is missing in a layer that was begun here; no space for packing.
@@ -479,10 +511,48 @@ class CacheWriter:
             self._read_index()
             if self.locks or self._share is None:
                 self._remove_left(None)
-            self._finish(pack)
+            return self._finish(pack)
 
-    def _finish(self, pack: bool | None) -> None:
+    def _finish(self, pack: bool | None) -> bool:
         parts = self._all_parts()
+        if lacking := self._complete(parts):
+            names = ", ".join(f"{layer} ({some_of(subjects)})" for layer, subjects in lacking.items())
+            say(
+                f"{self.path} stays as it was: its new subjects are still missing in {names}. Build those layers for them too "
+                "(build-cache with their --variant, --views), or take a layer out with zeus-instruct remove --layer"
+            )
+            return False
+        for layer in parts:
+            for subject in self.card.subjects:
+                self.finished(layer, subject)  # refuses what was made from other slices
+        check_uniform(parts)
+        recipes = {layer: self._recipe(layer, by_subject) for layer, by_subject in parts.items()}
+        labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
+        folds = folds_of_labelled(self.card.subjects, labelled, self._grown.folds)
+        manifest = Manifest("packed", self.card, recipes, parts, folds, self._grown.validation)
+        is_new = any(part.file for by_subject in parts.values() for part in by_subject.values())
+        if self._index.state == "packed" and not is_new:
+            self._remove_shards()
+        elif self._packs(manifest, pack):
+            write_packed(self.path, manifest, self._files)
+            self._remove_shards()
+        else:
+            if self._index.state == "packed":
+                manifest = move_among_shards(self.path, manifest)
+            write_index(self.path, manifest, self._files)
+            self._read_index()
+            shutil.rmtree(locks_folder(self.path), ignore_errors=True)
+        return True
+
+    def _complete(self, parts: dict[str, dict[str, Part]]) -> dict[str, list[str]]:
+        """Leaves in `parts` the layers in which every subject is finished.
+
+        Returns:
+            layer of the finished cache -> those who join it and are not in that layer yet.
+
+        Raises:
+            UserError: a layer that was begun here is not finished.
+        """
         slices = parts.get("slices", {})
         missing = {
             layer: [
@@ -493,27 +563,26 @@ class CacheWriter:
         begun = {layer: missing[layer] for layer in ("slices", *self._recipes)}
         if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
             raise UserError(f"{self.path} is not finished: {lacking}; run the same build-cache command again")
-        for layer in [layer for layer in parts if missing[layer]]:
+        for layer in [layer for layer in parts if missing[layer] and layer not in self._index.parts]:
             say(f"layer {layer} is left out: it is not finished, {some_of(missing[layer])} are missing")
             del parts[layer]
-        for layer in parts:
-            for subject in self.card.subjects:
-                self.finished(layer, subject)  # refuses what was made from other slices
-        check_uniform(parts)
-        recipes = {layer: self._recipe(layer, by_subject) for layer, by_subject in parts.items()}
-        labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
-        folds = folds_of_labelled(self.card.subjects, labelled, self._index.folds)
-        manifest = Manifest("packed", self.card, recipes, parts, folds, self._index.validation)
-        if self._index.state == "packed" or pack or (pack is None and part_bytes(manifest) < PACK_BELOW):
-            if any(part.file for by_subject in parts.values() for part in by_subject.values()):
-                write_packed(self.path, manifest, self._files)
-            self._read_index()
-            shutil.rmtree(locks_folder(self.path), ignore_errors=True)
-            remove_packed(self._index, self._files.folder)
-        else:
-            write_index(self.path, manifest, self._files)
-            self._read_index()
-            shutil.rmtree(locks_folder(self.path), ignore_errors=True)
+        return {layer: missing[layer] for layer in parts if missing[layer]}
+
+    def _packs(self, manifest: Manifest, pack: bool | None) -> bool:
+        """Whether the cache becomes one file; one that exists and is large is not copied for it unasked."""
+        if pack is not None:
+            return pack
+        packed = [name for name in find_packed(self._files.folder) if self._index.state == "sharded"]
+        copied = [self.path] if self._index.state == "packed" else [self._files.folder / name for name in packed]
+        if copied:
+            return sum(file.stat().st_size for file in copied) < COPY_BELOW
+        return part_bytes(manifest) < PACK_BELOW
+
+    def _remove_shards(self) -> None:
+        """Removes what the packed file holds."""
+        self._read_index()
+        shutil.rmtree(locks_folder(self.path), ignore_errors=True)
+        remove_packed(self._index, self._files.folder)
 
     def _recipe(self, layer: str, by_subject: Mapping[str, Part]) -> dict[str, Any]:
         if layer in self._index.recipes:
@@ -525,7 +594,7 @@ class CacheWriter:
         parts = {layer: dict(by_subject) for layer, by_subject in self._index.parts.items()}
         for shard in find_shards(self._files.folder):
             layer, subject = split_shard_name(shard)
-            part = self._part(layer, subject)
+            part = self._part(layer, subject) if subject in (CONSTANTS, *self.card.subjects) else None
             if part is not None:
                 parts.setdefault(layer, {})[subject] = part
         return parts

@@ -9,11 +9,13 @@ from dataclasses import replace
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
+from zeus_union.stage1_instruct.building.parts import tasks_of_srun
 from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.start import look_ahead
 from zeus_union.stage1_instruct.building.subjects import (
     LAYERS,
     Build,
@@ -48,7 +50,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     Raises:
         BuildFailures: subjects that could not be built, after all others were; the cache stays unfinished.
         UserError: models that cannot be loaded or do not belong together, a layer of that name made from another recipe,
-            or views of what has no labels.
+            views of what has no labels, or a disk that is too small.
     """
     check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
@@ -56,9 +58,14 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     card = dataset.card if dataset.cached_recipe else replace(dataset.card, slice_step=options.slice_step)
     writer = CacheWriter(options.out, card, dataset.folds, dataset.labelled, share=share if options.part else None)
     _check_processes(writer, options)
+    if writer.new_subjects:
+        old = len(card.subjects) - len(writer.new_subjects)
+        say(f"{len(writer.new_subjects)} new subjects join the {old} of {options.out}: {some_of(writer.new_subjects)}")
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
+    if options.check:
+        build = look_ahead(build, share)
     trained = None
     if "instructions" in options.layers and options.trained_for is not None:
         trained = build_with_trained(build, share, recipes, options.trained_for)
@@ -82,7 +89,7 @@ def _check_processes(writer: CacheWriter, options: BuildOptions) -> None:
     if writer.locks or options.part is not None:
         return
     remedy = "several processes need --part I/N each (or --part slurm in a job array)"
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 or tasks_of_srun(os.environ) > 1:
         raise UserError(f"the file system of {options.out} has no locks: {remedy}")
     say(f"the file system of {options.out} has no locks: this process must be the only one; {remedy}")
 
@@ -104,7 +111,8 @@ def _finish(build: Build) -> None:
                 return
             # An index is replaced by the same index where two parts end at once; packing would remove shards under one.
             pack = False
-    writer.finalize(pack)
+    if not writer.finalize(pack):
+        return
     build.report.complete = True
     if "instructions" in options.layers:
         names = {options.variant, *(class_variants(options.variant, writer.card.classes) if options.per_class else ())}

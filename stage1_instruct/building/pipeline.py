@@ -76,6 +76,7 @@ class Pipeline:
         self._open: list[Work] = []
         self._left: list[str] = []  # that others have in work
         self._line: PictureLine | None = None
+        self._started = time.perf_counter()
         self._ended_by: BaseException | None = None  # of the reader, raised when what was read before is finished
 
     def run(self, waiting: Sequence[str]) -> None:
@@ -267,8 +268,12 @@ class Pipeline:
             self._leave_out(work.subject, work.error)
             return
         report.subjects += 1
-        seconds = time.perf_counter() - work.begun
-        say(f"{work.subject}: {work.count} slice-modalities in {seconds:.0f} s ({report.subjects} of {self._count})")
+        now = time.perf_counter()
+        left = report.time_left(work.count, report.elapsed + now - self._started)
+        say(
+            f"{work.subject}: {work.count} slice-modalities in {now - work.begun:.0f} s "
+            f"({report.subjects} of {self._count}){left}"
+        )
 
     def _leave_out(self, subject: str, error: UserError) -> None:
         self._build.report.failures[subject] = str(error)

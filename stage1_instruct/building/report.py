@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from zeus_union.cache.terminal import time_in_words
+
 
 @dataclass
 class BuildReport:
@@ -23,6 +25,8 @@ class BuildReport:
         elapsed: seconds from the first subject to the last.
         done: slice-modalities by part.
         subjects: finished.
+        ahead: slice-modalities that were missing at the start, at most, as the headers say; 0: not known.
+        built: slice-modalities of finished subjects.
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
         without_texts: whether the instructions were left out, since training the projection behind them takes long.
@@ -33,6 +37,8 @@ class BuildReport:
     done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     elapsed: float = 0.0
     subjects: int = 0
+    ahead: int = 0
+    built: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     without_texts: bool = False
@@ -55,6 +61,19 @@ class BuildReport:
     def per_slice_modality(self) -> dict[str, float]:
         """part -> seconds a slice-modality for which it was busy."""
         return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
+
+    def time_left(self, count: int, elapsed: float) -> str:
+        """What to say behind a subject that is finished: how long the others take this process at the rate so far.
+
+        Args:
+            count: slice-modalities of the subject.
+            elapsed: seconds since the first subject was begun.
+        """
+        self.built += count
+        left = self.ahead - self.built
+        if left <= 0 or not self.built:
+            return ""
+        return f"; about {time_in_words(left * elapsed / self.built)} left for one process"
 
     def share(self, part: str) -> float:
         """Of the time from the first subject to the last, for how much a part was busy; of all parts more than 1."""

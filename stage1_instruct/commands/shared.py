@@ -18,6 +18,7 @@ from zeus_union.cache.terminal import FOLDER, choose, say, split_names
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
     from zeus_union.stage1_instruct.models.assembly import Models
+    from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce
     from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
     from zeus_union.stage1_instruct.studies.study import Dataset
 
@@ -109,8 +110,13 @@ def load_models(
     batch_size: int | None = None,
     text_only: bool = False,
     send_images_to: str | None = None,
+    loaded: LoadedOnce | None = None,
 ) -> Models:
-    """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing."""
+    """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing.
+
+    Args:
+        loaded: the language model that profiles before this one have loaded.
+    """
     from zeus_union.stage1_instruct.models.assembly import Models, best_device
     from zeus_union.stage1_instruct.profiles.profile import load_profile
     from zeus_union.stage1_instruct.weights.fetch import fetch
@@ -120,7 +126,7 @@ def load_models(
     wanted = profile.text_needs if text_only else profile
     if not is_present(wanted):
         fetch(wanted)
-    return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to)
+    return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to, loaded=loaded)
 
 
 def load_text_encoder(

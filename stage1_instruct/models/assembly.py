@@ -16,6 +16,7 @@ from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
 from zeus_union.stage1_instruct.models.instructor import BareQuestion, Instructor
 from zeus_union.stage1_instruct.models.language.decoding import Decoding
+from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder, TextEncoder
 from zeus_union.stage1_instruct.profiles.profile import PROMPT, SERVER, VLM, Profile
@@ -24,11 +25,12 @@ LONGEST_ANSWER = 300  # tokens; the paper's
 
 
 def best_device() -> str:
-    """The best there is (`cache.devices`); of several 'cuda' the one of its own for each process of accelerate launch."""
+    """The best there is (`cache.devices`); of several 'cuda' one of its own for each process of accelerate launch or srun."""
     best = devices.best_device().type
     if best != "cuda":
         return best
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return f"cuda:{number % torch.cuda.device_count()}"
 
 
 class Models:
@@ -41,8 +43,10 @@ class Models:
         say: Callable[[str], None] = say_to_terminal,
         batch_size: int | None = None,
         send_images_to: str | None = None,
+        loaded: LoadedOnce | None = None,
     ) -> None:
         """Args: as for `load_models`.
+        loaded: the language model that profiles before this one have loaded.
 
         Raises:
             UserError: `send_images_to`, but the instructor is no server; no such device.
@@ -57,6 +61,7 @@ class Models:
         self._say = say
         self._batch_size = batch_size
         self._send_images_to = send_images_to
+        self._loaded = loaded
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -133,7 +138,7 @@ class Models:
         """
         if self.profile.instructor not in ("llm", "blip2"):
             raise UserError(f"instructor = {self.profile.instructor} has no language model; give --set instructor=llm")
-        return ProjectedLLM(self.profile, self._encoder, self._decoding, self.device, self._say)
+        return ProjectedLLM(self.profile, self._encoder, self._decoding, self.device, self._say, self._loaded)
 
     @property
     def text_encoder(self) -> InstructionEncoder:

@@ -27,7 +27,9 @@ from zeus_union.stage1_instruct.models.language.llm import (
     InstructionLLM,
     Loading,
     llm_recipe,
+    load_llm,
 )
+from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce, language_model_of
 from zeus_union.stage1_instruct.models.language.prompts import Template, template
 from zeus_union.stage1_instruct.models.vision.regions import Vision, VisionFeatures
 from zeus_union.stage1_instruct.profiles.profile import NONE, Profile, Sees
@@ -64,15 +66,18 @@ class ProjectedLLM:
         decoding: Callable[[], Decoding],
         device: torch.device,
         say: Callable[[str], None],
+        loaded: LoadedOnce | None = None,
     ) -> None:
         """Args:
         encoder: whose embeddings it sees, where it sees embeddings.
         decoding: how an answer is chosen.
         say: told where the projection is untrained or another model's.
+        loaded: shared with profiles that come before and after; None: with none.
         """
         self._profile = profile
         self._encoder = encoder
         self._new_decoding = decoding
+        self._loaded = loaded or LoadedOnce()
         self._device = device
         self._say = say
         self._is_blip2 = profile.instructor == "blip2"
@@ -122,19 +127,37 @@ class ProjectedLLM:
         )
 
     def _load_llm(self) -> InstructionLLM:
-        weights = self._blip2.loaded if self._is_blip2 else self._profile.llm
-        llm = InstructionLLM(weights, self._template, self._decoding, self._device, self._loading)
-        if self._profile.lora != NONE:
+        if self._is_blip2:
+            blip2, has_lora = self._kept_blip2
+            loaded = blip2.loaded
+        else:
+            loaded, has_lora = self._loaded.get(
+                self._key, self._profile.lora, lambda: load_llm(self._profile.llm, self._loading, self._device)
+            )
+        llm = InstructionLLM(loaded, self._template, self._decoding, self._device, self._loading)
+        if not has_lora:
             from zeus_union.stage1_instruct.models.language.lora import load_lora
 
             load_lora(llm.model, Path(self._profile.lora).expanduser())
         return llm
 
-    @cached_property
+    @property
+    def _key(self) -> tuple[str, ...]:
+        return (*language_model_of(self._profile)[:-1], str(self._device))
+
+    @property
     def _blip2(self) -> Blip2:
+        return self._kept_blip2[0]
+
+    @cached_property
+    def _kept_blip2(self) -> tuple[Blip2, bool]:
+        """The model, and whether the profile's LoRA is on it."""
         from zeus_union.stage1_instruct.models.language.blip2 import Blip2
 
-        return Blip2(self._profile.blip2, self._loading, self._device)
+        def load() -> Blip2:
+            return Blip2(self._profile.blip2, self._loading, self._device)
+
+        return self._loaded.get(self._key, self._profile.lora, load)
 
     @property
     def _template(self) -> Template:

@@ -67,7 +67,7 @@ def add_text_layers(path: Path, layers: Mapping[str, TextLayer], encoder: Instru
                     rows = _rows(wanted, subject, numbers[subject], card)
                     embeddings = _stacked(rows, vectors, len(card.modalities))
                     writer.write_instructions(layer, subject, embeddings, rows)
-    writer.finalize(packed)
+    writer.finalize(None if packed else False)
     with Cache(path) as cache:
         say_statistics(cache, [layer.partition("/")[2] for layer in layers])
 
