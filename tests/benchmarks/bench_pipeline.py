@@ -209,8 +209,8 @@ def with_real_models(subjects: int, slice_step: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", type=int, default=4)
-    parser.add_argument("--slices", type=int, default=96)
+    parser.add_argument("--subjects", type=int, default=24)
+    parser.add_argument("--slices", type=int, default=24)
     parser.add_argument("--real", action="store_true", help="the embedded models on this machine")
     parser.add_argument("--slice-step", type=int, default=3, help="with --real")
     parser.add_argument("--rounds", type=int, default=2, help="with --real")
