@@ -193,9 +193,10 @@ class Pipeline:
         small = self._build.models.encoder.input_size == slices.images.shape[-1]
         shown = slices.images if small else slices.native_images
         assert shown is not None  # only a study shows more than is stored
+        spacing = None if small else slices.grid.slice_spacing[1:]  # a millisecond each time
         for of_slice in shown:
             for pixels in of_slice:
-                yield Picture(pixels, None if small else slices.grid.slice_spacing[1:])
+                yield Picture(pixels, spacing)
 
     def _views(self, work: Work, pictures: Pictures) -> None:
         """The augmented copies of a subject's slices, view by view: the pictures, then their embeddings."""

@@ -161,6 +161,7 @@ class _Stream:
             finished, self._finished = self._finished, []
             yield from finished
             if generation is None:
+                assert not self._layers_left, "questions without an answer"
                 return
 
     def _asked(self) -> Iterator[Asked]:

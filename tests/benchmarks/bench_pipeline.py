@@ -1,4 +1,4 @@
-"""The pipeline of stage 1 against the plain loop, in one run: `python tests/benchmarks/bench_pipeline.py [--real]`.
+"""The pipeline of stage 1 against the plain loop, in one run: `python -m tests.benchmarks.bench_pipeline [--real]`.
 
 Stand-ins for a GPU: an image encoder for pictures of 1024 x 1024 and a language model that wait off the CPU, 8 ms a picture
 and 4 ms an answer; all else (reading NIfTI, slicing, quantising where the plain loop does, writing, verifying) is the real
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from zeus_union.stage1_instruct.building import pipeline
 from zeus_union.stage1_instruct.building.encoding import Picture, Row
 from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
 from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.threads import Worker
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import best_device, load_models
 from zeus_union.stage1_instruct.models.language.llm import Asked, Generation
@@ -101,7 +103,7 @@ class WaitingLLM(ProjectedLLM):
         return torch.zeros(len(images), 1, 1)
 
     def stream(self, asked: Iterator[Asked], questions: Collection[str]) -> Iterator[tuple[Hashable, Generation]]:
-        while rows := [row for row, _ in zip(asked, range(SLOTS))]:
+        while rows := list(islice(asked, SLOTS)):
             self._waits_on.work(ANSWER_S * len(rows))
             yield from ((row.key, Generation(row.question, 8, 8, "eos")) for row in rows)
 
@@ -110,6 +112,15 @@ class WaitingLLM(ProjectedLLM):
     ) -> list[Generation]:
         self._waits_on.work(ANSWER_S * len(questions))
         return [Generation(text, 8, 8, "eos") for text in questions]
+
+
+OF_THREADS: dict[str, float] = {}  # seconds of a core that each thread of a build has used
+
+
+class TimedWorker(Worker):
+    def _run(self) -> None:
+        super()._run()
+        OF_THREADS[self._thread.name] = time.thread_time()
 
 
 def standins(device: Device) -> Any:
@@ -167,11 +178,16 @@ def with_standins(subjects: int, slices: int) -> None:
         dataset = brains(folder, subjects, slices)
         for what, build in (("plain", build_plainly), ("pipeline", build_cache)):
             device = Device()
+            cpu = time.thread_time()
             models = standins(device)
-            pipeline.computing = lambda encoder, store: encoder  # type: ignore[assignment]
+            pipeline.computing, pipeline.Worker = lambda encoder, store: encoder, TimedWorker  # type: ignore
             start = time.perf_counter()
             report = build(dataset, models, BuildOptions(folder / f"{what}.h5", pack=False))
             say(what, time.perf_counter() - start, report, device.busy)
+            seconds = {"this thread": time.thread_time() - cpu, **OF_THREADS}
+            OF_THREADS.clear()
+            for thread, used in seconds.items():
+                print(f"    CPU of {thread:15} {used / count * 1000:8.2f} ms a slice-modality")
 
 
 def with_real_models(subjects: int, slice_step: int, rounds: int) -> None:
@@ -193,8 +209,8 @@ def with_real_models(subjects: int, slice_step: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", type=int, default=4)
-    parser.add_argument("--slices", type=int, default=96)
+    parser.add_argument("--subjects", type=int, default=24)
+    parser.add_argument("--slices", type=int, default=24)
     parser.add_argument("--real", action="store_true", help="the embedded models on this machine")
     parser.add_argument("--slice-step", type=int, default=3, help="with --real")
     parser.add_argument("--rounds", type=int, default=2, help="with --real")
