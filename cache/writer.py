@@ -497,8 +497,8 @@ class CacheWriter:
 
         Args:
             pack: one file (True), or an index over the shards (False); None packs what is smaller than 20 GB. A packed
-                cache stays packed where nothing is new; else its file is copied where it is smaller than 1 GB or `pack` is
-                True, and renamed into the shard folder otherwise.
+                cache stays packed where nothing is new; else its file is copied where it is smaller than 200 MB or `pack`
+                is True, and renamed into the shard folder otherwise.
 
         Returns:
             False where new subjects are not in all layers of a finished cache yet: it stays as it is, without them.
