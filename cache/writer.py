@@ -158,6 +158,8 @@ class CacheWriter:
         self._known: dict[tuple[str, str], Part] = {}
         self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
         self._refused: set[str] = set()
+        self._index: Manifest
+        self._grown: Manifest  # the index with those who join
         self._version: tuple[int, int, int] | None = None  # of the index
         make_folder(self.path.parent)
         self.locks = has_locks(lock_path(self.path))
