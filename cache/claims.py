@@ -6,14 +6,18 @@ balances itself by the time that slices really take, and the subject of a proces
 A cache has one lock beside it, which is never deleted: whoever has a subject in work shares it, whoever finishes the
 cache (packs it, removes shards) has it alone. The lock files of the subjects are opened only under the shared lock, so
 the one that is alone may remove them with the shard folder.
+
+A subject's lock file says who has it (`zeus_union.cache.holders` reads it), and is emptied when it is given back: one that is
+neither empty nor locked was left by a process that was lost.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +42,8 @@ class _Held:
 # Record locks belong to a process and end when it closes any descriptor of the file, so no file is opened twice. By
 # process id, as a forked child inherits this table but not the locks.
 _held: dict[tuple[int, str], _Held] = {}
+# Held while a lock is waited for, so whoever waits must have nothing in work in another thread.
+_table = threading.RLock()
 
 
 @contextmanager
@@ -53,42 +59,82 @@ def lock(path: Path, shared: bool = False, wait: bool = False, real: bool = True
         RuntimeError: this process waits for itself.
         NoLocksError: the file system has no locks.
     """
-    key = os.getpid(), os.path.realpath(path)
+    key = _key(path)
+    with _table:
+        held = _take(key, path, shared, wait, real)
+    if held is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with _table:
+            held.users -= 1
+            if not held.users:
+                del _held[key]
+                if held.file is not None:
+                    held.file.close()
+
+
+def _take(key: tuple[int, str], path: Path, shared: bool, wait: bool, real: bool) -> _Held | None:
+    """The lock with one user more; None where somebody else has it."""
     held = _held.get(key)
     if held is not None and not (shared and held.shared):
         if wait:
             raise RuntimeError(f"this process has {path} already and would wait for itself")
-        yield False
-        return
+        return None
     if held is None:
         file = acquire(path, shared, wait) if real else None
         if real and file is None:
-            yield False
-            return
+            return None
         held = _held[key] = _Held(file, shared)
     held.users += 1
-    try:
-        yield True
-    finally:
-        held.users -= 1
-        if not held.users:
-            del _held[key]
-            if held.file is not None:
-                held.file.close()
+    return held
 
 
 @contextmanager
-def claim(folder: Path, name: str, wait: bool = False, real: bool = True) -> Iterator[bool]:
+def claim(
+    folder: Path,
+    name: str,
+    wait: bool = False,
+    real: bool = True,
+    mark: bytes = b"-",
+    take_over: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
     """Whether `name` is this process's for the time of the block; a nested claim of the same name is refused.
 
     Args:
         folder: where the lock files are; one that all processes see.
         wait, real: as for `lock`.
+        mark: who this is, written into the lock file for the time of the block.
+        take_over: called before the block where whoever had the name last was lost.
     """
     if real:
         make_folder(folder)
-    with lock(folder / f"{name}.lock", wait=wait, real=real) as ours:
-        yield ours
+    path = folder / f"{name}.lock"
+    with lock(path, wait=wait, real=real) as ours:
+        file = _held[_key(path)].file if ours else None
+        if file is None:
+            yield ours
+            return
+        if file.mark:
+            take_over()
+        with suppress(OSError):  # on a full disk: what only tells people is no reason to end
+            file.mark = mark
+        try:
+            yield True
+        finally:
+            with suppress(OSError):
+                file.mark = b""
+
+
+def held_here(path: Path) -> bool:
+    """Whether this process has the lock `path`."""
+    return _key(path) in _held
+
+
+def _key(path: Path) -> tuple[int, str]:
+    return os.getpid(), os.path.realpath(path)
 
 
 @contextmanager

@@ -30,5 +30,9 @@ def class_colour(label: int) -> RGB:
 
 
 def class_hex(label: int) -> str:
-    """'#D55E00' of a class by its label from 1."""
+    """'#D55E00' of a class by its label from 1.
+
+    >>> class_hex(1)
+    '#D55E00'
+    """
     return "#{:02X}{:02X}{:02X}".format(*class_colour(label))

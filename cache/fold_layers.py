@@ -13,7 +13,11 @@ OF_SPLIT = r"(@(fold\d+|split-[0-9a-f]{8}))?"  # how such a layer's name ends, a
 
 
 def variant_of_split(variant: str, fold: int | None, train: Iterable[str] = ()) -> str:
-    """The name of a variant's layer for a fold, or, without one, for named training subjects in any order."""
+    """The name of a variant's layer for a fold, or, without one, for named training subjects in any order.
+
+    >>> variant_of_split("lite", 0)
+    'lite@fold0'
+    """
     if fold is not None:
         return f"{variant}@fold{fold}"
     digest = hashlib.sha256("\n".join(sorted(train)).encode()).hexdigest()
@@ -40,5 +44,8 @@ def find_variant(variants: Sequence[str], wanted: str, fold: int | None, train: 
     """The layer of `variants` that a run of this split reads where its user asks for `wanted`; None: there is none.
 
     The layer of the split comes first, then the one of that very name: an imported text, the bare prompt.
+
+    >>> find_variant(("lite@fold0", "lite@fold1", "reports"), "lite", fold=1)
+    'lite@fold1'
     """
     return next((name for name in (variant_of_split(wanted, fold, train), wanted) if name in variants), None)

@@ -31,6 +31,9 @@ def assign_folds(subjects: Sequence[str], labelled: Iterable[str], seed: int = 0
 
     Returns:
         subject -> fold, `UNLABELLED` (-1) for those without labels.
+
+    >>> assign_folds(["anna", "ben", "carl"], labelled=["anna", "carl"])
+    {'anna': 0, 'ben': -1, 'carl': 1}
     """
     drawn = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     folds = {name: index % FOLDS for index, name in enumerate(drawn)}

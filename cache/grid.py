@@ -172,6 +172,19 @@ def _square_indices(count: int, spacing: float, side_mm: float, size: int) -> ND
     return index
 
 
+def square_indices(
+    shape: tuple[int, ...], spacing: tuple[float, float], size: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The row and the column of a slice that each row and each column of `to_square` shows; -1 outside of it.
+
+    Args:
+        shape: (rows, columns) of the slice.
+    """
+    rows, columns = shape
+    side_mm = max(rows * spacing[0], columns * spacing[1])
+    return _square_indices(rows, spacing[0], side_mm, size), _square_indices(columns, spacing[1], side_mm, size)
+
+
 def to_square(slices: NDArray[Any], spacing: tuple[float, float], size: int) -> NDArray[Any]:
     """Nearest-neighbour square pictures of slices; what lies outside the slice is 0.
 
@@ -182,10 +195,7 @@ def to_square(slices: NDArray[Any], spacing: tuple[float, float], size: int) -> 
     Returns:
         (..., size, size), same dtype.
     """
-    rows, columns = slices.shape[-2:]
-    side_mm = max(rows * spacing[0], columns * spacing[1])
-    row = _square_indices(rows, spacing[0], side_mm, size)
-    column = _square_indices(columns, spacing[1], side_mm, size)
+    row, column = square_indices(slices.shape[-2:], spacing, size)
     square = slices[..., row[:, None], column[None, :]]
     square[..., (row < 0)[:, None] | (column < 0)[None, :]] = 0
     return square

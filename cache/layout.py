@@ -7,7 +7,7 @@ Beside `chaos.h5`, the one path the user passes, there may be
     chaos.h5.d/<layer>@view<k>/...                                     the k-th augmented copy of the layer's labelled slices
     chaos.h5.d/packed.<12 digits of its digest>.h5                     the packed file that the cache was before a layer was added
     chaos.instructions.parquet                                         the instruction texts
-    chaos.h5.d/locks/<subject>.lock                                    while it is built: which process is at work on it
+    chaos.h5.d/locks/<subject>.lock                                    while it is built: who is at work on it; empty: nobody
     .chaos.h5.lock                                                     shared while it is built, held alone to finish it
 
 Every HDF5 file begins with a seal (`zeus_union.cache.seal`), names its content in the scalar JSON string `/manifest`, and keeps a

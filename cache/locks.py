@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
 from pathlib import Path
 
-from zeus_union.cache.descriptors import FLAGS
+from zeus_union.cache.descriptors import FLAGS, read_at, write_at
 
 # ENOLCK: NFS without a lock daemon; ENOSYS: Lustre mounted without flock; EOPNOTSUPP: some user-space file systems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -21,11 +22,27 @@ class NoLocksError(Exception):
     """The file system has no locks."""
 
 
+MARK_BYTES = 4096  # a mark is one line of JSON
+
+
 class LockFile:
     """A file that this process has locked until `close`."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+
+    @property
+    def mark(self) -> bytes:
+        """What its holder wrote into it; empty where the last one gave it back in order."""
+        data = bytearray(MARK_BYTES)
+        return bytes(data[: read_at(self.fd, data, 0)])
+
+    @mark.setter
+    def mark(self, data: bytes) -> None:
+        os.ftruncate(self.fd, 0)
+        if data:
+            write_at(self.fd, memoryview(data), 0)
+            os.fsync(self.fd)  # other machines see it at once
 
     def close(self) -> None:
         os.close(self.fd)
@@ -60,6 +77,26 @@ def acquire(path: Path, shared: bool, wait: bool) -> LockFile | None:
         return None
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked `path`; asked without taking the lock, so nobody is kept from it.
+
+    Of what this process has locked itself nothing may be asked: closing the file here would give its lock back.
+
+    Raises:
+        NoLocksError: the file system has no locks.
+        OSError: the file cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | FLAGS)
+    try:
+        return _locked_by_another(fd)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise NoLocksError(str(path)) from error
+        raise
+    finally:
+        os.close(fd)
+
+
 def _is_named(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
@@ -80,6 +117,9 @@ if sys.platform == "win32":
             return False
         return True
 
+    def _locked_by_another(fd: int) -> bool:
+        return not _lock(fd, shared=True, wait=False)  # given back as the file is closed
+
 else:
     import fcntl
 
@@ -89,3 +129,15 @@ else:
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as POSIX leaves it to the system
             return False
         return True
+
+    # struct flock as F_GETLK reads and answers it: its layout, and where its l_type stands.
+    _FLOCK = {"linux": ("@hhqqi0q", 0), "darwin": ("@qqihh", 3)}
+
+    def _locked_by_another(fd: int) -> bool:
+        if sys.platform not in _FLOCK:
+            return not _lock(fd, shared=True, wait=False)  # given back as the file is closed
+        layout, at = _FLOCK[sys.platform]
+        question = [0] * len(struct.unpack(layout, bytes(struct.calcsize(layout))))
+        question[at] = fcntl.F_RDLCK
+        answer = struct.unpack(layout, fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(layout, *question)))
+        return bool(answer[at] != fcntl.F_UNLCK)

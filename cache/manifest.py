@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from zeus_union.cache.terminal import some_of
 from zeus_union.cache.view_layers import view_of
 
 
+@lru_cache
+def _itemsize(dtype: str) -> int:
+    return int(np.dtype(dtype).itemsize)
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """Where an array lies in its file."""
@@ -32,7 +38,7 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * _itemsize(self.dtype)
 
     def row_at(self, row: int, axes: int) -> int:
         """Offset of a row, counted over the `axes` leading axes."""

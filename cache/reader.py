@@ -7,7 +7,9 @@ stay quantised until they are where they are used (`zeus_union.cache.quantize.de
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -354,7 +356,9 @@ class Cache:
             )
         for part in named:
             path = self._files.locate(part.file)
-            size = path.stat().st_size if path.is_file() else None
+            size = None
+            with suppress(FileNotFoundError, NotADirectoryError):
+                size = os.stat(path).st_size
             if size != part.file_bytes:
                 fault = "is missing" if size is None else f"is truncated ({size} of {part.file_bytes} bytes)"
                 raise UserError(

@@ -34,7 +34,11 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the fields that differ -> (old, new); a field that one side lacks is `ABSENT` there."""
+    """Dotted names of the fields that differ -> (old, new); a field that one side lacks is `ABSENT` there.
+
+    >>> differences({"encoder": {"name": "sam"}}, {"encoder": {"name": "sam", "precision": "bf16"}})
+    {'encoder.precision': ('(absent)', 'bf16')}
+    """
     before = dict(_leaves(json.loads(canonical_json(old)), ""))
     after = dict(_leaves(json.loads(canonical_json(new)), ""))
     return {

@@ -175,6 +175,11 @@ class FileBuilder:
         except BaseException:
             self.file.discard()
             raise
+        self._group: tuple[str, Any] = "", self._h5.id
+        self._contiguous = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        self._contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        self._contiguous.set_obj_track_times(False)  # the same content gives the same bytes
 
     def __enter__(self) -> FileBuilder:
         return self
@@ -189,20 +194,22 @@ class FileBuilder:
 
     def allocate(self, name: str, dtype: str, shape: tuple[int, ...]) -> StoredArray:
         """A contiguous dataset whose bytes are to be written with `file.write_at`."""
-        group, _, short = name.rpartition("/")
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        properties.set_obj_track_times(False)  # the same content gives the same bytes
+        folder, _, short = name.rpartition("/")
         dataset = h5py.h5d.create(
-            (self._h5.require_group(group) if group else self._h5).id,
+            self._group_of(folder),
             short.encode(),
             h5py.h5t.py_create(np.dtype(dtype), logical=True),
             h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR),
-            properties,
+            self._contiguous,
         )
         stored = StoredArray(0, dtype, shape)
         return replace(stored, offset=dataset.get_offset()) if stored.nbytes else stored
+
+    def _group_of(self, folder: str) -> h5py.h5g.GroupID | h5py.h5f.FileID:
+        """The group of that path, created where it is not there; the last one is kept, as a subject's arrays come together."""
+        if folder != self._group[0]:
+            self._group = folder, (self._h5.require_group(folder) if folder else self._h5).id
+        return self._group[1]
 
     def add(self, name: str, array: NDArray[Any]) -> StoredArray:
         array = little_endian(array)

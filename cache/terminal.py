@@ -1,12 +1,18 @@
-"""What every command shares: errors in one line, progress with the time left, `--debug`."""
+"""What every command shares: errors in one line, progress with the time left, `--quiet`, `--verbose`, `--debug`."""
 
 from __future__ import annotations
 
-import errno
+import difflib
+import json
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -18,6 +24,8 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -25,43 +33,116 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from zeus_union.cache import log
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.system_errors import one_line
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 T = TypeVar("T")
 UNLIMITED = 10_000  # columns
+MOST_OF_A_SUMMARY = 45  # characters
+LINE_EVERY_S = 30  # where progress is no bar
+SPEED_OVER_S = 1800  # the time left follows from the speed of so many seconds
+
+
+class Verbosity(IntEnum):
+    """How much a command says beside its results."""
+
+    QUIET, NORMAL, VERBOSE = range(3)
+
+
+_verbosity = Verbosity.NORMAL
+
+
+def _set_verbosity(verbosity: Verbosity) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            global _verbosity
+            _verbosity = verbosity
+
+    return callback
+
+
+def _debug(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        ctx.find_root().meta[_DEBUG] = True
+
+
+_DEBUG = "zeus_union.debug"
+# Of the groups and of each of their commands, so that they can stand before and behind a command's name.
+_SHARED_OPTIONS: tuple[tuple[list[str], str, Callable[..., None]], ...] = (
+    (["-q", "--quiet"], "Say nothing but results, warnings and errors.", _set_verbosity(Verbosity.QUIET)),
+    (["-v", "--verbose"], "Say also what is loaded, from where and in how long.", _set_verbosity(Verbosity.VERBOSE)),
+    (["--debug"], "Show the traceback of an error.", _debug),
+)
 
 
 class ZeusGroup(click.Group):
     """A command group that prints a `UserError` and what the system refuses as one line and exits with 2.
 
-    `--debug` shows the traceback.
+    It and each of its commands have --quiet, --verbose and --debug (the traceback of an error).
+
+    Attributes:
+        headings: command -> the heading that it stands under in --help, by default 'Commands'.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+        self.params += _shared_options()
+        self.headings: dict[str, str] = {}
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.params += _shared_options()
+        super().add_command(cmd, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands of each heading together."""
+        listed: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            heading = self.headings.get(name, "Commands")
+            listed.setdefault(heading, []).append((name, command.get_short_help_str(MOST_OF_A_SUMMARY)))
+        widest = max(map(len, self.commands), default=0)
+        for heading, summaries in listed.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(widest), summary) for name, summary in summaries])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added: that of a user's way."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        debug = ctx.params.pop("debug", False)
         _prepare_output()
+        log.begin()
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except (UserError, OSError, UnicodeError) as error:
-            message = _one_line(error)
-            if debug or message is None:
+            message = one_line(error)
+            if ctx.meta.get(_DEBUG) or message is None:
                 raise
             if isinstance(error, BrokenPipeError):
                 _silence_output()
             with suppress(BrokenPipeError):
                 click.echo(f"error: {message}", err=True)
             sys.exit(2)
+        finally:
+            global _verbosity
+            _verbosity = Verbosity.NORMAL
+
+
+def _shared_options() -> list[click.Parameter]:
+    return [
+        click.Option(names, is_flag=True, expose_value=False, callback=callback, help=text)
+        for names, text, callback in _SHARED_OPTIONS
+    ]
 
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
 
 class PanelOption(click.Option):
@@ -92,57 +173,6 @@ class PanelCommand(click.Command):
                 formatter.write_dl(listed)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What the system answered -> what it means and what to do. {file}: which file, where the system says so.
-_SYSTEM_ERRORS: Mapping[int, str] = {
-    **dict.fromkeys(
-        FULL,
-        "no space left on the device{file}; free some and run the same command again: it resumes",
-    ),
-    errno.EROFS: "the file system is read-only{file}; choose another folder",
-    errno.ENOLCK: "the file system has no locks to give{file}; choose a folder on another one",
-    **dict.fromkeys(
-        (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
-        "the file system cannot do what is needed{file}; choose a folder on another one, e.g. a local disk",
-    ),
-    errno.EEXIST: "something of that name exists already{file}; choose another name or remove it",
-    errno.ENOENT: "no such file or folder{file}; check the name",
-    errno.ENOTDIR: "a file is where a folder is expected{file}; choose another folder or remove the file",
-    errno.EISDIR: "a folder is where a file is expected{file}; give the name of a file",
-    errno.ENOTEMPTY: "the folder is not empty{file}; choose another or empty it",
-    errno.ENAMETOOLONG: "the name is too long for the file system{file}; choose shorter names",
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM), "no permission{file}; choose another folder or change its permissions"
-    ),
-    errno.EMFILE: "too many open files{file}; raise the limit (ulimit -n)",
-    errno.EIO: "the disk or network share does not answer properly{file}; check it, then run the same command again",
-    errno.ESTALE: "the network share has changed under the command{file}; run the same command again",
-    errno.EPIPE: "whatever read the output has ended before all was written (broken pipe)",
-}
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a disk or a quota is."""
-    return error.errno in FULL
-
-
-def _one_line(error: BaseException) -> str | None:
-    """The line to print for `error`, or None where it is a fault of ours and the traceback should be seen."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    if isinstance(error, UnicodeEncodeError):
-        return (
-            f"the system's encoding {error.encoding} cannot hold {error.object[error.start : error.end]!a}; "
-            "set PYTHONUTF8=1 (or LANG=C.UTF-8) and run the same command again"
-        )
-    if isinstance(error, UnicodeDecodeError):
-        return f"a text file is not in {error.encoding} (byte {error.start}); save it as UTF-8, or set PYTHONUTF8=1"
-    if isinstance(error, OSError) and error.errno is not None and error.errno in _SYSTEM_ERRORS:
-        names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, Path))]
-        return _SYSTEM_ERRORS[error.errno].format(file=f": {' -> '.join(names)}" if names else "")
-    return None
-
-
 def _prepare_output() -> None:
     """Letters that standard output cannot hold are written as escapes, so that no result is lost to one name."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
@@ -157,13 +187,37 @@ def _silence_output() -> None:
 
 
 def say(message: str) -> None:
-    """One plain line to the terminal (standard error, so that standard output stays for results)."""
-    console.print(message, markup=False)
+    """One plain line to the terminal (standard error, so that standard output stays for results), unless --quiet."""
+    log.record(message)
+    if _verbosity > Verbosity.QUIET:
+        console.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """As `say`, of what may make results worthless: --quiet does not hide it."""
+    log.record(message)
+    console.print(message, markup=False, style="yellow")
+
+
+def detail(message: str) -> None:
+    """As `say`, for whoever asks with --verbose, and for log files."""
+    log.record(message)
+    if _verbosity >= Verbosity.VERBOSE:
+        console.print(message, markup=False, style="dim")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Says after the block, as a `detail`, how long it took."""
+    started = time.perf_counter()
+    yield
+    detail(f"{what} in {time.perf_counter() - started:.1f} s")
 
 
 def say_table(table: Table) -> None:
-    """A table to standard error, as `print_tables` prints results."""
-    _print(sys.stderr, table)
+    """A table to standard error, as `print_tables` prints results, unless --quiet."""
+    if _verbosity > Verbosity.QUIET:
+        _print(sys.stderr, table)
 
 
 def terminal_width(file: TextIO | None = None) -> int:
@@ -189,8 +243,52 @@ def _print(file: TextIO, *parts: RenderableType) -> None:
         output.print(part.markup if isinstance(part, Markdown) and output.width == UNLIMITED else part)
 
 
+def print_json(value: Any) -> None:
+    """Results to standard output as JSON; what is not defined (NaN) is null."""
+    click.echo(json.dumps(_without_nan(value), indent=2, ensure_ascii=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Progress(Progress):
+    """A bar in a terminal; where there is none, a line now and then, so that a log file shows that it goes on."""
+
+    def __init__(self, *columns: ProgressColumn) -> None:
+        quiet = _verbosity == Verbosity.QUIET
+        self._in_lines = not console.is_terminal and not quiet
+        self._line_at = time.monotonic() + LINE_EVERY_S
+        # A step may take longer than the 30 s for which rich remembers a speed.
+        super().__init__(
+            *columns, console=console, disable=quiet or not console.is_terminal, speed_estimate_period=SPEED_OVER_S
+        )
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._say_line(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say_line(task_id)
+
+    def _say_line(self, task_id: TaskID) -> None:
+        if not self._in_lines or time.monotonic() < self._line_at:
+            return
+        self._line_at = time.monotonic() + LINE_EVERY_S
+        task = self._tasks[task_id]
+        if task.finished or task.total is None:
+            return
+        left = "" if task.time_remaining is None else f", {timedelta(seconds=round(task.time_remaining))} left"
+        say(f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}")
+
+
 def progress_bar() -> Progress:
-    """A progress bar with count, elapsed time and time left; silent where there is no terminal."""
+    """A progress bar with count, elapsed time and time left; a line every half minute where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -199,7 +297,7 @@ def progress_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return _Progress(*columns)
 
 
 def bytes_bar() -> Progress:
@@ -212,7 +310,7 @@ def bytes_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return _Progress(*columns)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -240,23 +338,62 @@ def in_words(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 subject', '3 subjects': a number with a noun whose plural ends in s (or 'ies' for 'y').
+
+    >>> counted(1, "subject"), counted(0, "study")
+    ('1 subject', '0 studies')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+
+
+def time_in_words(seconds: float) -> str:
+    """For a reader: '12 s', '5 min', '3.4 h', '2.1 days'."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def some_of(names: Sequence[str], most: int = 8) -> str:
-    """'A, B, C' for a message; beyond `most` of them how many more there are."""
+    """'A, B, C' for a message; beyond `most` of them how many more there are.
+
+    >>> some_of(["anna", "ben", "carl", "dora"], most=2)
+    'anna, ben and 2 more'
+    """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for a message about an unknown name, '' where nothing is like it.
+
+    >>> nearest("fussion", ["fusion", "fold"])
+    '; did you mean fusion?'
+    """
+    folded = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"; did you mean {folded[close[0]]}?" if close else ""
+
+
 def choose(wanted: Sequence[str] | None, available: Sequence[str], what: str) -> tuple[str, ...]:
-    """`wanted` in the order of `available` (all of them for None).
+    """`wanted` in the order of `available` (all of them for None); upper and lower case are one where that is clear.
 
     Raises:
         UserError: a name that is not available, naming those that are.
     """
     if wanted is None:
         return tuple(available)
+    folded = Counter(name.casefold() for name in available)
+    by_case = {name.casefold(): name for name in available if folded[name.casefold()] == 1}
+    wanted = [name if name in available else by_case.get(name.casefold(), name) for name in wanted]
     unknown = [name for name in wanted if name not in available]
     if unknown:
-        raise UserError(f"unknown {what} {', '.join(unknown)}; there are: {', '.join(available)}")
+        close = nearest(unknown[0], available) if len(unknown) == 1 else ""
+        raise UserError(f"unknown {what} {', '.join(unknown)}; there are: {', '.join(available)}{close}")
     return tuple(name for name in available if name in wanted)
 
 

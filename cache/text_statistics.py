@@ -110,7 +110,11 @@ def text_statistics(table: pa.Table) -> TextStatistics:
 
 
 def is_looping(words: list[str]) -> bool:
-    """Whether a phrase stands three times in a row, or a word four times."""
+    """Whether a phrase stands three times in a row, or a word four times.
+
+    >>> is_looping("the liver is bright the liver is bright the liver is bright".split())
+    True
+    """
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     if len(numbers) == len(words):
         return False

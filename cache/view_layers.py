@@ -14,7 +14,11 @@ _ENDING = re.compile(r"@view([1-9]\d*)$")
 
 
 def view_layer(layer: str, view: int) -> str:
-    """The name of a layer's view; view 0 is the layer itself."""
+    """The name of a layer's view; view 0 is the layer itself.
+
+    >>> view_layer("embeddings/sam_vit_b", 2)
+    'embeddings/sam_vit_b@view2'
+    """
     return f"{layer}@view{view}" if view else layer
 
 

@@ -32,6 +32,7 @@ from zeus_union.cache.folds import (
 )
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.growing import with_new_subjects
+from zeus_union.cache.holders import holder_mark
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
@@ -157,7 +158,6 @@ class CacheWriter:
         self._profiles: dict[str, str | None] = {}
         self._known: dict[tuple[str, str], Part] = {}
         self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
-        self._refused: set[str] = set()
         self._index: Manifest
         self._grown: Manifest  # the index with those who join
         self._version: tuple[int, int, int] | None = None  # of the index
@@ -351,16 +351,16 @@ class CacheWriter:
         What other processes have finished until then is known inside the block, and what a process that was lost has
         left of the subject is removed.
         """
-        with self.at_work(), claim(locks_folder(self.path), subject, wait, real=self.locks) as ours:
+        mark = holder_mark(self._recipes)
+
+        def take_over() -> None:  # lists all folders: done for the subjects of lost processes alone
+            self._remove_left({subject})
+
+        with self.at_work(), claim(locks_folder(self.path), subject, wait, self.locks, mark, take_over) as ours:
             if ours:
                 self._read_index()
                 for file in self._left.pop(subject, ()):
                     file.unlink(missing_ok=True)
-                if subject in self._refused:  # whoever had it may have been lost since the folders were listed
-                    self._refused.remove(subject)
-                    self._remove_left({subject})
-            else:
-                self._refused.add(subject)
             yield ours
 
     def finished(self, layer: str, subject: str) -> bool:
@@ -437,13 +437,14 @@ class CacheWriter:
         self,
         layer: str,
         subject: str,
-        embeddings: NDArray[np.float32] | Iterable[NDArray[np.float32]],
+        embeddings: NDArray[np.float32] | Iterable[NDArray[np.float32] | Mapping[str, NDArray[Any]]],
         store: str = "uint8",
     ) -> None:
         """Finishes a subject of a layer `embeddings/...`.
 
         Args:
-            embeddings: float32 (n, M, 256, 64, 64), or pieces of it, some slices each: one is held at a time.
+            embeddings: float32 (n, M, 256, 64, 64), or pieces of it, some slices each: one is held at a time. A piece that
+                was quantised already, where it was computed, is its arrays as they are stored.
             store: 'uint8' or 'fp16'.
 
         Raises:
@@ -452,7 +453,7 @@ class CacheWriter:
         if store not in ("uint8", "fp16"):
             raise UserError(f"unknown way to store embeddings {store!r}; there are uint8 and fp16")
         pieces = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
-        stored = (_encode(piece, store) for piece in pieces)
+        stored = (_encode(piece, store) if isinstance(piece, np.ndarray) else piece for piece in pieces)
         self._write_rows(layer, subject, stored, {"slices": self._digest_of_source(layer, subject)})
 
     def embeddings(self, layer: str, subject: str, slices: slice = slice(None)) -> NDArray[np.float32]:

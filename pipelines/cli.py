@@ -29,12 +29,12 @@ def main() -> None:
     zeus demo                  from nothing to masks, on a phantom
     zeus ablate --cache cache/brats.h5 --grid controls      what is the instruction worth?
     zeus segment patient7 --run runs/NAME                   a new study, DICOM or NIfTI: mask, volumes, preview
-    zeus report runs/NAME      a run's figures and a picture of its predictions
+    zeus report runs/NAME      a run, an ablation or a segmented study as a page for a browser
     zeus export runs/NAME NAME.zeus.zip                     a run as a file to hand over; zeus import reads it
     """
 
 
-@main.command()
+@main.command(short_help="The whole job on phantoms, on a CPU")
 @click.option("--out", type=FOLDER, default=Path("zeus-demo"), show_default=True, help="Folder to write.")
 @click.option("--subjects", type=click.IntRange(2), default=6, show_default=True, help="How many phantoms.")
 @click.option("--slice-step", type=click.IntRange(1), default=2, show_default=True, help="Every n-th slice.")
@@ -63,7 +63,7 @@ def demo(
     click.echo(f"look at {picture}; the masks are in {out / 'masks'}")
 
 
-@main.command()
+@main.command(short_help="Train the rows of a grid from one cache")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @click.option(
     "--grid", "grid_name", required=True, help="table2, table3, table4, table5 (the paper's), controls, or a YAML file."
@@ -95,6 +95,7 @@ def demo(
     help="Published weights that this model's rows begin from (transunet, pretrained_unet); a row whose weights are not "
     "there is not run, and the table says so.",
 )
+@click.option("--overwrite", is_flag=True, help="Start again where the folder holds an ablation.")
 @click.option("--skip-missing", is_flag=True, help="Leave out rows whose layers or modalities the cache lacks.")
 @click.option("--dry-run", is_flag=True, help="List the runs, their parameters and the expected time, and stop.")
 @click.option(
@@ -124,6 +125,7 @@ def ablate(
     minutes: float | None,
     overrides: tuple[str, ...],
     weights: tuple[str, ...],
+    overwrite: bool,
     skip_missing: bool,
     dry_run: bool,
     allow_partial: bool,
@@ -133,7 +135,7 @@ def ablate(
 
     Each batch is read, moved and decoded once and feeds every run that sees it: all rows of one seed and fold. A run's
     numbers are those of zeus-segment train with the same options and --validate-every 0. Stopped and started again with
-    the same command, it goes on. A run whose loss is not finite is stopped alone; its last good weights stay.
+    the same command, it resumes. A run whose loss is not finite is stopped alone; its last good weights stay.
 
     \b
     A grid is a YAML file:
@@ -155,6 +157,7 @@ def ablate(
     from zeus_union.pipelines.ablation.run import run_ablation
     from zeus_union.pipelines.ablation.timing import StepTimes
     from zeus_union.pipelines.report.ablation import report_ablation
+    from zeus_union.stage2_segment.ablation_folder import remove_ablation
     from zeus_union.stage2_segment.device import pick_device
 
     options: dict[str, Any] = dict(_assignment(text) for text in overrides)
@@ -177,10 +180,12 @@ def ablate(
         if dry_run:
             print_tables(forecast_table(forecast(cache, runs, times)))
             return
+        if overwrite:
+            remove_ablation(out)
         try:
             run_ablation(cache, grid, runs, out, **how)
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on")
+            say("interrupted; the same command resumes")
             raise
     click.echo(f"tables and picture in {report_ablation(out)}")
 
@@ -202,7 +207,7 @@ def _numbers(text: str, what: str) -> tuple[int, ...]:
 main.add_command(segment)
 
 
-@main.command()
+@main.command(short_help="Hand a run over as one file, without names")
 @click.argument("runs", type=RUN, nargs=-1, required=True)
 @click.argument("out", type=FILE, metavar="NAME.zeus.zip")
 @click.option("--licence", help="Of the weights, for the model card: a name (CC-BY-4.0), a sentence or an address.")
@@ -234,7 +239,7 @@ def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(card['members'])} run(s) of {card['dataset']}")
 
 
-@main.command("import")
+@main.command("import", short_help="Read a file of zeus export")
 @click.argument("archive", type=FILE, metavar="NAME.zeus.zip")
 @click.option("--out", type=FOLDER, help="Folder to write.  [default: runs/NAME]")
 def import_(archive: Path, out: Path | None) -> None:
@@ -248,30 +253,58 @@ def import_(archive: Path, out: Path | None) -> None:
     click.echo(f"{len(runs)} run(s) in {', '.join(map(str, runs))}")
 
 
-@main.command()
-@click.argument("folder", type=RUN, metavar="RUN_OR_ABLATION")
-@click.option("--cache", type=FILE, help="The cache, for a run.  [default: the run's]")
-@click.option("--subjects", help="Subjects to draw, separated by commas.  [default: the held-out ones]")
-@click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices to draw.")
+@main.command(short_help="A page for a browser: curves, slices, texts")
+@click.argument("folder", type=RUN, metavar="RUN_OR_ABLATION_OR_STUDY")
+@click.option("--cache", type=FILE, help="The cache that slices are of.  [default: the run's]")
+@click.option(
+    "--subjects",
+    help="Subjects to draw, separated by commas.  [default: those held out; in report.html best, median and worst]",
+)
+@click.option("--slices", type=click.IntRange(1), default=4, show_default=True, help="How many slices picture.png has.")
 @click.option("--reference", help="The row of an ablation that the others are tested against.  [default: the grid's]")
-@click.option("--out", type=FILE, help="PNG to write.  [default: RUN/picture.png]")
+@click.option(
+    "--images", type=RUN, help="Of a segmented study: the study itself, whose images the results do not hold."
+)
+@click.option("--out", type=FILE, help="PNG to write of a run.  [default: RUN/picture.png]")
 def report(
-    folder: Path, cache: Path | None, subjects: str | None, slices: int, reference: str | None, out: Path | None
+    folder: Path,
+    cache: Path | None,
+    subjects: str | None,
+    slices: int,
+    reference: str | None,
+    images: Path | None,
+    out: Path | None,
 ) -> None:
-    """A run: images, instruction, truth and prediction side by side. An ablation: its tables and a picture of them."""
+    """A run, an ablation or a segmented study as one page for a browser: report.html in its folder.
+
+    Metrics with intervals, every subject as a point, training curves, slices to leaf through with truth, prediction, their
+    difference and what the language model said, what the instruction is worth, recipe, digests and commands. The file needs
+    nothing else, no network either, and can be mailed. A run also gets picture.png and curves.png, an ablation its tables
+    in three formats. DSC is in the page of a run that zeus-segment evaluate has measured.
+
+    \b
+    zeus report runs/brats
+    zeus report ablations/brats-controls --reference Zeus
+    zeus report segmentations/patient7 --images patient7
+    """
     from zeus_union.pipelines.report.ablation import report_ablation
+    from zeus_union.pipelines.report.ablation_page import write_ablation_page
     from zeus_union.pipelines.report.run import report_run
+    from zeus_union.pipelines.report.study_page import is_study, read_images, write_study_page
     from zeus_union.stage2_segment.ablation_folder import PLAN
 
-    if (existing(folder, "the run or ablation") / PLAN).is_file():
+    if (existing(folder, "the run, ablation or study") / PLAN).is_file():
         click.echo(f"tables and picture in {report_ablation(folder, reference)}")
-        return
-    runs = open_runs([folder])
-    if len(runs) != 1:
-        raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
-    if out is None and (results := results_of_shared([folder])):
-        out = results / "picture.png"
-    click.echo(f"picture in {report_run(runs[0], cache, subjects, slices, out)}")
+        page = write_ablation_page(folder, reference, cache, split_names(subjects))
+    elif is_study(folder):
+        page = write_study_page(folder, read_images(images, folder) if images else None)
+    else:
+        runs = open_runs([folder])
+        if len(runs) != 1:
+            raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
+        picture, page = report_run(runs[0], cache, subjects, slices, out, results_of_shared([folder]))
+        click.echo(f"picture in {picture}")
+    click.echo(f"open {page} in a browser")
 
 
 if __name__ == "__main__":

@@ -13,27 +13,22 @@ from zeus_union.stage1_instruct.commands.knowledge import probe_texts_command
 from zeus_union.stage1_instruct.commands.layers import export_texts_command, import_texts_command, make_oracle_command
 from zeus_union.stage1_instruct.commands.look import inspect, pack, verify
 from zeus_union.stage1_instruct.commands.profile import doctor
+from zeus_union.stage1_instruct.commands.status import status
 from zeus_union.stage1_instruct.commands.text import make_pairs_command, sentences, train_projection_command
 
-COMMANDS = (
-    check,
-    build_cache_command,
-    fetch,
-    doctor,
-    make_demo,
-    make_pairs_command,
-    train_projection_command,
-    sentences,
-    import_texts_command,
-    export_texts_command,
-    make_oracle_command,
-    probe_texts_command,
-    inspect,
-    verify,
-    pack,
-    merge_command,
-    remove_command,
-)
+COMMANDS = {
+    "Before": (fetch, doctor, check, make_demo),
+    "A cache": (build_cache_command, status, inspect, verify, pack, merge_command, remove_command),
+    "Its texts": (
+        probe_texts_command,
+        import_texts_command,
+        export_texts_command,
+        make_oracle_command,
+        sentences,
+        make_pairs_command,
+        train_projection_command,
+    ),
+}
 
 
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,8 +46,10 @@ def main() -> None:
     """
 
 
-for command in COMMANDS:
-    main.add_command(command)
+for heading, commands in COMMANDS.items():
+    for command in commands:
+        main.add_command(command)
+        main.headings[command.name or ""] = heading
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from zeus_union.cache.atomic import require_space
 from zeus_union.cache.errors import NoSpaceError, UserError
-from zeus_union.cache.terminal import bytes_bar, is_full
+from zeus_union.cache.system_errors import is_full
+from zeus_union.cache.terminal import bytes_bar
 
 BLOCK = 1 << 20
 TIMEOUT_S = 60

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -14,38 +16,70 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.layout import kind_of
 from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import counted
 from zeus_union.cache.text_statistics import text_statistics
 
 
-def describe(cache: Cache) -> None:
-    """Prints what the cache holds."""
-    card = cache.card
-    rows = cache.rows
-    labelled = int(rows["labelled"].sum())
-    click.echo(f"data set   {card.name}: {card.instance}")
-    click.echo(f"modalities {', '.join(f'{name} ({card.terms[name]})' for name in card.modalities)}")
-    click.echo(f"classes    {', '.join(card.classes)}")
-    click.echo(
-        f"slices     {len(rows)} of {len(cache.subjects)} subjects, one in {card.slice_step}; {labelled} with labels"
-    )
+def contents_of(cache: Cache) -> dict[str, Any]:
+    """What the cache holds, JSON-able: data set, layers with bytes and recipes, what the texts are, subjects."""
+    card, rows = cache.card, cache.rows
+    layers: dict[str, dict[str, Any]] = {}
     for layer in cache.layers:
-        click.echo(
-            f"layer      {layer}  {cache.layer_bytes(layer) / 2**20:,.1f} MiB  recipe {cache.fingerprint(layer)[:12]}"
-        )
+        layers[layer] = {
+            "bytes": cache.layer_bytes(layer),
+            "fingerprint": cache.fingerprint(layer),
+            "recipe": cache.recipe(layer),
+        }
         if kind_of(layer) == "instructions":
             statistics = text_statistics(cache.instructions(layer.partition("/")[2]))
-            for line in (*statistics.lines(), *([f"warning: {statistics.warning}"] if statistics.warning else ())):
-                click.echo(f"             {line}")
-    click.echo("subject            slices  with foreground  fold  view      native grid (mm, orientation)")
+            layers[layer] |= {"texts": list(statistics.lines()), "warning": statistics.warning}
+    subjects: dict[str, dict[str, Any]] = {}
     for index, subject in enumerate(cache.subjects):
-        slices = rows[rows["subject"] == index]
-        grid = cache.grid(subject)
-        spacing = " x ".join(f"{s:.3g}" for s in grid.spacing)
-        shape = " x ".join(str(n) for n in grid.shape)
-        fold = slices["fold"][0] if len(slices) else -1
-        foreground = int((slices["foreground"] > 0).sum())
+        slices, grid = rows[rows["subject"] == index], cache.grid(subject)
+        subjects[subject] = {
+            "slices": len(slices),
+            "labelled": int(slices["labelled"].sum()),
+            "with_foreground": int((slices["foreground"] > 0).sum()),
+            "fold": int(slices["fold"][0]) if len(slices) else -1,
+            "view": grid.view,
+            "shape": list(grid.shape),
+            "spacing_mm": [float(spacing) for spacing in grid.spacing],
+            "orientation": grid.orientation,
+        }
+    return {
+        "dataset": card.name,
+        "instance": card.instance,
+        "modalities": {name: card.terms[name] for name in card.modalities},
+        "classes": list(card.classes),
+        "slice_step": card.slice_step,
+        "layers": layers,
+        "subjects": subjects,
+    }
+
+
+def describe(contents: Mapping[str, Any]) -> None:
+    """Prints what `contents_of` a cache says."""
+    subjects = contents["subjects"].values()
+    click.echo(f"data set   {contents['dataset']}: {contents['instance']}")
+    click.echo(f"modalities {', '.join(f'{name} ({term})' for name, term in contents['modalities'].items())}")
+    click.echo(f"classes    {', '.join(contents['classes'])}")
+    click.echo(
+        f"slices     {sum(subject['slices'] for subject in subjects)} of {counted(len(subjects), 'subject')}, one in "
+        f"{contents['slice_step']}; {sum(subject['labelled'] for subject in subjects)} with labels"
+    )
+    for name, layer in contents["layers"].items():
+        click.echo(f"layer      {name}  {layer['bytes'] / 2**20:,.1f} MiB  recipe {layer['fingerprint'][:12]}")
+        for line in layer.get("texts", ()):
+            click.echo(f"             {line}")
+        if layer.get("warning"):
+            click.echo(f"             warning: {layer['warning']}")
+    click.echo("subject            slices  with foreground  fold  view      native grid (mm, orientation)")
+    for name, subject in contents["subjects"].items():
+        spacing = " x ".join(f"{length:.3g}" for length in subject["spacing_mm"])
+        shape = " x ".join(map(str, subject["shape"]))
         click.echo(
-            f"{subject:18} {len(slices):6}  {foreground:15}  {fold:4}  {grid.view:8}  {shape} ({spacing}, {grid.orientation})"
+            f"{name:18} {subject['slices']:6}  {subject['with_foreground']:15}  {subject['fold']:4}  "
+            f"{subject['view']:8}  {shape} ({spacing}, {subject['orientation']})"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
@@ -12,6 +13,19 @@ from zeus_union.cache.terminal import say, some_of
 PLAN = "ablation.json"  # the grid's rows and runs, so that the same command goes on
 RESULTS = "results.parquet"  # a line for each run, subject and class
 STOPPED = "stopped.json"  # run -> why it ended before its time
+
+
+def remove_ablation(folder: Path) -> None:
+    """Removes an ablation with all that is in its folder, to start again; nothing where there is none.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / PLAN).is_file():
+        raise UserError(f"{folder} exists and is not an ablation: it has no {PLAN}; choose another --out")
+    shutil.rmtree(folder)
 
 
 def run_folder(ablation: Path, run: str) -> Path:
@@ -37,7 +51,7 @@ def runs_of_row(ablation: Path, row: str, fold: int | None = None) -> list[Path]
 
     plan = ablation / PLAN
     if not plan.is_file():
-        raise UserError(f"{ablation} is no ablation: it has no {PLAN}; give the folder that zeus ablate wrote")
+        raise UserError(f"{ablation} is not an ablation: it has no {PLAN}; give the folder that zeus ablate wrote")
     try:
         runs = {name: run["row"] for name, run in json.loads(plan.read_text(encoding="utf-8"))["runs"].items()}
     except (ValueError, TypeError, KeyError) as error:

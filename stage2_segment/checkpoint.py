@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,38 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from zeus_union.cache.atomic import write_atomically
+from zeus_union.cache.atomic import make_folder, write_atomically
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.locks import NoLocksError, acquire
 from zeus_union.stage2_segment.config import RunConfig
 
 CONFIG, METRICS, STATE = "config.json", "metrics.parquet", "state.pt"
 UNPACKED_FROM = "unpacked_from.txt"  # in the folder of a run that is there while a command reads its file
 # A state is 12 bytes a parameter: not after every step, and where the disk is slow, for no more than a tenth of the time.
 SAVE_EVERY_S, SAVING_SHARE = 20, 0.1
+
+
+@contextmanager
+def only_trainer(run: Path) -> Iterator[None]:
+    """Keeps other processes from training the run in that folder for the time of the block, where there are locks.
+
+    Raises:
+        UserError: another process trains it.
+    """
+    path = run.parent / f".{run.name}.lock"
+    make_folder(run.parent)
+    try:
+        held = acquire(path, shared=False, wait=False)
+    except NoLocksError:
+        yield
+        return
+    if held is None:
+        raise UserError(f"another process is training {run}; wait for it, or choose another --out")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.close()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +80,7 @@ def load_config(run: Path) -> RunConfig:
     path = run / CONFIG
     if not path.is_file():
         remedy = "zeus import makes one of it" if run.is_file() else "give the folder that zeus-segment train wrote"
-        raise UserError(f"{run} is no run folder: it has no {CONFIG}; {remedy}")
+        raise UserError(f"{run} is not a run folder: it has no {CONFIG}; {remedy}")
     try:
         return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
@@ -92,7 +117,7 @@ def load_weights(run: Path, which: str) -> dict[str, Tensor]:
 
 def _why_missing(run: Path, which: str) -> str:
     if not weights_path(run, "last").is_file():
-        return "the run has not come to its first save; the command that trained it goes on with --resume"
+        return "the run has not come to its first save; the command that trained it resumes it"
     metrics = run / METRICS
     validated = pq.read_table(metrics).to_pydict().get("validation_dsc", []) if metrics.is_file() else []
     if any(value is not None for value in validated):

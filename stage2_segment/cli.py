@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,24 @@ import click
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, FOLDER, PanelCommand, ZeusGroup, is_full, print_tables, say, split_names
+from zeus_union.cache.recipe import fingerprint
+from zeus_union.cache.system_errors import is_full
+from zeus_union.cache.terminal import (
+    FILE,
+    FOLDER,
+    PanelCommand,
+    ZeusGroup,
+    counted,
+    json_option,
+    print_json,
+    print_tables,
+    say,
+    split_names,
+)
 from zeus_union.stage2_segment.ablation_folder import ensemble_of_row
 from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
-from zeus_union.stage2_segment.options import read_command_line, with_options
+from zeus_union.stage2_segment.options import BY_NAME, read_command_line, with_options
+from zeus_union.stage2_segment.run_file import CACHE, read_run_file
 from zeus_union.stage2_segment.run_options import (
     chosen_runs,
     probabilities_option,
@@ -45,6 +60,13 @@ modalities_option = click.option(
 )
 
 
+def _options_of_file(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """What a file says becomes the default of the options that are not given."""
+    if path is not None:
+        options = read_run_file(path)
+        ctx.default_map = {"cache_path" if name == CACHE else name: value for name, value in options.items()}
+
+
 @click.group(cls=ZeusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="zeus-union")
 def main() -> None:
@@ -57,7 +79,7 @@ def main() -> None:
     """
 
 
-@main.command("train", cls=PanelCommand)
+@main.command("train", cls=PanelCommand, short_help="Train from a cache")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @with_options
 @click.option(
@@ -74,18 +96,32 @@ def main() -> None:
     show_default=True,
     help="Epochs between validations; 0: none, and no best weights.",
 )
-@click.option("--out", type=FOLDER, help="Run folder.  [default: runs/CACHE-FUSION-foldK-seedS]")
+@click.option(
+    "--config",
+    type=FILE,
+    is_eager=True,
+    expose_value=False,
+    callback=_options_of_file,
+    help="Options from a YAML file (fusion: hybrid, ...) or from the config.json of a run; those given beside it win.",
+)
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Run folder.  [default: runs/CACHE-FUSION-foldK-seedS, then what else is not the default]",
+)
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with an unfinished run, or with more --epochs after its last; repeat its other options.",
+    help="With more --epochs than before: train a complete run further. A stopped run resumes anyway.",
 )
+@click.option("--overwrite", is_flag=True, help="Start again where the run folder holds a run.")
 @partial_option
 @device_option
 def train_command(
     cache_path: Path,
     out: Path | None,
     resume: bool,
+    overwrite: bool,
     resident: str,
     validate_every: int,
     allow_partial: bool,
@@ -95,8 +131,9 @@ def train_command(
     """Train from a cache; validation subjects, where there are any, are measured after every epoch.
 
     The run folder gets config.json, metrics.parquet, tensorboard/, weights/last.safetensors and best.safetensors, and
-    state.pt to go on from. Two runs with one seed are equal on a CPU, and so is a run that was stopped and resumed. A run
-    given more --epochs at its end is another one than a run planned with so many: its learning rate rises once more.
+    state.pt to go on from; the same command resumes a run that was stopped. Two runs with one seed are equal on a CPU, and
+    so is a run that was stopped and resumed. A run given more --epochs at its end is another one than a run planned with
+    so many: its learning rate rises once more. What is said is kept in log.txt.
 
     Several GPUs share every batch, and the losses are those of one (--batch-size counts all of them):
 
@@ -107,11 +144,12 @@ def train_command(
 
     options = read_command_line(given)
     run = out or Path("runs") / _run_name(cache_path, options)
-    how: dict[str, Any] = {"resume": resume, "resident": resident, "validate_every": validate_every, "device": device}
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
+    how |= {"resident": resident, "validate_every": validate_every}
     try:
         train_run(cache_path, run, allow_partial=allow_partial, **how, **options)
     except KeyboardInterrupt:
-        say(f"interrupted; the same command with --out {run} --resume goes on")
+        say(f"interrupted; the same command resumes {run}")
         raise
     except OSError as error:
         if not is_full(error):
@@ -119,20 +157,43 @@ def train_command(
         where = error.filename or run
         raise UserError(
             f"no space left on the device while writing {where}; free some, a run keeps about 20 bytes a parameter; the same "
-            f"command with --out {run} --resume goes on from the last save"
+            f"command resumes {run} from the last save"
         ) from error
     if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launch started, one speaks
         click.echo(f"{run} is trained. Next: zeus-segment evaluate --run {run}")
 
 
 def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
-    named = options["train_subjects"] or options["test_subjects"]
-    split = "subjects" if named else f"fold{options['fold'] or 0}"
-    model = "" if options["model"] == ZEUS else f"{options['model']}-"
-    return f"{cache_path.stem}-{model}{options['fusion']}-{split}-seed{options['seed']}"
+    """What a run is called after: its cache and split, and whatever is not the default, so that no two runs share a name.
+
+    The number of epochs is left out: more of them go on with a run.
+    """
+    named = {
+        name: options[name] for name in ("train_subjects", "test_subjects", "validation_subjects") if options[name]
+    }
+    split = f"subjects-{_short_digest(named)}" if named else f"fold{options['fold'] or 0}"
+    parts = [cache_path.stem, *([] if options["model"] == ZEUS else [options["model"]]), options["fusion"], split]
+    said = {"model", "fusion", "fold", "seed", "epochs", *named}
+    others = {
+        name: value
+        for name, value in options.items()
+        if name not in said and value not in (None, (), BY_NAME[name].default)
+    }
+    extra = [f"{name.replace('_', '-')}-{_in_a_name(value)}" for name, value in others.items()]
+    name = "-".join([*parts, f"seed{options['seed']}", *extra])
+    return name if len(name) <= 120 else "-".join([*parts, f"seed{options['seed']}", _short_digest(others)])
 
 
-@main.command("evaluate")
+def _in_a_name(value: Any) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return re.sub(r"[^\w.+@-]", "_", text)
+
+
+def _short_digest(values: Mapping[str, Any]) -> str:
+    return fingerprint({name: str(value) for name, value in values.items()})[:8]
+
+
+@main.command("evaluate", short_help="DSC, IoU, HD95 and NSD of held-out subjects")
 @runs_options
 @click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the first run's]")
 @weights_option
@@ -154,6 +215,7 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
     help="Folder for the results.  [default: the run's; of several ensemble-DIGEST beside the first; of a row "
     "ABLATION/ensembles/ROW; of NAME.zeus.zip NAME beside it]",
 )
+@json_option
 @partial_option
 @device_option
 def evaluate_command(
@@ -169,6 +231,7 @@ def evaluate_command(
     missing: bool,
     workers: int | None,
     out: Path | None,
+    as_json: bool,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -207,18 +270,23 @@ def evaluate_command(
     chosen["postprocess"] = postprocess
     with open_cache(members[0], cache, allow_partial) as opened:
         evaluation = evaluate_run(members, opened, modalities=split_names(modalities), threads=workers, **chosen)
-        print_tables(as_table(evaluation))
-        if evaluation.agreement:
-            print_tables(agreement_table(evaluation.agreement, len(members)))
-        if missing:
-            print_tables(without.as_table(without.evaluate_missing(members, opened, **chosen)))
+        subsets = without.evaluate_missing(members, opened, **chosen) if missing else {}
+    if as_json:
+        results = {**evaluation.summary(), "rows": evaluation.rows, "agreement": evaluation.agreement}
+        print_json({**results, "missing": {",".join(names): each.summary() for names, each in subsets.items()}})
+        return
+    print_tables(as_table(evaluation))
+    if evaluation.agreement:
+        print_tables(agreement_table(evaluation.agreement, len(members)))
+    if subsets:
+        print_tables(without.as_table(subsets))
     summary = evaluation.summary()
     mean = summary["mean_over_classes"]["dsc"]
     figures = f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}"
-    click.echo(f"{figures}, of {len(summary['subjects'])} subjects of {opened.path}")
+    click.echo(f"{figures}, of {counted(len(summary['subjects']), 'subject')} of {opened.path}")
 
 
-@main.command("predict")
+@main.command("predict", short_help="Masks as NIfTI in each study's own grid")
 @runs_options
 @click.option("--cache", type=FILE, help="The cache with the studies to segment.  [default: the first run's]")
 @click.option("--out", type=FOLDER, required=True, help="Folder for SUBJECT.nii.gz.")
@@ -271,10 +339,10 @@ def predict_command(
         )
     if len(members) > 1:
         print_tables(agreement_table(read_agreement(out / ENSEMBLE), len(members)))
-    click.echo(f"{len(written)} masks of {opened.path} in {out}")
+    click.echo(f"{counted(len(written), 'mask')} of {opened.path} in {out}")
 
 
-@main.command("postprocess")
+@main.command("postprocess", short_help="Choose a run's post-processing again")
 @run_option
 @click.option("--cache", type=FILE, help="The run's cache, where it has moved.  [default: where it was]")
 @click.option(
@@ -306,7 +374,7 @@ def postprocess_command(run: Path, cache: Path | None, off: bool, device: str | 
     say_choices(run, config)
 
 
-@main.command("probe")
+@main.command("probe", short_help="Does a trained run listen to its texts?")
 @run_option
 @click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the run's]")
 @weights_option
@@ -317,6 +385,7 @@ def postprocess_command(run: Path, cache: Path | None, off: bool, device: str | 
     help="What zeus-instruct sentences wrote: which sentences move the mask when they are left out.",
 )
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="How many sentences to show.")
+@json_option
 @partial_option
 @device_option
 def probe_command(
@@ -326,6 +395,7 @@ def probe_command(
     subjects: str | None,
     sentences: Path | None,
     top: int,
+    as_json: bool,
     allow_partial: bool,
     device: str | None,
 ) -> None:
@@ -345,12 +415,17 @@ def probe_command(
 
     chosen: dict[str, Any] = {"subjects": split_names(subjects), "which": weights, "device": device}
     with open_cache(run, cache, allow_partial) as opened:
-        print_tables(text_table(probe_texts(run, opened, **chosen)))
-        if sentences:
-            print_tables(sentence_table(probe_sentences(run, opened, sentences, **chosen), top))
+        texts = probe_texts(run, opened, **chosen)
+        of_sentences = probe_sentences(run, opened, sentences, **chosen) if sentences else []
+    if as_json:
+        print_json({"texts": texts, "sentences": of_sentences})
+        return
+    print_tables(text_table(texts))
+    if sentences:
+        print_tables(sentence_table(of_sentences, top))
 
 
-@main.command("params")
+@main.command("params", short_help="Trainable parameters, part by part")
 @click.option("--cache", "cache_path", type=FILE, required=True, help="Sets modalities, classes and text width.")
 @click.option(
     "--model",

@@ -48,7 +48,11 @@ def filled_volume(slices: NDArray[np.uint8], numbers: NDArray[np.int32], step: i
 
 
 def filled_numbers(numbers: NDArray[np.integer], step: int) -> tuple[int, ...]:
-    """The numbers of the slices that `fill_gaps` fills."""
+    """The numbers of the slices that `fill_gaps` fills.
+
+    >>> filled_numbers(np.array([0, 4, 8]), step=4)
+    (1, 2, 3, 5, 6, 7)
+    """
     return tuple(number for first, last in _gaps(numbers, step) for number in range(first + 1, last))
 
 

@@ -45,17 +45,25 @@ class SubjectPrediction:
 class NativeSlices:
     """Logits of square pictures, interpolated onto the slices of a grid (`cache.grid.square_weights`)."""
 
-    def __init__(self, grid: Grid, device: torch.device, size: int = 256) -> None:
-        counts, spacings = grid.slice_shape[1:], grid.slice_spacing[1:]
-        side_mm = max(count * spacing for count, spacing in zip(counts, spacings))
-        self._rows, self._columns = (
-            torch.from_numpy(square_weights(count, spacing, side_mm, size)).float().to(device)
-            for count, spacing in zip(counts, spacings)
-        )
+    def __init__(self, grid: Grid, device: torch.device) -> None:
+        self._grid, self._device = grid, device
+        self._weights: dict[int, tuple[Tensor, ...]] = {}  # pixels of a side -> of the rows and the columns
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Float (..., 256, 256) -> (..., rows, columns)."""
-        return self._rows @ logits @ self._columns.T
+        side = logits.shape[-1]
+        if side not in self._weights:
+            self._weights[side] = self._weights_of(side)
+        rows, columns = self._weights[side]
+        return rows @ logits @ columns.T
+
+    def _weights_of(self, side: int) -> tuple[Tensor, ...]:
+        counts, spacings = self._grid.slice_shape[1:], self._grid.slice_spacing[1:]
+        side_mm = max(count * spacing for count, spacing in zip(counts, spacings))
+        return tuple(
+            torch.from_numpy(square_weights(count, spacing, side_mm, side)).float().to(self._device)
+            for count, spacing in zip(counts, spacings)
+        )
 
 
 def read_subject(
@@ -93,7 +101,8 @@ def predict_subject(
     first = next(iter(data.values()))
     to_native = NativeSlices(grid, first.device)
     count, shape = len(first), grid.slice_shape[1:]
-    labels_256, labels = np.empty((count, 256, 256), np.uint8), np.empty((count, *shape), np.uint8)
+    of_squares: list[NDArray[np.uint8]] = []
+    labels = np.empty((count, *shape), np.uint8)
     stored = None if probabilities_in is None else _on_disk((len(classes), count, *shape), probabilities_in)
     agreement = Agreement(classes, len(members), (count, *shape)) if len(members) > 1 else None
     for batches in zip(*(slices.in_order(batch_size) for slices in data.values())):
@@ -107,7 +116,7 @@ def predict_subject(
             if agreement is not None:
                 of_members.append(torch.stack([class_map(to_native(one)[None])[0] for one in logits]))
         logits = mean.logits()
-        labels_256[positions] = class_map(logits).cpu().numpy()
+        of_squares.append(class_map(logits).cpu().numpy())
         for index, position in enumerate(positions):  # one slice at a time: K x 1024 x 1024 may be 64 MiB
             native = to_native(logits[index])
             mask = class_map(native[None])[0]
@@ -117,7 +126,7 @@ def predict_subject(
             if agreement is not None:
                 agreement.add(position, torch.stack([member_labels[index] for member_labels in of_members]), mask)
     return SubjectPrediction(
-        labels_256,
+        np.concatenate(of_squares),
         labels,
         stored,
         None if agreement is None else agreement.differing,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import PanelOption, choose, split_names
+from zeus_union.cache.terminal import PanelOption, choose, nearest, split_names
 from zeus_union.stage2_segment.choices import (
     ALIGNERS,
     BASELINES,
@@ -433,7 +433,9 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = sorted(set(given) - set(BY_NAME))
     if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
+        raise UserError(
+            f"unknown option {', '.join(unknown)}; there are: {', '.join(BY_NAME)}{nearest(unknown[0], BY_NAME)}"
+        )
     options = {}
     for option in OPTIONS:
         value = given.get(option.name)
@@ -493,7 +495,9 @@ def read_row(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         option = BY_NAME.get(str(name).replace("-", "_"))
         if option is None or not option.in_grid:
             names = ", ".join(sorted(known.flag[2:] for known in OPTIONS if known.in_grid))
-            raise UserError(f"{where}: unknown option {name}; there are: {names}")
+            raise UserError(
+                f"{where}: unknown option {name}; there are: {names}{nearest(str(name), names.split(', '))}"
+            )
         options[option.name] = option.read(value, where)
     return options
 

@@ -152,8 +152,8 @@ def test_wheel_has_one_name_at_its_top(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_and_yaml_file_as_it_is_and_nothing_of_an_earlier_build(wheel: Path) -> None:
-    expected = sources(ROOT, ".py", ".yaml", "py.typed")
+def test_wheel_holds_every_module_yaml_file_and_template_as_it_is_and_nothing_of_an_earlier_build(wheel: Path) -> None:
+    expected = sources(ROOT, ".py", ".yaml", ".j2", ".css", ".js", "py.typed")
     assert {"zeus_union/py.typed", "zeus_union/pipelines/grids/table2.yaml"} <= expected.keys()
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("zeus_union/")}

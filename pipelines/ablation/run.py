@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from accelerate import Accelerator
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.log import log_to
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, say
 from zeus_union.cache.text_statistics import warn_of_texts
@@ -57,6 +59,19 @@ def run_ablation(
     if accelerator.num_processes > 1:
         raise UserError("zeus ablate runs in one process; start it without accelerate launch")
     _enter(cache, grid, runs, out)
+    with log_to(out):
+        _train_and_score(cache, runs, out, accelerator, stacked, at_once, resident)
+
+
+def _train_and_score(
+    cache: Cache,
+    runs: Sequence[PlannedRun],
+    out: Path,
+    accelerator: Accelerator,
+    stacked: bool | None,
+    at_once: int | None,
+    resident: str,
+) -> None:
     results = pq.read_table(out / RESULTS).to_pylist() if (out / RESULTS).exists() else []
     stopped = json.loads((out / STOPPED).read_text()) if (out / STOPPED).exists() else {}
     finished = {line["run"] for line in results} | set(stopped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ANYTHING = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Masks and volumes of new studies")
 @click.argument("studies", type=ANYTHING, metavar="STUDY...", nargs=-1, required=True)
 @runs_options
 @click.option(
@@ -56,6 +57,9 @@ ANYTHING = click.Path(path_type=Path)
     help="Segment every n-th slice; those between are interpolated.",
 )
 @probabilities_option
+@click.option(
+    "--report", is_flag=True, help="Also report.html of each study: its slices, volumes and texts, for a browser."
+)
 @click.option(
     "--postprocessing/--no-postprocessing",
     "postprocess",
@@ -91,6 +95,7 @@ def segment(
     part: str | None,
     slice_step: int,
     probabilities: bool,
+    report: bool,
     postprocess: bool,
     which: str,
     profile: str | None,
@@ -143,7 +148,14 @@ def segment(
     )
     how = {"register": register, "slice_step": slice_step, "probabilities": probabilities}
     failures = segment_studies(
-        segmenter, sources, out, _write, part=share, overwrite=overwrite, modalities=chosen, **how
+        segmenter,
+        sources,
+        out,
+        partial(_write, report=report),
+        part=share,
+        overwrite=overwrite,
+        modalities=chosen,
+        **how,
     )
     if failures:
         raise UserError(
@@ -153,13 +165,17 @@ def segment(
     click.echo(f"results in {out}")
 
 
-def _write(segmentation: Segmentation, folder: Path, replace: bool) -> None:
+def _write(segmentation: Segmentation, folder: Path, replace: bool, *, report: bool) -> None:
     """Puts results into a folder and says what they are."""
     from zeus_union.pipelines.outputs.results import write_results
     from zeus_union.pipelines.outputs.statistics import summary_lines
     from zeus_union.stage2_segment.predict import agreement_table
 
     write_results(segmentation, folder, replace=replace)
+    if report:
+        from zeus_union.pipelines.report.study_page import write_study_page
+
+        say(f"open {write_study_page(folder, segmentation.images)} in a browser")
     for line in summary_lines(segmentation.statistics):
         click.echo(line)
     if segmentation.agreement:

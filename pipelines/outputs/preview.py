@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from zeus_union.cache.colours import class_hex
-from zeus_union.cache.grid import VIEWS, Grid
+from zeus_union.cache.grid import Grid
+from zeus_union.cache.page.telling import sides, telling_slices
 from zeus_union.pipelines.outputs.statistics import ClassStatistics, volume_text, voxels_by_slice
 from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage1_instruct.inspect import show
@@ -22,8 +23,6 @@ from zeus_union.stage1_instruct.studies.intensity import CT_WINDOW, foreground, 
 SLICES = 3
 MODALITIES = 4  # rows; further modalities are named
 LEGEND = 24  # classes; further ones are counted
-# What a picture's sides are called along each axis of the patient: towards - and towards +.
-_SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 _WIDTH = 3.2  # inches of a picture
 _TALLEST = 2.0  # height by width, beyond which a picture gets narrower
 
@@ -31,7 +30,7 @@ _TALLEST = 2.0  # height by width, beyond which a picture gets narrower
 def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     """Three slices of every modality (the first four) with outlines, a legend with volumes, and the patient's sides."""
     grid = segmentation.grid
-    numbers = telling_slices(voxels_by_slice(segmentation.mask, segmentation.grid, len(segmentation.classes)))
+    numbers = telling_slices(voxels_by_slice(segmentation.mask, segmentation.grid, len(segmentation.classes)), SLICES)
     masks = grid.to_slices(segmentation.mask)[numbers]
     images = dict(list(segmentation.images.items())[:MODALITIES])
     aspect = grid.slice_spacing[1] / grid.slice_spacing[2]
@@ -42,7 +41,7 @@ def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     _title(figure, segmentation, list(images))
     pictures = figure.subplots(len(images), len(numbers), squeeze=False)
     for line, (modality, image) in zip(pictures, images.items()):
-        greys = _greys(grid.to_slices(image)[numbers], modality)
+        greys = slice_greys(grid.to_slices(image)[numbers], modality)
         for axes, number, grey, mask in zip(line, numbers, greys, masks):
             show(axes, grey, mask, segmentation.classes, aspect)
             _mark_sides(axes, grid)
@@ -59,48 +58,7 @@ def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     return path
 
 
-def telling_slices(voxels: NDArray[np.intp], count: int = SLICES) -> list[int]:
-    """Numbers of `count` slices, ascending, that show as much of every class as so many can.
-
-    One after the other: each adds the most to what is shown best of every class, as a share of the class's largest slice;
-    where none adds anything, the one with something that lies furthest from those chosen. Empty slices come last, spread
-    evenly, and only where all others are taken.
-
-    Args:
-        voxels: (slices, classes) as `voxels_by_slice`.
-    """
-    total = len(voxels)
-    largest = voxels.max(axis=0, initial=0)
-    shares = voxels[:, largest > 0] / largest[largest > 0]
-    filled = shares.any(axis=1)
-    if not filled.any():
-        return sorted({round((total - 1) * part / (count + 1)) for part in range(1, count + 1)})
-    span = int(np.ptp(np.flatnonzero(filled))) + 1
-    chosen: list[int] = []
-    while len(chosen) < min(count, total):
-        best = shares[chosen].max(axis=0, initial=0)
-        gain = np.maximum(shares - best, 0).sum(axis=1)
-        far = np.array([min((abs(number - other) for other in chosen), default=0) for number in range(total)])
-        # A slice with half a class that lies elsewhere says more than its neighbour with a little more of it.
-        score = gain + shares.mean(axis=1) * far / span
-        score = np.where(filled, score, far / total - 2)
-        score[chosen] = -np.inf
-        chosen.append(int(score.argmax()))
-    return sorted(chosen)
-
-
-def sides(grid: Grid) -> dict[str, str]:
-    """'left', 'right', 'top', 'bottom' of a slice -> the patient's side there: R, L, A, P, S or I.
-
-    Of an oblique slice the side that is nearest.
-    """
-    _, (row_axis, row_direction), (column_axis, column_direction) = VIEWS[grid.view]
-    top, bottom = _SIDES[row_axis][:: 1 if row_direction > 0 else -1]
-    left, right = _SIDES[column_axis][:: 1 if column_direction > 0 else -1]
-    return {"left": left, "right": right, "top": top, "bottom": bottom}
-
-
-def _greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]:
+def slice_greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]:
     """The chosen slices (slices, rows, columns) of a modality in one range of grey."""
     if is_ct(modality):
         return to_grey(slices, CT_WINDOW.bounds)

@@ -24,6 +24,7 @@ from zeus_union.stage2_segment.nifti import write_fractions, write_labels, write
 from zeus_union.stage2_segment.predict import DISAGREEMENT, PROBABILITY, class_file_names
 
 MASK, DICOM_MASK, PREVIEW = "mask.nii.gz", "mask.dcm", "preview.png"
+REPORT = "report.html"  # of zeus report, and of zeus segment --report
 ITK_SNAP, SLICER = "labels.txt", "labels.ctbl"
 _OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 STATISTICS, STATISTICS_TABLE, INSTRUCTIONS = "statistics.json", "statistics.csv", "instructions.json"
@@ -31,6 +32,7 @@ _NAMES = (
     MASK,
     DICOM_MASK,
     PREVIEW,
+    REPORT,
     ITK_SNAP,
     SLICER,
     STATISTICS,

@@ -1,9 +1,12 @@
-"""zeus report for an ablation: tables in three formats, a picture, and what they say of the instruction."""
+"""zeus report for an ablation: tables in three formats, a picture, a page, and what they say of the instruction."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from rich.markdown import Markdown
@@ -15,21 +18,40 @@ from zeus_union.cache.terminal import choose, print_tables
 from zeus_union.pipelines.report.forest import draw_forest
 from zeus_union.pipelines.report.measurements import write_measurements
 from zeus_union.pipelines.report.published import Published, with_published
-from zeus_union.pipelines.report.statistics import subject_scores, summarise
-from zeus_union.pipelines.report.tables import ablation_sheet, class_sheet, subject_sheet, write_sheets
+from zeus_union.pipelines.report.statistics import Result, subject_scores, summarise
+from zeus_union.pipelines.report.tables import Sheet, ablation_sheet, class_sheet, subject_sheet, write_sheets
 from zeus_union.pipelines.report.verdict import verdict
 from zeus_union.stage2_segment.ablation_folder import PLAN, RESULTS, STOPPED
 
 
-def report_ablation(folder: Path, reference: str | None = None) -> Path:
-    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes and subjects likewise, measurements.csv and
-    table.png.
+@dataclass(frozen=True)
+class AblationReport:
+    """What an ablation's folder says.
 
-    Where the grid has controls, verdict.md says whether the instruction matters.
-
-    Raises:
-        UserError: no row has results yet; an unknown reference row.
+    Attributes:
+        plan: ablation.json.
+        results: the lines of results.parquet, in the order of the rows.
+        reference: the row that the others are compared with; None: none has results.
+        table, classes, subjects: the sheets, with published values beside ours.
+        verdict: Markdown; '' where the grid has no controls.
     """
+
+    plan: Mapping[str, Any]
+    results: Sequence[Result]
+    reference: str | None
+    table: Sheet
+    classes: Sheet
+    subjects: Sheet
+    verdict: str
+
+    @property
+    def leaks(self) -> dict[str, Sequence[str]]:
+        """Row -> its instructions that were made from the true labels."""
+        return {run["row"]: run["leaks"] for run in self.plan["runs"].values() if run["leaks"]}
+
+
+def read_ablation(folder: Path, reference: str | None = None) -> AblationReport:
+    """Raises UserError: no row has results yet; an unknown reference row."""
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     stopped_file = folder / STOPPED
     stopped_runs = json.loads(stopped_file.read_text()) if stopped_file.exists() else {}
@@ -61,17 +83,37 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
         plan["rows"],
     )
     published = [Published(**fields) for fields in plan.get("published", [])]
-    subjects = list(dict.fromkeys(line["subject"] for line in results))
-    sheet = with_published(sheet, published, subjects)
-    print_tables(sheet.as_rich(), *(Text(note, "dim") for note in sheet.notes))
-    write_sheets(folder, "table", sheet)
-    answer = verdict(results, plan["controls_of"], plan["controls"])
-    if answer:
-        print_tables(Markdown(answer))
-        write_atomically(folder / "verdict.md", answer.encode())
-    write_sheets(folder, "classes", class_sheet(results, leaks=leaks))
-    write_sheets(folder, "subjects", with_published(subject_sheet(results, leaks=leaks), published, subjects))
-    write_measurements(folder, results)
-    summaries = summarise(results, reference=reference)
-    draw_forest(summaries, folder / "table.png", plan["title"], subject_scores(results, "dsc", None))
+    tested = list(dict.fromkeys(line["subject"] for line in results))
+    return AblationReport(
+        plan,
+        results,
+        reference,
+        with_published(sheet, published, tested),
+        class_sheet(results, leaks=leaks),
+        with_published(subject_sheet(results, leaks=leaks), published, tested),
+        verdict(results, plan["controls_of"], plan["controls"]),
+    )
+
+
+def report_ablation(folder: Path, reference: str | None = None) -> Path:
+    """Prints the table of an ablation and writes FOLDER/table.{md,csv,tex}, classes and subjects likewise, measurements.csv and
+    table.png.
+
+    Where the grid has controls, verdict.md says whether the instruction matters.
+
+    Raises:
+        UserError: as `read_ablation`.
+    """
+    report = read_ablation(folder, reference)
+    print_tables(report.table.as_rich(), *(Text(note, "dim") for note in report.table.notes))
+    write_sheets(folder, "table", report.table)
+    if report.verdict:
+        print_tables(Markdown(report.verdict))
+        write_atomically(folder / "verdict.md", report.verdict.encode())
+    write_sheets(folder, "classes", report.classes)
+    write_sheets(folder, "subjects", report.subjects)
+    write_measurements(folder, report.results)
+    summaries = summarise(report.results, reference=report.reference)
+    scores = subject_scores(report.results, "dsc", None)
+    draw_forest(summaries, folder / "table.png", report.plan["title"], scores)
     return folder

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from zeus_union.cache.page.render import write_page
 from zeus_union.cache.terminal import choose, split_names
 from zeus_union.pipelines.report.curves import draw_curves
 from zeus_union.pipelines.report.picture import draw_run, telling_rows
+from zeus_union.pipelines.report.run_page import PAGE, run_page
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
 from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
 from zeus_union.stage2_segment.inputs.layers import layers_read
@@ -17,11 +19,21 @@ from zeus_union.stage2_segment.trained import load_trained, open_cache
 LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
 
 
-def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None) -> Path:
-    """Draws `slices` telling slices of `subjects`, else of `subjects_to_measure`; returns the PNG's path.
+def report_run(
+    run: Path, cache_path: Path | None, subjects: str | None, slices: int, out: Path | None, results: Path | None = None
+) -> tuple[Path, Path]:
+    """Draws `slices` telling slices of `subjects`, else of `subjects_to_measure`, and writes the run's page.
 
-    Beside it, in the run's folder, curves.png: how the run was trained.
+    In the run's folder, curves.png: how the run was trained.
+
+    Args:
+        out: PNG; None: picture.png of the results.
+        results: the folder of the run's results, which gets report.html and is read for evaluation and probes; None: the run.
+
+    Returns:
+        The paths of the PNG and of the page.
     """
+    results = results or run
     config = load_config(run)
     metrics = run / METRICS
     if metrics.is_file():
@@ -32,13 +44,15 @@ def report_run(run: Path, cache_path: Path | None, subjects: str | None, slices:
         else:
             wanted = subjects_to_measure([config], cache, None)
         rows = telling_rows(cache, wanted, slices)
-        picture = out or run / "picture.png"
+        picture = out or results / "picture.png"
+        trained = load_trained(run)
         draw_run(
             cache,
             rows,
-            load_trained(run).predict(cache, rows),
+            trained.predict(cache, rows),
             next(iter(layers_read(config, cache)), None),
             picture,
             f"{run.name}: {config.architecture.fusion} fusion" + (LEAK_NOTE if config.inputs.leaks else ""),
         )
-    return picture
+        html = run_page(trained, cache, wanted, subjects is not None, results.name, results)
+    return picture, write_page(results / PAGE, html)

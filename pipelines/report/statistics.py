@@ -189,12 +189,20 @@ def wilcoxon_p(differences: Sequence[float]) -> float:
 
 
 def smallest_p(subjects: int) -> float:
-    """The smallest two-sided exact Wilcoxon p-value: all differences of one sign. NaN for no subject."""
+    """The smallest two-sided exact Wilcoxon p-value: all differences of one sign. NaN for no subject.
+
+    >>> smallest_p(6)
+    0.03125
+    """
     return 2.0 ** (1 - subjects) if subjects else math.nan
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979); NaN is no test and stays NaN."""
+    """Holm's step-down correction (1979); NaN is no test and stays NaN.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
     tested = sorted((value, index) for index, value in enumerate(p) if not math.isnan(value))
     corrected, largest = [math.nan] * len(p), 0.0
     for rank, (value, index) in enumerate(tested):

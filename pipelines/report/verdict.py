@@ -90,10 +90,10 @@ def verdict(results: Sequence[Result], row: str, controls: Mapping[str, str]) ->
         not is_defined(finding.smallest_p) or finding.smallest_p * len(compared) > SIGNIFICANT for finding in compared
     ):
         lines += ["", f"With so few subjects no difference can reach p < {SIGNIFICANT}: only the signs can be read."]
-    return "\n".join([*lines, *_upper_bound(results, row, controls)]) + "\n"
+    return "\n".join([*lines, *upper_bound(results, row, controls)]) + "\n"
 
 
-def _upper_bound(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> list[str]:
+def upper_bound(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> list[str]:
     """What captions from the true labels reach above the row, and above no text; nothing where they were not trained."""
     oracle = controls.get(UPPER_BOUND, "")
     against = {f"the instruction ({row})": row, "no text": controls.get("none", "")}

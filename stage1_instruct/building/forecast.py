@@ -1,28 +1,60 @@
-"""What a build would take, from the studies' headers and one picture through the encoder: `build-cache --dry-run`."""
+"""What a build would write, from the studies' headers, and whether the disk has room for it."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from zeus_union.cache.atomic import RESUMES, find_temporaries
+from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.fold_layers import variant_of_split
+from zeus_union.cache.folds import FOLDS
 from zeus_union.cache.layout import CONSTANTS, kind_of, shard_folder, split_shard_name
 from zeus_union.cache.manifest import find_shards, read_manifest
-from zeus_union.cache.terminal import progress
+from zeus_union.cache.terminal import in_words, progress
 from zeus_union.cache.view_layers import view_of
+from zeus_union.cache.writer import PACK_BELOW
 from zeus_union.stage1_instruct.building.subjects import BuildOptions
+from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.building.views import Views, check_views
-from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies.check import load_study
 from zeus_union.stage1_instruct.studies.depth import reading
-from zeus_union.stage1_instruct.studies.slices import PICTURE_SIZE
-from zeus_union.stage1_instruct.studies.study import Dataset
+from zeus_union.stage1_instruct.studies.intensity import windows_of
+from zeus_union.stage1_instruct.studies.slices import PICTURE_SIZE, study_to_slices
+from zeus_union.stage1_instruct.studies.study import Dataset, Study
 
+HASH_BYTES = 16  # of a row
 EMBEDDING_BYTES = {"uint8": 2**20 + 2 * 4 * 256, "fp16": 2 * 2**20}  # of a slice-modality
+# Of a slice-modality: the vector of the widest text encoder (768), its text's hash, and its text, of which there are two copies:
+# 64 tokens are some 300 letters, which zstd halves.
+TEXT_BYTES = 768 * 4 + 16 + 2 * 150
+SHARD_BYTES = 8192  # of a shard: seal, HDF5's own, manifest
+SAMPLED = 3  # studies that are read where the disk may be too small: how much of them shows nothing?
+CERTAIN = 0.9  # of what those studies promise is taken to be written for certain
+
+
+@dataclass(frozen=True)
+class StudySize:
+    """A study as its header says.
+
+    Attributes:
+        slices: that are taken; those that show nothing are left out when voxels are read.
+        native: pixels of a slice.
+        labelled: whether it has labels.
+        modality_labels: whether every modality has labels of its own.
+        facts: bytes of what is kept of its files, their names and digests.
+    """
+
+    slices: int
+    native: int
+    labelled: bool
+    modality_labels: bool
+    facts: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +63,7 @@ class LayerForecast:
 
     Attributes:
         slice_modalities: at most: slices that show nothing are left out when voxels are read.
-        bytes: on disk, without native masks.
+        bytes: on disk, likewise.
     """
 
     layer: str
@@ -40,59 +72,196 @@ class LayerForecast:
     bytes: int
 
 
-def forecast(dataset: Dataset, encoder: str, options: BuildOptions) -> list[LayerForecast]:
-    """What the build would write of pictures and embeddings, layer by layer; reads headers and writes nothing.
+@dataclass(frozen=True)
+class Forecast:
+    """What a build would write.
+
+    Attributes:
+        layers: what is missing of each.
+        failures: subject -> why its header cannot be read; it would be left out.
+        packs: bytes that packing the finished cache into one file needs besides, for a while.
+    """
+
+    layers: tuple[LayerForecast, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    packs: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def slice_modalities(self) -> int:
+        """Of the pictures and the layers made of them: those of the layer that lacks most."""
+        return max((layer.slice_modalities for layer in self.layers), default=0)
+
+
+def study_size(study: Study, options: BuildOptions) -> StudySize:
+    """From a study of which no voxels need have been read."""
+    rows, *native = study.grid.seen(options.view or study.grid.acquired_view).slice_shape
+    return StudySize(
+        math.ceil(rows / options.slice_step),
+        math.prod(native),
+        study.labels is not None,
+        study.labels is not None and set(study.modality_labels) == set(study.images),
+        sum(len(name) + 64 + 6 for name in study.sources),  # sha256 in hexadecimal, JSON's quotes and colon
+    )
+
+
+def forecast(
+    dataset: Dataset,
+    encoder: str,
+    options: BuildOptions,
+    instructions: Sequence[str] = (),
+    state_bytes: int = 0,
+    sizes: Mapping[str, StudySize] | None = None,
+) -> Forecast:
+    """What the build would write, layer by layer; reads headers and writes nothing.
+
+    Args:
+        encoder: of the layer of embeddings.
+        instructions: names of the layers of texts.
+        state_bytes: of a slice-modality, where the language model's states are kept.
+        sizes: of the subjects, where their headers were read already.
 
     Raises:
-        UserError: a study whose header cannot be read; views of a data set without labels.
+        UserError: views of a data set without labels; the cache that is there is damaged.
     """
     check_views(dataset, options.views, options.mirror_views)
     card = dataset.card
     subjects = card.subjects if options.part is None else options.part.of(card.subjects)
-    slices = _slices(dataset, options, subjects)
-    done = set(_finished(options.out))
+    failures: dict[str, str] = {}
+    if sizes is None:
+        sizes, failures = _read_sizes(dataset, options, subjects)
+    finished = set(finished_parts(options.out))
     embeddings = f"embeddings/{encoder}" if "embeddings" in options.layers else ""
-    layers = ["slices", *([embeddings] if embeddings else []), *Views(options.views, embeddings=embeddings).layers]
-    forecasts = []
+    layers = ["slices", *([embeddings] if embeddings else []), *instructions]
+    layers += Views(options.views, embeddings=embeddings).layers
+    layers_missing = []
     for layer in layers:
-        due = [name for name in subjects if not view_of(layer) or dataset.labelled is None or name in dataset.labelled]
-        missing = [name for name in due if (layer, name) not in done]
-        count = sum(slices[name] for name in missing)
-        pictures = PICTURE_SIZE**2 * (len(card.modalities) + 1)
-        each = pictures if kind_of(layer) == "slices" else EMBEDDING_BYTES[options.store] * len(card.modalities)
-        forecasts.append(LayerForecast(layer, len(missing), count * len(card.modalities), count * each))
-    return forecasts
+        missing = [
+            size
+            for name, size in sizes.items()
+            if (layer, name) not in finished and (size.labelled or not view_of(layer))
+        ]
+        count = sum(size.slices for size in missing) * len(card.modalities)
+        written = sum(_bytes(layer, size, len(card.modalities), options.store, state_bytes) for size in missing)
+        layers_missing.append(LayerForecast(layer, len(missing), count, written))
+    total = sum(layer.bytes for layer in layers_missing)
+    packs = options.pack or (options.pack is None and total + _bytes_there(options.out) < PACK_BELOW)
+    return Forecast(tuple(layers_missing), failures, total if packs else 0)
 
 
-def seconds_each(models: Models) -> tuple[float, float]:
-    """Seconds of a slice-modality through the image encoder, and of making an augmented copy of it; on noise."""
-    from zeus_union.stage1_instruct.studies.augment import augmented
+def text_layers(dataset: Dataset, options: BuildOptions, variant: str, trains: bool) -> Iterator[str]:
+    """Names of the layers of texts of a build, those of a trained projection by their folds."""
+    if "instructions" not in options.layers:
+        return
+    names = tuple(class_variants(variant, dataset.card.classes)) if options.per_class else (variant,)
+    splits: list[str] = [""]
+    if trains and options.trained_for is not None:
+        chosen = options.trained_for
+        folds = chosen.folds if chosen.folds is not None else tuple(range(min(FOLDS, len(dataset.card.subjects))))
+        splits = [variant_of_split("", fold, ()) for fold in folds]
+        if chosen.subjects is not None:
+            splits = [variant_of_split("", None, chosen.subjects)]
+    yield from (f"instructions/{name}{split}" for name in names for split in splits)
 
-    encoder = models.encoder
-    noise = np.random.default_rng(0).integers(0, 256, (1, encoder.input_size, encoder.input_size), dtype=np.uint8)
-    encoder.encode(noise)  # the first pass is slower
-    start = time.perf_counter()
-    encoder.encode(noise)
-    encoding = time.perf_counter() - start
-    numbers, copies = np.arange(10, dtype=np.int32), noise[None].repeat(10, axis=0)
-    start = time.perf_counter()
-    augmented("", numbers, 1, ("",), copies)
-    return encoding, (time.perf_counter() - start) / len(numbers)
+
+def _bytes(layer: str, size: StudySize, modalities: int, store: str, state_bytes: int) -> int:
+    """Of one subject of one layer on the disk, as `cache.layout` stores it."""
+    if kind_of(layer) == "slices":
+        pictures = modalities + size.labelled + modalities * (size.modality_labels and not view_of(layer))
+        native = size.native * (size.labelled and not view_of(layer))
+        of_slice = pictures * PICTURE_SIZE**2 + native + 2 * 4 + HASH_BYTES
+    elif kind_of(layer) == "embeddings":
+        of_slice = modalities * (EMBEDDING_BYTES[store] + HASH_BYTES)
+    else:
+        of_slice = modalities * (TEXT_BYTES + HASH_BYTES + state_bytes)
+    return size.slices * of_slice + SHARD_BYTES + size.facts * (layer == "slices")
 
 
-def _slices(dataset: Dataset, options: BuildOptions, subjects: tuple[str, ...]) -> dict[str, int]:
-    """Subject -> its slices, as its header says."""
-    counts = {}
+def _read_sizes(
+    dataset: Dataset, options: BuildOptions, subjects: Sequence[str]
+) -> tuple[dict[str, StudySize], dict[str, str]]:
+    """Subject -> its size, or what is wrong with it."""
+    sizes, failures = {}, {}
     with reading("headers"):
         for subject in progress(subjects, "reading headers"):
-            grid = load_study(dataset, subject).grid
-            counts[subject] = math.ceil(
-                grid.seen(options.view or grid.acquired_view).slice_shape[0] / options.slice_step
-            )
-    return counts
+            try:
+                sizes[subject] = study_size(load_study(dataset, subject), options)
+            except UserError as error:
+                failures[subject] = str(error)
+    return sizes, failures
 
 
-def _finished(out: Path) -> Iterator[tuple[str, str]]:
+def require_room(dataset: Dataset, options: BuildOptions, missing: Forecast) -> str:
+    """Refuses a build that certainly does not fit on its disk; what to say where it only may not.
+
+    Headers do not say which slices show nothing and are left out, so where all of them would not fit some studies are read
+    to see how many do.
+
+    Returns:
+        '' where everything fits.
+
+    Raises:
+        NoSpaceError: it does not fit.
+    """
+    folder = next(parent for parent in options.out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free + _bytes_in_work(options.out)
+    # Where packing is not asked for, a disk that is too small for it need not be refused: the rows are there.
+    wanted = missing.bytes + (missing.packs if options.pack else 0)
+    if free >= missing.bytes + missing.packs:
+        return ""
+    if free >= wanted:
+        return (
+            f"packing {options.out} into one file will need {in_words(missing.packs)} more for a while and "
+            f"{in_words(free - wanted)} will be free at {folder}; --no-pack does without"
+        )
+    certain = wanted * _share_that_shows(dataset, options) * CERTAIN
+    if free < certain:
+        raise NoSpaceError(
+            f"{options.out} needs at least {in_words(int(certain))} more and {in_words(free)} are free at {folder}; "
+            f"free some, give --out on a larger disk, a larger --slice-step or fewer --views, --modalities or --subjects; "
+            f"what is finished stays, and the same command resumes"
+        )
+    return (
+        f"{options.out} needs up to {in_words(wanted)} more and {in_words(free)} are free at {folder}: it may not fit; "
+        f"should it not, {RESUMES}"
+    )
+
+
+def _share_that_shows(dataset: Dataset, options: BuildOptions) -> float:
+    """The least share of the slices of some studies, evenly chosen, that show something; 0 where none can be read."""
+    subjects = dataset.card.subjects
+    shares = []
+    for subject in subjects[:: max(1, math.ceil(len(subjects) / SAMPLED))]:
+        try:
+            study = load_study(dataset, subject)
+            windows = windows_of(dataset.card.terms, options.windows)
+            shown = study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
+            shares.append(len(shown.numbers) / study_size(study, options).slices)
+        except UserError:
+            continue
+    return min(shares, default=0.0)
+
+
+def _bytes_in_work(out: Path) -> int:
+    """Of what is being written now, or was left by a process that was lost: it is part of what is missing."""
+    total = 0
+    for inner, _, _ in os.walk(shard_folder(out)):
+        for _, file in find_temporaries(Path(inner)):
+            with suppress(FileNotFoundError):  # finished in the meantime
+                total += file.stat().st_size
+    return total
+
+
+def _bytes_there(out: Path) -> int:
+    """Of what the cache holds."""
+    shards = sum((shard_folder(out) / name).stat().st_size for name in find_shards(shard_folder(out)))
+    return shards + (out.stat().st_size if out.exists() else 0)
+
+
+def finished_parts(out: Path) -> Iterator[tuple[str, str]]:
     """(layer, subject) of what is in the cache already."""
     if out.exists():
         for layer, by_subject in read_manifest(out).parts.items():

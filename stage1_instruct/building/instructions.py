@@ -15,6 +15,7 @@ from torch import Tensor
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.writer import CacheWriter, Instruction
 from zeus_union.stage1_instruct.models.assembly import Models
+from zeus_union.stage1_instruct.models.language.llm import Generation
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.text.bert import encode_distinct
 from zeus_union.stage1_instruct.profiles.profile import Sees
@@ -95,6 +96,33 @@ def _untimed(part: str, slice_modalities: int) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What is asked about a subject, or some of its slices, modality by modality within a slice.
+
+    Attributes:
+        keys: (slice number, modality) of each.
+        texts: as they are asked.
+        seeds: of sampled answers; None where none is sampled.
+    """
+
+    keys: list[tuple[int, str]]
+    texts: list[str]
+    seeds: list[int] | None
+
+
+def ask(subject: str, numbers: NDArray[np.int32], card: DatasetCard, samples: bool, seed: int) -> Questions:
+    """The questions about a subject's slices (Zeus, Eq. 2).
+
+    Args:
+        card: its `instance` is what the questions ask to segment.
+        samples: whether the answers depend on a seed.
+    """
+    keys = [(int(number), modality) for number in numbers for modality in card.modalities]
+    texts = [question(card.instance, card.terms[modality]) for _, modality in keys]
+    return Questions(keys, texts, [slice_seed(seed, subject, *key) for key in keys] if samples else None)
+
+
 def answer(
     seen: SubjectImages, card: DatasetCard, models: Models, seed: int = 0, timing: Timing = _untimed
 ) -> SubjectInstructions:
@@ -106,15 +134,20 @@ def answer(
         timing: around the work of each model.
     """
     instructor = models.instructor
-    keys = [(int(number), modality) for number in seen.numbers for modality in card.modalities]
-    questions = [question(card.instance, card.terms[modality]) for _, modality in keys]
-    seeds = [slice_seed(seed, seen.subject, *key) for key in keys] if instructor.samples else None
+    asked = ask(seen.subject, seen.numbers, card, instructor.samples, seed)
     if seen.images is None:
-        generations = instructor.answer(questions, None, seeds)
+        generations = instructor.answer(asked.texts, None, asked.seeds)
     else:
-        with timing("LLM", len(keys)):
-            generations = instructor.answer(questions, seen.images.flatten(0, 1), seeds)
-    with timing("text encoder", len(keys)):
+        with timing("LLM", len(asked.keys)):
+            generations = instructor.answer(asked.texts, seen.images.flatten(0, 1), asked.seeds)
+    return encode_answers(asked, generations, card, models, timing)
+
+
+def encode_answers(
+    asked: Questions, generations: Sequence[Generation], card: DatasetCard, models: Models, timing: Timing = _untimed
+) -> SubjectInstructions:
+    """The answers through the text encoder (Zeus, Eq. 3)."""
+    with timing("text encoder", len(asked.keys)):
         texts = [generation.text for generation in generations]
         vectors = encode_distinct(models.text_encoder, texts)
         cut = sum(dropped > 0 for dropped in models.text_encoder.dropped(texts))
@@ -122,7 +155,7 @@ def answer(
         Instruction(
             slice_number=number,
             modality=modality,
-            prompt=instructor.prompt(row_question),
+            prompt=models.instructor.prompt(row_question),
             text=generation.text,
             prompt_tokens=generation.prompt_tokens,
             output_tokens=generation.output_tokens,
@@ -130,10 +163,10 @@ def answer(
             seed=row_seed,
         )
         for (number, modality), row_question, generation, row_seed in zip(
-            keys, questions, generations, seeds or repeat(None)
+            asked.keys, asked.texts, generations, asked.seeds or repeat(None)
         )
     ]
-    shape = (len(seen.numbers), len(card.modalities))
+    shape = (len(asked.keys) // len(card.modalities), len(card.modalities))
     states = None
     if models.profile.keep_states:
         states = _stack_states([generation.states for generation in generations], models.max_new_tokens)

@@ -1,4 +1,4 @@
-"""Stage 1's loop: study -> slices -> embeddings -> instructions -> cache, one subject at a time."""
+"""Stage 1: study -> slices -> embeddings -> instructions -> cache, as a pipeline over the subjects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
+from zeus_union.stage1_instruct.building.parts import tasks_of_srun
 from zeus_union.stage1_instruct.building.report import BuildReport
+from zeus_union.stage1_instruct.building.start import look_ahead
 from zeus_union.stage1_instruct.building.subjects import (
     LAYERS,
     Build,
@@ -36,8 +38,9 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     """Writes every wanted layer of every subject; subjects that are finished are left as they are.
 
     Any number of processes may run this at once for one cache (accelerate launch, or the same command on several
-    machines with a common disk): each takes the next subject that nobody has taken, and whoever is last finishes the
-    cache. None waits for another at a barrier, so the loss of one costs the subject it had in work and no more. A file
+    machines with a common disk): each takes the next subject that nobody has taken, and reads ahead those after it;
+    whoever is last finishes the cache. None waits for another at a barrier, so the loss of one costs what it had in work
+    and no more. A file
     system without locks needs `options.part`.
 
     A subject that cannot be built is left out, and the others go on.
@@ -47,7 +50,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     Raises:
         BuildFailures: subjects that could not be built, after all others were; the cache stays unfinished.
         UserError: models that cannot be loaded or do not belong together, a layer of that name made from another recipe,
-            or views of what has no labels.
+            views of what has no labels, or a disk that is too small.
     """
     check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
@@ -61,6 +64,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
+    if options.check:
+        build = look_ahead(build, share)
     trained = None
     if "instructions" in options.layers and options.trained_for is not None:
         trained = build_with_trained(build, share, recipes, options.trained_for)
@@ -84,7 +89,7 @@ def _check_processes(writer: CacheWriter, options: BuildOptions) -> None:
     if writer.locks or options.part is not None:
         return
     remedy = "several processes need --part I/N each (or --part slurm in a job array)"
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 or tasks_of_srun(os.environ) > 1:
         raise UserError(f"the file system of {options.out} has no locks: {remedy}")
     say(f"the file system of {options.out} has no locks: this process must be the only one; {remedy}")
 

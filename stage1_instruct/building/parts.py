@@ -27,17 +27,33 @@ class Share:
 
 
 def parse_part(text: str, environment: Mapping[str, str]) -> Share:
-    """'2/8', or 'slurm': the place of this task in its SLURM array.
+    """'2/8', or 'slurm': the place of this task in its SLURM array, or among the tasks of its srun, or in both.
 
     Raises:
-        UserError: neither; no array, or one whose task numbers are not evenly spaced.
+        UserError: neither; no array and no srun of several tasks, or an array whose task numbers are not evenly spaced.
+
+    >>> parse_part("2/3", {}).of(["anna", "ben", "carl", "dora", "emil"])
+    ('ben', 'emil')
     """
     if text == SLURM:
-        return _part_of_array(environment)
+        return _part_of_slurm(environment)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part {text}: expected I/N with I from 1 to N, e.g. 2/8, or slurm")
     return Share(int(match[1]), int(match[2]))
+
+
+def tasks_of_srun(environment: Mapping[str, str]) -> int:
+    """How many processes the srun that started this one has started; 1 without it."""
+    return int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def _part_of_slurm(environment: Mapping[str, str]) -> Share:
+    tasks = tasks_of_srun(environment)
+    if tasks == 1:
+        return _part_of_array(environment)
+    array = _part_of_array(environment) if "SLURM_ARRAY_TASK_ID" in environment else Share(1, 1)
+    return Share((array.number - 1) * tasks + int(environment["SLURM_PROCID"]) + 1, array.count * tasks)
 
 
 def _part_of_array(environment: Mapping[str, str]) -> Share:

@@ -1,36 +1,31 @@
-"""The subjects of a build: study -> slices -> embeddings -> instructions, one at a time, whoever is free."""
+"""The subjects of a build: what goes into the cache under which recipes, and which of it is missing."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from zeus_union.cache.errors import JobError, UserError
+from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE
-from zeus_union.cache.recipe import fingerprint, sha256_file
-from zeus_union.cache.terminal import progress_bar, say
-from zeus_union.cache.writer import CacheWriter, SubjectSlices
-from zeus_union.stage1_instruct.building.cached import check_can_be_made, needs_study, stored_pictures
-from zeus_union.stage1_instruct.building.encoding import encode_pieces
-from zeus_union.stage1_instruct.building.instructions import answer, joined, stored_images
+from zeus_union.cache.recipe import fingerprint
+from zeus_union.cache.terminal import say
+from zeus_union.cache.writer import CacheWriter
+from zeus_union.stage1_instruct.building.cached import check_can_be_made
 from zeus_union.stage1_instruct.building.parts import Share
+from zeus_union.stage1_instruct.building.pipeline import build_waiting
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.variants import class_variants
-from zeus_union.stage1_instruct.building.views import Views, begin_views, write_views
+from zeus_union.stage1_instruct.building.views import Views, begin_views
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.projection.fold import FoldProjection, constants_of
 from zeus_union.stage1_instruct.studies import slices as slicing
-from zeus_union.stage1_instruct.studies.check import check_studies, load_study
-from zeus_union.stage1_instruct.studies.depth import reading
+from zeus_union.stage1_instruct.studies.check import check_studies
 from zeus_union.stage1_instruct.studies.intensity import Window, windows_of, windows_recipe
-from zeus_union.stage1_instruct.studies.slices import Slices
-from zeus_union.stage1_instruct.studies.study import Dataset, Study
+from zeus_union.stage1_instruct.studies.study import Dataset
 
 LAYERS = ("slices", "embeddings", "instructions")
 
@@ -61,7 +56,7 @@ class BuildOptions:
         per_class: instead of it a layer for each class, `variants.class_variants`, whose questions ask for that class.
         store: 'uint8' or 'fp16' embeddings.
         slice_step: every n-th slice of a volume.
-        batch_size: slice-modalities at a time through the encoder, None: as many as fit; not part of the recipe.
+        batch_size: pictures in a batch through the encoder on a GPU, None: as many as fit; not part of the recipe.
         pack: one file (True), shards (False), or by size (None).
         seed: of sampled instructions; greedy ones do not depend on it.
         part: only this share of the subjects, for one of several processes on a file system without locks.
@@ -169,7 +164,7 @@ def begin_pictures(
             constants=lambda: models.encoder.constants(),
             profile=models.profile.to_json(),
         )
-    views = Views(options.views, options.mirror_views, embeddings, options.store, options.batch_size)
+    views = Views(options.views, options.mirror_views, embeddings)
     begin_views(writer, views, slices_recipe, embeddings_recipe)
     return Layers(embeddings, {}, views), Recipes(slices_recipe, embeddings_recipe)
 
@@ -251,7 +246,7 @@ def build_subjects(build: Build, subjects: Sequence[str]) -> None:
             say(f"{subject} will be left out: {report.failures[subject]}")
         waiting = [subject for subject in waiting if subject not in report.failures]
     _load_models(build, {layer for subject in waiting for layer in missing[subject]})
-    _build_waiting(build, waiting)
+    build_waiting(build, waiting)
 
 
 def find_missing(build: Build, subjects: Sequence[str]) -> dict[str, list[str]]:
@@ -269,51 +264,6 @@ def find_missing(build: Build, subjects: Sequence[str]) -> dict[str, list[str]]:
     return missing
 
 
-def _build_waiting(build: Build, waiting: Sequence[str]) -> None:
-    """Builds the subjects that nobody else builds, and waits for the others; those that fail are in the report."""
-    report, begun = build.report, len(waiting)
-    with progress_bar() as bar:
-        task = bar.add_task(build.options.out.name, total=begun)
-        wait = False
-        while waiting:
-            left = []
-            for subject in waiting:
-                with build.writer.claim(subject, wait=wait) as ours:
-                    if not ours:
-                        left.append(subject)
-                        continue
-                    wait = False
-                    try:
-                        _take(build, subject, begun)
-                    except JobError:
-                        raise
-                    except UserError as error:
-                        report.failures[subject] = str(error)
-                        say(f"{subject} is left out: {error}")
-                    bar.advance(task)
-            # What is left is being built by others: wait for the first of them, and take it over if it was lost.
-            waiting, wait = left, True
-
-
-def _take(build: Build, subject: str, begun: int) -> None:
-    """Builds a subject, unless another process has finished it.
-
-    Raises:
-        UserError: it cannot be built.
-    """
-    missing = [layer for layer in build.layers.names if not build.writer.finished(layer, subject)]
-    if not missing:
-        return
-    start = time.perf_counter()
-    if build.projection is None:
-        count = _build_subject(build, subject, missing)
-    else:
-        count = _write_texts(build, subject)
-    seconds = time.perf_counter() - start
-    build.report.subjects += 1
-    say(f"{subject}: {count} slice-modalities in {seconds:.0f} s ({build.report.subjects} of {begun})")
-
-
 def _load_models(build: Build, missing: Collection[str]) -> None:
     """Loads the models that the `missing` layers need: what is wrong with them is known then."""
     if any(layer.startswith("embeddings/") for layer in missing):
@@ -323,108 +273,3 @@ def _load_models(build: Build, missing: Collection[str]) -> None:
             build.models.projected_llm.use_projection(build.projection.everyone)
         build.models.instructor.load()
         _ = build.models.text_encoder
-
-
-def _build_subject(build: Build, subject: str, missing: Collection[str]) -> int:
-    """The `missing` layers of one subject; returns its number of slice-modalities.
-
-    Texts, and whatever sees the pictures as they are stored, come from the cache: the study is not read for them.
-    """
-    writer, report, options = build.writer, build.report, build.options
-    embeddings_layer = build.layers.embeddings
-    if needs_study(build.models, missing):
-        pictures = _slice_study(build, load_study(build.dataset, subject))
-    else:
-        if not build.dataset.cached_recipe:
-            with reading("headers"):
-                writer.check_sources(subject, _digest_sources(load_study(build.dataset, subject)))
-        if all(layer in build.layers.instructions for layer in missing):
-            return _write_texts(build, subject)
-        pictures = stored_pictures(writer, subject)
-    count = pictures.images.shape[0] * pictures.images.shape[1]
-    if embeddings_layer and not writer.finished(embeddings_layer, subject):
-        encoding = report.seconds["image encoder"]
-        with report.timing("writing embeddings", count):
-            size = build.models.encoder.input_size
-            pieces = encode_pieces(
-                build.models,
-                report,
-                options.batch_size,
-                pictures.images.shape[:2],
-                lambda piece: pictures.images_at(size, piece),
-            )
-            writer.write_embeddings(embeddings_layer, subject, pieces, store=options.store)
-        report.seconds["writing embeddings"] -= report.seconds["image encoder"] - encoding
-    _write_texts(build, subject)
-    write_views(writer, build.layers.views, build.models, report, subject, pictures)
-    return count
-
-
-def _slice_study(build: Build, study: Study) -> Slices:
-    """A study's pictures; writes them, unless they are there: then its files must be those they were made from."""
-    writer, options, subject = build.writer, build.options, study.subject
-    _say_agreement(study)
-    sources = _digest_sources(study)
-    windows = windows_of(build.dataset.card.terms, options.windows)
-    pictures = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
-    if pictures.grid.view != "axial":
-        say(f"{subject}: {pictures.grid.view} slices")
-    if writer.finished("slices", subject):
-        writer.check_sources(subject, sources)
-        return pictures
-    with build.report.timing("writing slices", pictures.images.shape[0] * pictures.images.shape[1]):
-        writer.write_slices(
-            subject,
-            SubjectSlices(
-                grid=pictures.grid,
-                numbers=pictures.numbers,
-                images=pictures.images,
-                masks=pictures.masks,
-                modality_masks=pictures.modality_masks,
-                native_masks=pictures.native_masks,
-                sources=sources,
-            ),
-        )
-    return pictures
-
-
-def _write_texts(build: Build, subject: str) -> int:
-    """All missing instructions of a subject whose pictures are there; returns its number of slice-modalities."""
-    writer, models, report = build.writer, build.models, build.report
-    missing = [layer for layer in build.layers.instructions if not writer.finished(layer, subject)]
-    if missing and build.projection is not None:
-        models.projected_llm.use_projection(build.projection.of(subject))
-    count = 0
-    for layer in missing:
-        card = replace(build.dataset.card, instance=build.layers.instructions[layer])
-        pieces = stored_images(writer, subject, build.layers.embeddings, models.instructor.sees)
-        written = joined(answer(seen, card, models, build.options.seed, report.timing) for seen in pieces)
-        report.cut_by_encoder += written.cut
-        count = len(written.rows)
-        with report.timing("writing instructions", count):
-            writer.write_instructions(layer, subject, written.embeddings, written.rows, written.states)
-    return count
-
-
-def _say_agreement(study: Study) -> None:
-    """Says how well modalities that were labelled on their own agree with the target after resampling (DSC)."""
-    if study.labels is None:
-        return
-    for modality, labels in study.modality_labels.items():
-        present = (study.labels > 0) & (labels > 0)
-        total = int((study.labels > 0).sum() + (labels > 0).sum())
-        if total and not np.array_equal(study.labels, labels):
-            dice = 2 * int((present & (study.labels == labels)).sum()) / total
-            say(f"{study.subject}: labels of {modality}, resampled, agree with the target's with DSC {dice:.3f}")
-
-
-def _digest_sources(study: Study) -> dict[str, str]:
-    """Name of each file that was read -> its sha256.
-
-    Raises:
-        UserError: a file that can no longer be read.
-    """
-    try:
-        return {name: sha256_file(path) for name, path in sorted(study.sources.items())}
-    except OSError as error:
-        raise UserError(f"a file of {study.subject} cannot be read ({error}); copy it again") from error

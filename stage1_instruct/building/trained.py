@@ -191,7 +191,7 @@ def train_for(build: Build, recipes: Recipes, split: Split, limit: float | None)
     Raises:
         LeftOutError: it takes longer, or the language model is too large to try.
     """
-    if limit is not None and (too_large := _too_large(build)):
+    if limit is not None and (too_large := too_large_to_try(build.models)):
         raise LeftOutError(_left_out(build, split, too_large))
     folder = shard_folder(build.options.out) / "projections" / f"{build.options.variant}{_ending(split)}"
     try:
@@ -218,10 +218,10 @@ def _left_out(build: Build, split: Split, why: str) -> str:
     )
 
 
-def _too_large(build: Build) -> str:
+def too_large_to_try(models: Models) -> str:
     """Why the language model is not even loaded to measure a step; '' where it is."""
-    size = weights_bytes(build.models.projected_llm.weights)
-    device = build.models.device
+    size = weights_bytes(models.projected_llm.weights)
+    device = models.device
     if device.type == "cpu" and size > UNASKED_BYTES:
         return f"through a language model of {size / 1e9:.0f} GB takes hours on a CPU"
     free = psutil.virtual_memory().available if device.type != "cuda" else torch.cuda.mem_get_info(device)[0]

@@ -8,7 +8,7 @@ without labels have no views: nothing could be learned from them (`CacheWriter.f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,7 @@ from zeus_union.cache.recipe import fingerprint
 from zeus_union.cache.terminal import some_of
 from zeus_union.cache.view_layers import view_layer
 from zeus_union.cache.writer import CacheWriter
-from zeus_union.stage1_instruct.building.encoding import encode_pieces
-from zeus_union.stage1_instruct.building.report import BuildReport
-from zeus_union.stage1_instruct.models.assembly import Models
+from zeus_union.stage1_instruct.building.encoding import Picture
 from zeus_union.stage1_instruct.studies.slices import Slices
 from zeus_union.stage1_instruct.studies.study import Dataset
 
@@ -41,15 +39,11 @@ class Views:
         count: of every labelled slice.
         mirror: whether half of them are mirrored, left for right.
         embeddings: the layer they are views of; '': pictures only.
-        store: 'uint8' or 'fp16' embeddings.
-        batch_size: slice-modalities at a time through the encoder, None: as many as fit.
     """
 
     count: int = 0
     mirror: bool = False
     embeddings: str = ""
-    store: str = "uint8"
-    batch_size: int | None = None
 
     @property
     def layers(self) -> Iterator[str]:
@@ -98,54 +92,41 @@ def begin_views(writer: CacheWriter, views: Views, slices: Mapping[str, Any], em
             writer.begin_layer(view_layer(views.embeddings, view), {**embeddings, "slices": fingerprint(pictures)})
 
 
-def write_views(
-    writer: CacheWriter, views: Views, models: Models, report: BuildReport, subject: str, pictures: Slices
-) -> None:
-    """All missing views of a subject whose slices are there.
-
-    Args:
-        pictures: the subject's slices.
-    """
-    for view in range(1, views.count + 1):
-        if not writer.finished(view_layer("slices", view), subject):
-            _write_pictures(writer, views, report, subject, view, pictures)
-        if views.embeddings and not writer.finished(view_layer(views.embeddings, view), subject):
-            _write_embeddings(writer, views, models, report, subject, view, pictures)
-
-
-def _write_pictures(
-    writer: CacheWriter, views: Views, report: BuildReport, subject: str, view: int, pictures: Slices
-) -> None:
+def copies_of(
+    views: Views, subject: str, view: int, modalities: Sequence[str], slices: Slices
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A subject's pictures uint8 (n, M, 256, 256) and masks uint8 (n, 256, 256) in a view."""
     from zeus_union.stage1_instruct.studies.augment import augmented  # MONAI's transforms take seconds to import
 
-    modalities = writer.card.modalities
-    with report.timing("views", len(pictures.numbers) * len(modalities)):
-        images, masks = augmented(
-            subject, pictures.numbers, view, modalities, pictures.images, pictures.masks, views.mirror
-        )
-        assert masks is not None  # a subject without labels is finished in every view
-        writer.write_view(subject, view, images, masks)
+    images, masks = augmented(subject, slices.numbers, view, modalities, slices.images, slices.masks, views.mirror)
+    assert masks is not None  # a subject without labels is finished in every view
+    return images, masks
 
 
-def _write_embeddings(
-    writer: CacheWriter,
+def pictures_of_view(
     views: Views,
-    models: Models,
-    report: BuildReport,
     subject: str,
     view: int,
-    pictures: Slices,
-) -> None:
-    """From the stored pictures, or from the native ones moved and changed alike where the encoder reads larger ones."""
+    modalities: Sequence[str],
+    slices: Slices,
+    small: NDArray[np.uint8],
+    size: int,
+) -> Iterator[Picture]:
+    """A subject's pictures in a view as the encoder reads them, modality by modality within a slice.
+
+    The stored ones, or the native ones moved and changed alike where the encoder reads larger ones.
+
+    Args:
+        small: uint8 (n, M, 256, 256), the stored ones.
+        size: of the encoder's pictures.
+    """
     from zeus_union.stage1_instruct.studies.augment import augmented
 
-    size, stored = models.encoder.input_size, writer.view_images(subject, view)
-
-    def images(piece: slice) -> NDArray[np.uint8]:
-        if size == stored.shape[-1]:
-            return stored[piece]
-        large = pictures.images_at(size, piece)
-        return augmented(subject, pictures.numbers[piece], view, writer.card.modalities, large, mirror=views.mirror)[0]
-
-    pieces = encode_pieces(models, report, views.batch_size, stored.shape[:2], images)
-    writer.write_embeddings(view_layer(views.embeddings, view), subject, pieces, store=views.store)
+    for at in range(len(slices.numbers)):
+        of_slice = small[at]
+        if size != small.shape[-1]:
+            piece = slice(at, at + 1)
+            large = slices.images_at(size, piece)
+            of_slice = augmented(subject, slices.numbers[piece], view, modalities, large, mirror=views.mirror)[0][0]
+        for pixels in of_slice:
+            yield Picture(pixels)

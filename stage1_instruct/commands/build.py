@@ -13,7 +13,6 @@ from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import FILE, choose, say, split_names
-from zeus_union.cache.view_layers import view_of
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     open_studies,
@@ -47,7 +46,7 @@ READING = (
 )
 
 
-@click.command("build-cache")
+@click.command("build-cache", short_help="Run the frozen models over every slice")
 @partial(with_data, required=False)
 @with_models
 @send_option
@@ -145,12 +144,14 @@ READING = (
 @click.option(
     "--part",
     metavar="I/N|slurm",
-    help="Only the I-th of N shares of the subjects (slurm: this task of a job array), where the file system has no locks.",
+    help="Only the I-th of N shares of the subjects (slurm: this task of a job array or of srun), where the file system has no "
+    "locks.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Say what is missing: slices, MiB and the image encoder's minutes, with and without views; write nothing.",
+    help="Say what is missing, slices and MiB of every layer, and the time of every part, measured here on slices of a study; "
+    "leave nothing behind.",
 )
 @click.pass_context
 def build_cache_command(
@@ -173,14 +174,16 @@ def build_cache_command(
     A layer that comes later needs no raw data where it is made from what the cache holds: with --out alone, or where the
     data root is gone, the data set is the cache's own. It is said where something needs the studies.
 
-    Many GPUs: start it with accelerate (or start the same command on several machines with a common disk). Each process
-    takes the next subject that is free, and a process that is lost costs the subject it had in work. Where the file
-    system has no locks (it says so), each process needs --part; the last one, or the same command without it, finishes.
+    Many GPUs: start the same command once for each, on any machines with a common disk (docs/cluster.md has the scripts).
+    Each process takes the next subject that is free, and a process that is lost costs the subject it had in work;
+    zeus-instruct status shows them. Where the file system has no locks (it says so), each process needs --part; the last
+    one, or the same command without it, finishes.
 
     A study that cannot be read is left out and named at the end; mend it, and the same command takes up only that.
 
     \b
-    accelerate launch --multi_gpu --num_processes 8 --max_restarts 3 -m zeus_union.stage1_instruct.cli build-cache --dataset chaos
+    zeus-instruct build-cache --dataset chaos --data-root CHAOS
+    CUDA_VISIBLE_DEVICES=1 zeus-instruct build-cache --dataset chaos --data-root CHAOS     at the same time
     """
     from zeus_union.stage1_instruct.building.variants import VariantRow, read_grid
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
@@ -201,7 +204,9 @@ def build_cache_command(
         parts["projection"] = str(folder / "projection.safetensors") if folder.is_dir() else projection
     rows = tuple(replace(row, parts={**row.parts, **parts}) for row in rows)
     if dry_run:
-        _say_forecast(dataset, _options(given), profile, rows[0].parts, device)
+        from zeus_union.stage1_instruct.commands.dry_run import dry_run as say_forecast
+
+        say_forecast(dataset, rows, _options(given), profile, device)
         return
     _build_rows(dataset, rows, _options(given), profile, device, send_images_to)
 
@@ -321,46 +326,6 @@ def _options(given: dict[str, Any]) -> BuildOptions:
     )
 
 
-def _say_forecast(
-    dataset: Dataset, options: BuildOptions, profile_name: str, parts: Mapping[str, str], device: str | None
-) -> None:
-    """What the build would write and how long the image encoder would take; fetches and writes nothing."""
-    from zeus_union.stage1_instruct.building.forecast import forecast, seconds_each
-    from zeus_union.stage1_instruct.models.assembly import Models, best_device
-    from zeus_union.stage1_instruct.profiles.profile import load_profile
-    from zeus_union.stage1_instruct.weights.store import is_present
-
-    profile = load_profile(profile_name, parts)
-    layers = forecast(dataset, profile.encoder, options)
-    for layer in layers:
-        click.echo(
-            f"{layer.layer}: {layer.subjects} subjects to build, at most {layer.slice_modalities} slice-modalities, "
-            f"{layer.bytes / 2**20:,.0f} MiB"
-        )
-    total = sum(layer.bytes for layer in layers) / 2**20
-    of_views = sum(layer.bytes for layer in layers if view_of(layer.layer)) / 2**20
-    click.echo(f"in all {total:,.0f} MiB, {of_views:,.0f} of them views")
-    if not any(layer.layer.startswith("embeddings/") and layer.subjects for layer in layers):
-        return
-    if not is_present(profile):
-        click.echo("the image encoder's weights are not here yet (zeus-instruct fetch), so its time is not measured")
-        return
-    encoding, copying = seconds_each(Models(profile, device or best_device(), batch_size=options.batch_size))
-    minutes = {
-        is_view: sum(
-            layer.slice_modalities * (encoding if layer.layer.startswith("embeddings/") else copying * is_view)
-            for layer in layers
-            if bool(view_of(layer.layer)) == is_view
-        )
-        / 60
-        for is_view in (False, True)
-    }
-    click.echo(
-        f"image encoder {encoding:.2f} s a slice-modality here, a copy {copying:.3f} s: about {minutes[False]:.1f} min for the "
-        f"slices and {minutes[True]:.1f} min for the views; instructions come beside it and are not measured"
-    )
-
-
 def _build_rows(
     dataset: Dataset,
     rows: Sequence[VariantRow],
@@ -462,7 +427,7 @@ def _say_views(path: Path) -> None:
 
 def _say_report(report: BuildReport) -> None:
     for part, seconds in report.per_slice_modality().items():
-        say(f"  {part}: {seconds:.3f} s a slice-modality")
+        say(f"  {part}: busy for {seconds:.3f} s a slice-modality, {report.share(part):.0%} of the time")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
     if report.cut_by_encoder:
         say(

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FOLDER
+from zeus_union.cache.terminal import FOLDER, counted
 from zeus_union.stage1_instruct.commands.shared import (
     open_studies,
     with_data,
 )
 
 
-@click.command("check")
+@click.command("check", short_help="Check a data set before hours of computing")
 @with_data
 @click.option(
     "--voxels", is_flag=True, help="Read every voxel of every image too: as long as building the slices takes."
@@ -36,10 +36,10 @@ def check(voxels: bool, **reading: Any) -> None:
         raise UserError(
             f"{len(failures)} of {len(subjects)} studies cannot be used; mend them, or leave them out with --subjects"
         )
-    click.echo(f"{len(subjects)} studies of {dataset.card.name} are in order")
+    click.echo(f"{counted(len(subjects), 'study')} of {dataset.card.name}: in order")
 
 
-@click.command("make-demo")
+@click.command("make-demo", short_help="Write phantom patients to disk")
 @click.option(
     "--layout",
     type=click.Choice(["chaos", "msd", "nnunet"]),

@@ -13,7 +13,7 @@ from zeus_union.stage1_instruct.commands.shared import with_profile
 from zeus_union.stage1_instruct.public_data.sources import PUBLIC_DATA
 
 
-@click.command("fetch")
+@click.command("fetch", short_help="Download weights, or a public data set")
 @with_profile
 @click.option(
     "--dataset",

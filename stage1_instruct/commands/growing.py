@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zeus_union.cache.removing import Removal
 
 
-@click.command("merge")
+@click.command("merge", short_help="One cache of two")
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The cache to write; nothing may have that name.")
@@ -37,7 +37,7 @@ def merge_command(first: Path, second: Path, out: Path, pack: bool | None) -> No
     click.echo(f"{out} holds {len(merged)} subjects. Next: zeus-segment train --cache {out}")
 
 
-@click.command("remove")
+@click.command("remove", short_help="Take subjects or layers out of a cache")
 @click.argument("cache", type=FILE)
 @click.argument("subjects", metavar="[SUBJECT]...", nargs=-1)
 @click.option("--layer", "layers", multiple=True, help="A layer to take out, e.g. instructions/lite; repeatable.")

@@ -9,7 +9,7 @@ import click
 from zeus_union.cache.terminal import FILE, choose, existing, print_tables, say, split_names
 
 
-@click.command("probe-texts")
+@click.command("probe-texts", short_help="Does the text know anything of the labels?")
 @click.argument("cache", type=FILE)
 @click.option("--variant", required=True, help="Which instructions, e.g. lite, or lite@fold0 of a fold.")
 @click.option("--subjects", help="Only these labelled subjects, separated by commas.  [default: all]")

@@ -10,7 +10,7 @@ from zeus_union.cache.terminal import FILE, existing
 from zeus_union.stage1_instruct.commands.shared import load_text_encoder, with_models
 
 
-@click.command("import-texts")
+@click.command("import-texts", short_help="Bring reports or other texts of your own")
 @click.argument("cache", type=FILE)
 @click.argument("file", type=FILE)
 @click.option("--variant", required=True, help="Name of the layer to make, e.g. radiologist.")
@@ -56,7 +56,7 @@ def _class_option(names: tuple[str, ...], variant: str) -> str:
     return "" if names == (variant,) else " --instructions class"
 
 
-@click.command("export-texts")
+@click.command("export-texts", short_help="Write a layer's texts as a table")
 @click.argument("cache", type=FILE)
 @click.argument("file", type=FILE)
 @click.option("--variant", required=True, help="Which instructions; of VARIANT.CLASS layers, VARIANT.")
@@ -74,7 +74,7 @@ def export_texts_command(cache: Path, file: Path, variant: str, allow_partial: b
     click.echo(f"{count} texts of {variant} in {file}")
 
 
-@click.command("make-oracle")
+@click.command("make-oracle", short_help="Captions from the true labels: upper bound")
 @click.argument("cache", type=FILE)
 @click.option("--per-class", is_flag=True, help="A layer for every class, oracle.CLASS, for --instructions class.")
 @with_models

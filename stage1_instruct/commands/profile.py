@@ -10,7 +10,7 @@ from zeus_union.stage1_instruct.commands.shared import (
 )
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check the models before hours of computing")
 @with_models
 @send_option
 def doctor(profile: str, overrides: tuple[str, ...], device: str | None, send_images_to: str | None) -> None:

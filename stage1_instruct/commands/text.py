@@ -16,7 +16,7 @@ from zeus_union.stage1_instruct.commands.shared import (
 )
 
 
-@click.command("make-pairs")
+@click.command("make-pairs", short_help="Write captions of labelled slices")
 @click.argument("cache", type=FILE)
 @click.option("--subjects", help="Only these subjects: leave out those you will test on.  [default: all]")
 @click.option("--out", type=FILE, required=True, help="JSONL file to write.")
@@ -34,7 +34,7 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
     click.echo(f"{count} captions in {out}")
 
 
-@click.command("train-projection")
+@click.command("train-projection", short_help="Teach the LLM to see: vision to text")
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
@@ -148,7 +148,7 @@ def _refuse_of_pairs(context: click.Context) -> None:
         )
 
 
-@click.command("sentences")
+@click.command("sentences", short_help="Texts with one sentence left out each")
 @click.argument("cache", type=FILE)
 @click.option("--variant", required=True, help="Which instructions.")
 @click.option("--out", type=FILE, help="Parquet file to write.  [default: CACHE.VARIANT.sentences.parquet beside it]")

@@ -25,11 +25,12 @@ LONGEST_ANSWER = 300  # tokens; the paper's
 
 
 def best_device() -> str:
-    """The best there is (`cache.devices`); of several 'cuda' the one of its own for each process of accelerate launch."""
+    """The best there is (`cache.devices`); of several 'cuda' one of its own for each process of accelerate launch or srun."""
     best = devices.best_device().type
     if best != "cuda":
         return best
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return f"cuda:{number % torch.cuda.device_count()}"
 
 
 class Models:

@@ -5,7 +5,7 @@ Zeus, Eqs. 2 and 3. BLIP-2 comes with a projection of its own; there ours is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from zeus_union.stage1_instruct.models.bridge.connectors import Connector, check
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
 from zeus_union.stage1_instruct.models.language.llm import (
+    Asked,
     Decoding,
     Generation,
     InstructionLLM,
@@ -316,6 +317,26 @@ class ProjectedLLM:
         if images is None:
             raise ValueError("images = None, expected one for each question")
         return self.llm.generate(questions, self.image_tokens(images), seeds)
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer is the same whatever is answered beside it, so that its slots may go on across subjects.
+
+        In half precision a near tie between two tokens may fall the other way with other rows beside it, and kept states
+        differ in their last bit: those subjects are answered one after the other, so that a build that was killed ends
+        with the same texts.
+        """
+        exact = self._loading.precision == "fp32" and self._loading.quantize == NONE
+        return exact and not self._decoding.keep_states and not self.llm.serving.by_library
+
+    def stream(self, asked: Iterator[Asked], questions: Collection[str]) -> Iterator[tuple[Hashable, Generation]]:
+        """(key, instruction) of each that is asked, whichever ends first.
+
+        Args:
+            asked: with the image tokens of `image_tokens`; each is taken when a slot of the language model is free.
+            questions: all that may be asked.
+        """
+        return self.llm.stream(asked, questions, self.vision.count)
 
     def recipe(self) -> dict[str, Any]:
         """What decides an instruction's text, JSON-able, without paths; loads no model but the projection."""

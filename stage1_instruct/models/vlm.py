@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -128,7 +128,7 @@ class VisionLanguageModel:
         # The pictures are of one size: the length depends on the question alone.
         lengths = {question: self._length(question, pictures[0]) for question in dict.fromkeys(questions)}
         check_context(self._model, max(lengths.values()), self._decoding.max_new_tokens)
-        answers: dict[int, Answer] = {}
+        answers: dict[Hashable, Answer] = {}
 
         def generate(chosen: list[int]) -> None:
             rows = [

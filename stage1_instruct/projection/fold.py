@@ -210,7 +210,7 @@ def train_fold_projection(
             raise UserError(
                 f"no labelled slice of {', '.join(subjects)} can be captioned; label more, or give --projection untrained"
             )
-    minutes = _minutes(models, features, questions, captions, [len(indices) for indices in chosen.values()])
+    minutes = training_minutes(models, features, questions, captions, [len(indices) for indices in chosen.values()])
     if limit is not None and minutes > limit:
         raise TooLongError(minutes)
     say(
@@ -267,7 +267,7 @@ def train_fold_projection(
     return FoldProjection(connectors[EVERYONE], crossed, entry, facts)
 
 
-def _minutes(
+def training_minutes(
     models: Models, features: Tensor, questions: Sequence[str], captions: Sequence[str], counts: Sequence[int]
 ) -> float:
     """Of trainings on so many captions each: the second of two steps is measured, the first one loads and compiles."""

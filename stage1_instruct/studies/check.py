@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zeus_union.cache.errors import NoSpaceError, UserError
 from zeus_union.cache.terminal import progress
@@ -25,11 +25,14 @@ def load_study(dataset: Dataset, subject: str) -> Study:
         raise UserError(f"{subject} cannot be read ({reason}); copy its files again") from error
 
 
-def check_studies(dataset: Dataset, subjects: Sequence[str], depth: Depth) -> dict[str, str]:
+def check_studies(
+    dataset: Dataset, subjects: Sequence[str], depth: Depth, seen: Callable[[Study], None] = lambda _: None
+) -> dict[str, str]:
     """Reads the studies through their own reader, without the voxels that `depth` leaves out.
 
     Args:
         depth: 'headers' (files, grids), 'labels' (label values too), 'voxels' (all that a build reads).
+        seen: called with each that can be read.
 
     Returns:
         subject -> what is wrong with it, of those with which something is.
@@ -38,7 +41,7 @@ def check_studies(dataset: Dataset, subjects: Sequence[str], depth: Depth) -> di
     with reading(depth):
         for subject in progress(subjects, f"checking {depth}"):
             try:
-                load_study(dataset, subject)
+                seen(load_study(dataset, subject))
             except NoSpaceError:
                 raise
             except UserError as error:

@@ -50,7 +50,11 @@ def overlap_counts(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], class
 
 
 def dsc(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(..., 3) of `overlap_counts` -> DSC (...), NaN where truth and prediction are both empty."""
+    """(..., 3) of `overlap_counts` -> DSC (...), NaN where truth and prediction are both empty.
+
+    >>> dsc(np.array([[50, 100, 50], [0, 0, 0]]))  # voxels in both, predicted, true
+    array([0.66666667,        nan])
+    """
     both, predicted, true = np.moveaxis(counts.astype(np.float64), -1, 0)
     return _ratio(2 * both, predicted + true)
 

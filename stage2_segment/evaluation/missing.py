@@ -18,7 +18,11 @@ from zeus_union.stage2_segment.measured import MISSING, means_of_modalities
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """All of them, then one left out, then two, ... in a fixed order."""
+    """All of them, then one left out, then two, ... in a fixed order.
+
+    >>> subsets(("t1", "t2", "flair"))
+    [('t1', 't2', 'flair'), ('t1', 't2'), ('t1', 'flair'), ('t2', 'flair'), ('t1',), ('t2',), ('flair',)]
+    """
     return [part for size in range(len(modalities), 0, -1) for part in combinations(modalities, size)]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.quantize import decode
+from zeus_union.cache.quantize import decode_channels_last
 from zeus_union.cache.reader import Cache, StoredEmbeddings
 from zeus_union.cache.terminal import progress
 from zeus_union.stage2_segment.inputs.staging import STAGES, Staging, Stored
@@ -151,10 +151,10 @@ class SliceData:
         if staging is not None:
             staging.sent()
         values, scale, offset, masks = moved
-        images = decode(values, scale, offset)
+        assert values is not None
         if self.encoder is None:
-            images = images.div_(255)
-        return Batch(images, masks)
+            return Batch(values.float().div_(255), masks)
+        return Batch(decode_channels_last(values, scale, offset), masks)
 
     def batch(self, places: NDArray[np.intp]) -> Batch:
         """The slices at `places`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from zeus_union.stage2_segment.model.transformer import TwoWayTransformer
 
 WIDTH = 256  # channels of SAM's image embedding, and of a token
-GRID = 64  # positions along a side of the embedding; masks have 4 x as many pixels
+GRID = 64  # positions along a side of SAM's embedding; masks have 4 x as many pixels
 
 
 class HypernetworkMLP(nn.Module):
@@ -56,7 +57,7 @@ class MaskDecoder(nn.Module):
         self.output_hypernetworks_mlps = nn.ModuleList(HypernetworkMLP(WIDTH, WIDTH // 8) for _ in range(classes))
 
     def forward(self, image: Tensor, image_pe: Tensor, prompt: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mask logits.
+        """Mask logits, of 4 x 4 pixels for each position of a square image.
 
         Args:
             image: (B, 4096, 256), embedding with the dense prompt added, positions row by row.
@@ -89,8 +90,9 @@ class MaskDecoder(nn.Module):
         x = F.gelu(norm(_spread(image, first)))  # (B, 4096, 4, 64)
         x = F.gelu(_spread(x, second))  # (B, 4096, 4, 4, 32)
         logits = x.flatten(1, -2) @ classifiers.transpose(1, 2)
-        logits = logits.unflatten(1, (GRID, GRID, 2, 2, 2, 2))  # row, column, then row and column within, twice
-        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(image), logits.shape[-1], 4 * GRID, 4 * GRID)
+        side = math.isqrt(image.shape[1])
+        logits = logits.unflatten(1, (side, side, 2, 2, 2, 2))  # row, column, then row and column within, twice
+        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(image), logits.shape[-1], 4 * side, 4 * side)
 
     def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
         """Start from SAM's decoder; every class from mask token 0, the one SAM trains for a single mask.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,12 +86,19 @@ class Zeus(nn.Module):
             constants: arrays as a cache carries them: 'decoder.<name>', 'dense_pe' (256, 64, 64), 'no_mask' (256,).
         """
         tensors = {name: torch.as_tensor(array) for name, array in constants.items()}
-        self.image_pe.copy_(tensors["dense_pe"].flatten(1).T)
+        self.image_pe = tensors["dense_pe"].flatten(1).T.to(self.image_pe).contiguous()
         self.no_mask.copy_(tensors["no_mask"].flatten())
         state = {name.removeprefix(DECODER_PREFIX): t for name, t in tensors.items() if name.startswith(DECODER_PREFIX)}
         for decoder in self.decoders:
             assert isinstance(decoder, MaskDecoder)
             decoder.load_pretrained(state)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        """With as many positions as the embedding has that the weights were trained on."""
+        positions = state.get(prefix + "image_pe")
+        if positions is not None and positions.dim() and math.isqrt(len(positions)) ** 2 == len(positions):
+            self.image_pe = self.image_pe.new_empty(len(positions), WIDTH)
+        super()._load_from_state_dict(state, prefix, *more)
 
     def set_constant_text(self, text: Tensor) -> None:
         """The text of all slices, (M, D), or (M, K, D) where each class has its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -46,7 +47,8 @@ class Learner:
 
     Args:
         run: folder to write: config.json, metrics.parquet, tensorboard/, weights/, state.pt.
-        resume: go on with an unfinished run of the same plan, or train one for more epochs than before.
+        resume: train a complete run for more epochs than it was planned with.
+        overwrite: start again where the folder holds a run.
         pretrained: the weights whose sha256 the plan names.
 
     Attributes:
@@ -54,7 +56,7 @@ class Learner:
         stopped: why the run ended before its time; None while it has not.
 
     Raises:
-        UserError: the folder holds another run, an unfinished one without `resume`, or something else.
+        UserError: the folder holds another run, or something else.
     """
 
     inputs: RunInputs
@@ -67,10 +69,11 @@ class Learner:
         accelerator: Accelerator,
         resume: bool = False,
         pretrained: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.config, self.run, self._cache = config, run, cache
         self._accelerator = accelerator
-        state = _open_folder(run, config, resume, accelerator)
+        state = _open_folder(run, config, resume, overwrite, accelerator)
         self._described = state is not None
         if state and state["epochs"] != config.recipe.epochs:
             self.config = replace(config, extended=(*state["extended"], state["place"][0] - 1))
@@ -370,30 +373,41 @@ def _is_complete(config: RunConfig, position: Sequence[int], best_loss_epoch: in
     return epoch > config.recipe.epochs or bool(waited and index == 0)
 
 
-def _open_folder(run: Path, config: RunConfig, resume: bool, accelerator: Accelerator) -> dict[str, Any] | None:
-    """Checks that the run folder is empty or holds this run; the state to go on from, if any. Writes nothing."""
+def _open_folder(
+    run: Path, config: RunConfig, resume: bool, overwrite: bool, accelerator: Accelerator
+) -> dict[str, Any] | None:
+    """Checks that the run folder is empty or holds this run; the state to go on from, if any.
+
+    Writes nothing; removes the run that is there where it is to be overwritten.
+    """
     begun = (run / checkpoint.CONFIG).exists()
     accelerator.wait_for_everyone()
+    if begun and overwrite:
+        if accelerator.is_main_process:
+            shutil.rmtree(run)
+        accelerator.wait_for_everyone()
+        return None
     if not begun:
         if run.exists() and any(run.iterdir()):
-            raise UserError(f"{run} exists and is no run folder; choose another --out")
+            raise UserError(f"{run} exists and is not a run folder; choose another --out")
         return None
     state = checkpoint.load_state(run) if (run / checkpoint.STATE).exists() else None
     before = checkpoint.load_config(run)
     if before.is_shared:
         raise UserError(f"{run} was imported, without what training goes on from; choose another --out")
     complete = state is not None and _is_complete(before, state["place"], state["best"][2])
-    if not resume and not complete:
-        raise UserError(f"{run} exists; --resume resumes it, or choose another --out")
     more = config.recipe.epochs > before.recipe.epochs
     if more and complete and not resume:
         raise UserError(
             f"{run} is complete after {before.recipe.epochs} epochs; --resume with --epochs {config.recipe.epochs} trains "
-            "it further, or choose another --out"
+            "it further, --overwrite starts again"
         )
     # More epochs go on from where the run is; all else has to be as it was.
     planned = replace(before.recipe, epochs=config.recipe.epochs) if more and resume else before.recipe
     check_same_plan(run, config, replace(before, recipe=planned))
+    if state is not None and not complete and accelerator.is_main_process:
+        epoch, batch = state["place"]
+        say(f"{run} resumes in epoch {epoch}" + (f", after {batch} of its batches" if batch else ""))
     return state
 
 
@@ -414,7 +428,8 @@ def check_same_plan(run: Path, config: RunConfig, before: RunConfig | None = Non
         )
     if changed:
         raise UserError(
-            f"{run} was begun with other options ({describe(changed)}); repeat them, or choose another --out"
+            f"{run} was begun with other options ({describe(changed)}); repeat them, or choose another --out; "
+            "--overwrite starts again"
         )
 
 

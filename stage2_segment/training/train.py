@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import VALIDATED_FROM
+from zeus_union.cache.log import log_to
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.terminal import counted, detail, progress_bar, say
 from zeus_union.cache.text_statistics import warn_of_texts
+from zeus_union.stage2_segment.checkpoint import only_trainer
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.choose_postprocessing import choose_postprocessing, say_choices, why_not_chosen
 from zeus_union.stage2_segment.chosen_postprocessing import FILE as POSTPROCESSING
@@ -25,6 +28,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, draw_views, epoch_batches
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner, take_batch
+from zeus_union.stage2_segment.training.memory import keep_freed_memory
 from zeus_union.stage2_segment.training.step import group_learners
 from zeus_union.stage2_segment.training.validation import Validation
 
@@ -34,6 +38,7 @@ def train_run(
     run: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     device: str | None = None,
     allow_partial: bool = False,
     resident: str = "auto",
@@ -41,7 +46,8 @@ def train_run(
     **options: Any,
 ) -> None:
     """Plans a run with the options of `plan_run` and trains it; see `train`."""
-    how: dict[str, Any] = {"resume": resume, "device": device, "resident": resident, "validate_every": validate_every}
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
+    how |= {"resident": resident, "validate_every": validate_every}
     with Cache(cache_path, allow_partial=allow_partial) as cache:
         config = plan_run(cache, run=run, **options)
         train(cache, config, run, pretrained=options.get("pretrained"), **how)
@@ -53,6 +59,7 @@ def train(
     run: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     device: str | None = None,
     resident: str = "auto",
     validate_every: int = 1,
@@ -60,30 +67,49 @@ def train(
 ) -> None:
     """Trains one run, in as many processes as accelerate started; each takes its share of every batch.
 
+    A run that was stopped resumes. What is said goes into the run's log.txt, too.
+
     Post-processing is chosen at the end, by the main process; a complete run that has none yet gets it.
 
     Raises:
-        UserError: the folder holds another run; no such device; the loss is not finite.
+        UserError: the folder holds another run, or another process trains this one; no such device; the loss is not finite.
     """
     accelerator = make_accelerator(device, config.recipe.modality_drop > 0, [config.recipe.precision])
-    learner = Learner(cache, config, run, accelerator, resume, pretrained)
+    with only_trainer(run) if accelerator.is_main_process else nullcontext():
+        _train_alone(cache, config, run, accelerator, resume, overwrite, resident, validate_every, pretrained)
+
+
+def _train_alone(
+    cache: Cache,
+    config: RunConfig,
+    run: Path,
+    accelerator: Accelerator,
+    resume: bool,
+    overwrite: bool,
+    resident: str,
+    validate_every: int,
+    pretrained: Path | None,
+) -> None:
+    learner = Learner(cache, config, run, accelerator, resume, pretrained, overwrite)
     if learner.finished:
         if accelerator.is_main_process:
-            say(f"{run} is complete ({learner.epoch - 1} epochs); --resume --epochs N trains it further")
+            say(f"{run} is complete ({learner.epoch - 1} epochs); --resume with more --epochs trains it further")
             if not (run / POSTPROCESSING).exists():
                 _choose_postprocessing(cache, learner, accelerator, resident)
         return
-    if accelerator.is_main_process:
-        say(_what(cache, config, accelerator))
-        warn_of_texts(cache, config.inputs.texts_read)
-    train_together(cache, [learner], accelerator, resident=resident, validate_every=validate_every)
-    if learner.stopped:
-        raise UserError(learner.stopped)
-    if learner.epoch <= config.recipe.epochs:
-        epoch = learner.epoch - 1
-        say(f"stopped after epoch {epoch}: training loss has not improved for {config.recipe.patience} epochs")
-    if accelerator.is_main_process:
-        _choose_postprocessing(cache, learner, accelerator, resident)
+    with log_to(run) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            detail(", ".join(f"{name} {version}" for name, version in config.versions.items()))
+            say(_what(cache, config, accelerator))
+            warn_of_texts(cache, config.inputs.texts_read)
+        train_together(cache, [learner], accelerator, resident=resident, validate_every=validate_every)
+        if learner.stopped:
+            raise UserError(learner.stopped)
+        if learner.epoch <= config.recipe.epochs:
+            epoch = learner.epoch - 1
+            say(f"stopped after epoch {epoch}: training loss has not improved for {config.recipe.patience} epochs")
+        if accelerator.is_main_process:
+            _choose_postprocessing(cache, learner, accelerator, resident)
 
 
 def _choose_postprocessing(cache: Cache, learner: Learner, accelerator: Accelerator, resident: str) -> None:
@@ -120,6 +146,8 @@ def train_together(
         validate_every: epochs between validations on the validation subjects; 0: none.
         stacked: run models of one architecture as one (`Stack`), where several processes don't share the batches.
     """
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     plan = learners[0].config
     assert all(shared_plan(learner.config) == shared_plan(plan) for learner in learners)
     wanted = {name for learner in learners for name in learner.config.inputs.modalities}
@@ -264,8 +292,8 @@ def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
     return (
         f"{model}{config.architecture.fusion} fusion of {', '.join(inputs.modalities)}, "
         f"classes {', '.join(inputs.classes)}; {text}; "
-        f"{len(cache.rows_of(split.train))} slices of {len(split.train)} subjects{views} to train on, "
-        f"{len(cache.rows_of(split.test))} slices of {', '.join(split.test)} held out; {_validated(split)}; "
+        f"{counted(len(cache.rows_of(split.train)), 'slice')} of {counted(len(split.train), 'subject')}{views} to train on, "
+        f"{counted(len(cache.rows_of(split.test)), 'slice')} of {', '.join(split.test)} held out; {_validated(split)}; "
         f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}"
         f"{', slices augmented' if recipe.augment else ''}; "
         f"on {accelerator.device}{many}"

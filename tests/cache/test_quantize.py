@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
+from zeus_union.cache.quantize import decode, decode_channels_last, encode_fp16, encode_uint8
 
 SHAPE = (2, 3, 4, 2, 5)
 
@@ -63,3 +64,15 @@ def test_decoding_leaves_the_stored_values_alone() -> None:
     before = [array.copy() for array in stored]
     decode(*stored)
     assert all((array == copy).all() for array, copy in zip(stored, before))
+
+
+@pytest.mark.parametrize("store", ["uint8", "fp16"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_decoding_channels_last_gives_the_same_numbers_in_another_order_in_memory(store: str, device: str) -> None:
+    embeddings = np.random.default_rng(4).normal(size=(2, 3, 8, 5, 4)).astype(np.float32)
+    stored = encode_uint8(embeddings) if store == "uint8" else (encode_fp16(embeddings),)
+    tensors = [torch.from_numpy(part).to(device) for part in stored]
+    turned = decode_channels_last(*tensors)
+    assert turned.shape == embeddings.shape and turned.flatten(-2).transpose(-1, -2).is_contiguous()
+    if device == "cpu":
+        assert torch.equal(turned, decode(*stored))

@@ -23,6 +23,8 @@ UNLABELLED = "eve"
 MODALITIES = ("T1", "T2")
 CLASSES = ("liver", "spleen")
 SLICES, TEXT = 3, 24
+SIDE = 64  # pixels of a slice; the cost of a step is that of the positions of its embedding
+GRID = SIDE // 4
 
 
 def oblique_grid() -> Grid:
@@ -47,12 +49,12 @@ def native_labels(subject: str) -> np.ndarray:
     return labels
 
 
-def decoder_constants() -> dict[str, np.ndarray]:
+def decoder_constants(grid: int = GRID) -> dict[str, np.ndarray]:
     torch.manual_seed(7)
     state = MaskDecoder(4, keep_iou_token=True).state_dict()
     random = np.random.default_rng(7)
     constants = {f"decoder.{name}": tensor.numpy() for name, tensor in state.items()}
-    constants["dense_pe"] = random.standard_normal((256, 64, 64)).astype(np.float32)
+    constants["dense_pe"] = random.standard_normal((256, grid, grid)).astype(np.float32)
     constants["no_mask"] = random.standard_normal(256).astype(np.float32)
     return constants
 
@@ -67,6 +69,7 @@ def make_cache(
     sources: bool = False,
     slices: Mapping[str, Any] | None = None,
     llm: Mapping[str, Any] | None = None,
+    side: int = SIDE,
 ) -> Path:
     """The toy cache, or one that differs from it.
 
@@ -75,6 +78,7 @@ def make_cache(
         shift: of the labels, in voxels.
         sources: whether subjects were read from files.
         slices, llm: recipes of the slices and the instructions.
+        side: pixels of a slice, 256 in a user's cache.
     """
     called = {subject: (names or {}).get(subject, subject) for subject in subjects}
     card = DatasetCard(
@@ -89,19 +93,19 @@ def make_cache(
     labelled_subjects = {name for subject, name in called.items() if subject not in unlabelled}
     writer = CacheWriter(path, card, labelled=labelled_subjects)
     writer.begin_layer("slices", dict(slices or {"toy": 1}))
-    writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, decoder_constants)
+    writer.begin_layer("embeddings/toy", {"encoder": "toy", "slices": "toy"}, lambda: decoder_constants(side // 4))
     writer.begin_layer("instructions/toy", dict(llm or {"llm": "toy"}))
     grid, numbers = oblique_grid(), np.arange(0, 2 * SLICES, 2, dtype=np.int32)
     for subject in subjects:
         random = np.random.default_rng(SUBJECTS.index(subject))
         native = np.roll(native_labels(subject)[numbers], shift, axis=1)
         files = {f"{called[subject]}.nii.gz": f"digest of {subject}"} if sources else {}
-        masks = to_square(native, grid.slice_spacing[1:], 256)
+        masks = to_square(native, grid.slice_spacing[1:], side)
         images = np.repeat((masks * 80)[:, None], 2, axis=1)
         labelled = subject not in unlabelled
         truth = (masks, None, native) if labelled else (None, None, None)
         writer.write_slices(called[subject], SubjectSlices(grid, numbers, images, *truth, files))
-        embeddings = random.standard_normal((SLICES, 2, 256, 64, 64), dtype=np.float32) * 0.3
+        embeddings = random.standard_normal((SLICES, 2, 256, side // 4, side // 4), dtype=np.float32) * 0.3
         small = masks[:, ::4, ::4]
         for label in (1, 2):
             embeddings[:, :, label::8] += 1.5 * (small == label)[:, None, None]
@@ -131,9 +135,9 @@ def add_views(path: Path, count: int, *, recipe: Mapping[str, Any] | None = None
         writer.begin_layer(f"embeddings/toy@view{view}", {"encoder": "toy", "slices": f"toy {view}"})
         for name in labelled:
             random = np.random.default_rng([view, len(name), ord(name[0])])
-            moved = np.roll(masks[name], 8 * view, axis=1)
-            writer.write_view(name, view, np.roll(images[name], 8 * view, axis=2), moved)
-            embeddings = random.standard_normal((SLICES, 2, 256, 64, 64), dtype=np.float32) * 0.3
+            moved = np.roll(masks[name], SIDE // 32 * view, axis=1)
+            writer.write_view(name, view, np.roll(images[name], SIDE // 32 * view, axis=2), moved)
+            embeddings = random.standard_normal((SLICES, 2, 256, GRID, GRID), dtype=np.float32) * 0.3
             for label in (1, 2):
                 embeddings[:, :, label::8] += 1.5 * (moved[:, ::4, ::4] == label)[:, None, None]
             writer.write_embeddings(f"embeddings/toy@view{view}", name, embeddings)
@@ -154,7 +158,7 @@ def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, labels_of: Callable[[SliceData], np.ndarray]) -> None:
-    """Every model says these label maps uint8 (n, 256, 256) of its slices, with logits of 10 and -10."""
+    """Every model says these label maps uint8 (n, SIDE, SIDE) of its slices, with logits of 10 and -10."""
     begin = RunInputs.__init__
 
     def remember(self: Any, config: Any, data: SliceData, *more: Any, **named: Any) -> None:

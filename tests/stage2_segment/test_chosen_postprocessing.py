@@ -44,7 +44,7 @@ class Speckled(RunInputs):
     def __init__(self, config: RunConfig, data: SliceData, available: Sequence[str] | None = None) -> None:
         super().__init__(config, data, available)
         self._labels = data.cache.images(data.rows)[:, 0] // 80
-        self._labels[1:, 100:110, 0:8] = 1
+        self._labels[1:, 24:30, 0:4] = 1
 
     def logits(self, model: Any, positions: Any, *_: Any, **__: Any) -> torch.Tensor:
         labels = torch.from_numpy(self._labels[positions])
@@ -92,7 +92,9 @@ def test_training_ends_with_what_helped_the_validation_subjects_and_says_it(
         assert choice["chosen_on"] == ["cleo", "dan"]
         assert choice["steps"] == {"liver": [LARGEST], "spleen": []}
         kept = next(line for line in choice["candidates"] if line["kept"])
-        assert kept["class"] == "liver" and kept["dsc_before"] < kept["dsc_after"] == 1
+        assert (
+            kept["class"] == "liver" and kept["dsc_before"] < 0.98 < kept["dsc_after"]
+        )  # pixels here are larger than voxels
         assert set(kept["subjects"]) == {"cleo", "dan"}
     said = capsys.readouterr().err
     assert "last weights, post-processing: liver largest component (chosen on cleo, dan)" in " ".join(said.split())

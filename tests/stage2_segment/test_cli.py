@@ -92,12 +92,12 @@ def test_a_truncated_cache_is_refused(toy_cache: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, command: str) -> None:
     result = zeus_segment(command, "--run", tmp_path, *(["--out", tmp_path] if command == "predict" else []))
     assert result.exit_code == 2
-    assert "is no run folder" in result.stderr
+    assert "is not a run folder" in result.stderr
 
 
 def test_existing_folders_of_something_else_are_left_alone(toy_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     result = zeus_segment("train", "--cache", toy_cache, "--out", tmp_path)
     assert result.exit_code == 2
-    assert "is no run folder" in result.stderr
+    assert "is not a run folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

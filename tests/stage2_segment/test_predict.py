@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.stage2_segment.conftest import SLICES, answer_with, native_labels, oblique_grid
+from tests.stage2_segment.conftest import SLICES, answer_with, make_cache, native_labels, oblique_grid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
@@ -16,6 +16,12 @@ from zeus_union.stage2_segment.label_names import read_label_table
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.train import train_run
+
+
+@pytest.fixture(scope="module")
+def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As large as a user's: masks of 64 pixels a side do not come back to the voxel."""
+    return make_cache(tmp_path_factory.mktemp("cache") / "toy.h5", side=256)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
-from zeus_union.stage2_segment.model import build_model
+from zeus_union.stage2_segment.model import Zeus, build_model
 from zeus_union.stage2_segment.plan import plan_run
 
 SPLIT = {"train_subjects": ["ada", "cleo"], "test_subjects": ["ben", "dan"]}
@@ -25,8 +25,10 @@ def untrained_run(cache: Path, folder: Path, seed: int = 0, **options: Any) -> P
     split = {} if "fold" in options or "train_subjects" in options else SPLIT
     with Cache(cache) as opened:
         config = plan_run(opened, run=folder, seed=seed, **{"fusion": "hybrid", "epochs": 1, **split, **options})
-    torch.manual_seed(seed)
-    model = build_model(config.architecture)
+        torch.manual_seed(seed)
+        model = build_model(config.architecture)
+        if isinstance(model, Zeus):
+            model.load_pretrained(opened.constants(config.inputs.embedding_layer))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)

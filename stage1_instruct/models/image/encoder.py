@@ -20,13 +20,25 @@ class ImageEncoder(Protocol):
     Attributes:
         name: as a cache calls the layer, e.g. 'litemedsam'.
         input_size: side in pixels of the pictures it takes.
+        device: where it computes.
+        at_once: pictures of every batch through `embed`, one number for good; None on a CPU, where one picture at a time
+            goes through `encode`.
     """
 
     name: str
     input_size: int
 
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def at_once(self) -> int | None: ...
+
     def encode(self, images: NDArray[np.uint8], device: str | torch.device | None = None) -> Tensor:
         """uint8 (B, input_size, input_size) -> float32 (B, 256, 64, 64) on the CPU."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, input_size, input_size) -> float32 (B, 256, 64, 64), both on its device; waits for nothing there."""
 
     def constants(self) -> dict[str, NDArray[np.float32]]:
         """SAM's pretrained mask decoder and prompt constants; see `prompt_constants`."""

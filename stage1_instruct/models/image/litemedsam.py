@@ -72,16 +72,30 @@ class LiteMedSAM:
         if self._batch is None:
             self._batch = CPU_BATCH if self._device.type == "cpu" else self._wanted_batch or LARGEST_BATCH
         parts, self._batch = run_in_batches(
-            lambda batch: self._embed(images[batch]), len(images), self._batch, say, self.name
+            lambda batch: self._encode(images[batch]), len(images), self._batch, say, self.name
         )
         return torch.cat(parts) if parts else torch.empty(0, 256, 64, 64)
 
-    def _embed(self, images: NDArray[np.uint8]) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float()
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def at_once(self) -> int | None:
+        """Pictures of every batch through `embed`; None on a CPU."""
+        return self._wanted_batch or LARGEST_BATCH if self._device.type == "cuda" else None
+
+    def _encode(self, images: NDArray[np.uint8]) -> Tensor:
+        return self.embed(torch.from_numpy(np.ascontiguousarray(images)).to(self._device)).cpu()
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, 256, 256) -> float32 (B, 256, 64, 64), both on the model's device."""
+        x = images.float()
         low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
         x = (x - low) / (high - low).clamp_min(1)
         x = x[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        return self._model(x).contiguous().cpu()
+        return self._model(x).contiguous()
 
     def constants(self) -> dict[str, NDArray[np.float32]]:
         """See `prompt_constants`."""

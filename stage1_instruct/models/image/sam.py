@@ -134,14 +134,30 @@ class SamEncoder:
         if self._batch is None:
             self._batch = self._wanted_batch or fitting_batch(self._size, self._device, self._dtype)
         parts, self._batch = run_in_batches(
-            lambda batch: self._embed(images[batch]), len(images), self._batch, say, self.name
+            lambda batch: self._encode(images[batch]), len(images), self._batch, say, self.name
         )
         return torch.cat(parts) if parts else torch.empty(0, 256, 64, 64)
 
-    def _embed(self, images: NDArray[np.uint8]) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float()
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def at_once(self) -> int | None:
+        """Pictures of every batch through `embed`; None on a CPU."""
+        if self._device.type != "cuda":
+            return None
+        return self._wanted_batch or fitting_batch(self._size, self._device, self._dtype)
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, 1024, 1024) -> float32 (B, 256, 64, 64), both on the model's device.
+
+        Raises:
+            UserError: fp16 that this CPU's torch lacks.
+        """
         try:
-            embeddings = self._model(normalise(x, self.name).to(self._dtype)).float().contiguous().cpu()
+            return self._model(normalise(images.float(), self.name).to(self._dtype)).float().contiguous()
         except RuntimeError as error:
             if "not implemented for" not in str(error):
                 raise
@@ -149,6 +165,9 @@ class SamEncoder:
                 f"torch {torch.__version__} cannot compute {self.name} in {self._precision} on "
                 f"{self._device.type} ({error}); use precision fp32 or bf16, or a GPU"
             ) from error
+
+    def _encode(self, images: NDArray[np.uint8]) -> Tensor:
+        embeddings = self.embed(torch.from_numpy(np.ascontiguousarray(images)).to(self._device)).cpu()
         if not torch.isfinite(embeddings).all():
             raise UserError(
                 f"{self.name} in {self._precision} gives numbers that are not finite; "
@@ -189,12 +208,15 @@ def normalise(images: Tensor, name: str) -> Tensor:
 
 
 def fitting_batch(size: Size, device: torch.device, dtype: torch.dtype) -> int:
-    """Slices at a time that should fit into half of a GPU's free memory; 1 on a CPU, where more only takes memory."""
+    """Slices at a time that should fit into a quarter of a GPU's memory; 1 on a CPU, where more only takes memory.
+
+    Of all of its memory, not of what is free: the size is to be the same when a build goes on.
+    """
     if device.type != "cuda":
         return 1
-    free, _ = torch.cuda.mem_get_info(device)
+    _, total = torch.cuda.mem_get_info(device)
     per_slice = NUMBERS_PER_TOKEN_CHANNEL * TOKENS * size.width * dtype.itemsize
-    return int(min(max(free // 2 // per_slice, 1), LARGEST_BATCH))
+    return int(min(max(total // 4 // per_slice, 1), LARGEST_BATCH))
 
 
 def build_sam(size: Size, name: str = "SAM") -> nn.Module:

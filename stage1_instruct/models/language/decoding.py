@@ -8,8 +8,10 @@ beginning is computed once, and a row's tokens are the same whatever shares the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +62,23 @@ class Prompts:
     shared: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt of a stream.
+
+    Attributes:
+        key: names it in its answer; no other has the same.
+        length: tokens.
+        embed: -> (length, H), in the model's precision and on its device.
+        seed: where it is sampled.
+    """
+
+    key: Hashable
+    length: int
+    embed: Callable[[], Tensor]
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class Answer:
     """Token ids with the one that ended them; why they ended; fp16 (tokens, H) on the CPU: what each was chosen from."""
@@ -76,7 +95,7 @@ class Row:
     `followers` is kept with every token, where n-grams are banned: n - 1 tokens -> those that have come after them.
     """
 
-    prompt: int
+    prompt: Hashable
     length: int
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
@@ -119,82 +138,88 @@ class Decoder:
         takes = inspect.signature(type(model).forward).parameters
         self._cache_argument = "cache" if "cache" in takes else "past_key_values"
 
-    @torch.inference_mode()
     def run(self, prompts: Prompts, seeds: Sequence[int]) -> list[Answer]:
         """One answer a prompt, in order; equal, up to the rounding of the device, to asking one by one.
 
         Raises:
             UserError: memory runs out with a single row.
         """
-        answers: dict[int, Answer] = {}
-        while len(answers) < len(prompts.lengths):
+        count = len(prompts.lengths)
+        asked = (Prompt(i, prompts.lengths[i], partial(prompts.embed, i), seeds[i]) for i in range(count))
+        answers = dict(self.stream(asked, max(prompts.lengths), prompts.shared, count))
+        return [answers[i] for i in range(count)]
+
+    def stream(
+        self, prompts: Iterator[Prompt], longest: int, shared: int = 0, most: int | None = None
+    ) -> Iterator[tuple[Hashable, Answer]]:
+        """(key, answer) of each prompt, whichever ends first; the next prompt is taken as soon as a slot is free.
+
+        Args:
+            prompts: each is made when its turn comes; what that raises passes through.
+            longest: no prompt has more tokens.
+            shared: as in `Prompts`.
+            most: there are no more prompts than that.
+
+        Raises:
+            UserError: memory runs out with a single row.
+        """
+        waiting: deque[Prompt] = deque()
+        table: _Table | None = None
+        left = True
+        while True:
+            rows = 0 if table is None else len(table.rows)
+            # Outside of the block that catches: the memory for making a prompt is none of this model's.
+            while left and rows + len(waiting) < self.slots:
+                prompt = next(prompts, None)
+                left = prompt is not None
+                if prompt is not None:
+                    waiting.append(prompt)
+            if not waiting and not rows:
+                return
             try:
-                self._decode(prompts, seeds, answers)
+                if table is None:
+                    slots = self.slots if most is None else min(self.slots, most)
+                    table = _Table(self, slots, longest, self._beginning(waiting[0], shared), shared)
+                taken = min(len(waiting), self.slots - rows)
+                ended = table.add([waiting[at] for at in range(taken)]) if taken else table.step()
+                for _ in range(taken):
+                    waiting.popleft()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.slots == 1:
-                    raise UserError(
-                        f"the language model ran out of memory with a single prompt of up to {max(prompts.lengths)} "
-                        f"tokens and {self.decoding.max_new_tokens} new ones; free memory on the device, or choose a "
-                        "lower precision (llm_precision=bf16, llm_quantize=4bit)"
-                    ) from error
+                    raise out_of_memory(longest, self.decoding) from error
             else:
+                yield from ended
                 continue
             # Only here, after the except block, is the traceback gone that kept the cache alive.
-            self.slots = min(self.slots, len(prompts.lengths) - len(answers)) // 2 or 1
+            if table is not None:
+                # Rows that were under way begin again: same seed, same text.
+                waiting.extendleft(reversed(table.prompts))
+            table = None
+            self.slots = min(self.slots, len(waiting)) // 2 or 1
             self._say(f"the language model ran out of memory; going on with {self.slots} prompts at a time")
             release_memory()
-        return [answers[i] for i in range(len(prompts.lengths))]
 
-    def _decode(self, prompts: Prompts, seeds: Sequence[int], answers: dict[int, Answer]) -> None:
-        """Adds the missing answers. Rows that were under way when memory ran out begin again: same seed, same text."""
-        waiting = [i for i in range(len(prompts.lengths)) if i not in answers]
-        beginning = self._beginning(prompts)
-        longest = max(prompts.lengths)
-        slots = min(self.slots, len(waiting))
-        cache: SlotCache | None = None
-        rows: list[Row] = []
-        while waiting or rows:
-            if waiting and len(rows) < slots:
-                taken, waiting = waiting[: slots - len(rows)], waiting[slots - len(rows) :]
-                fresh = [Row(i, prompts.lengths[i], torch.Generator().manual_seed(seeds[i])) for i in taken]
-                filled = self._read(fresh, prompts, beginning)
-                if cache is None:
-                    cache = SlotCache(filled, slots, longest, self.decoding.max_new_tokens)
-                for at, row in enumerate(fresh):
-                    if not self._ended(row, answers):
-                        cache.add(filled, at, row.length)
-                        rows.append(row)
-                del filled  # as large as the slots it went into
-                continue
-            assert cache is not None
-            self._step(rows, cache)
-            for at in reversed(range(len(rows))):
-                if self._ended(rows[at], answers):
-                    cache.drop(at)
-                    rows[at] = rows[-1]
-                    rows.pop()
-
-    def _beginning(self, prompts: Prompts) -> Cache | None:
+    @torch.inference_mode()
+    def _beginning(self, prompt: Prompt, shared: int) -> Cache | None:
         """What all prompts begin with, one row."""
-        if not prompts.shared:
+        if not shared:
             return None
         cache = DynamicCache()
-        self._forward(cache, inputs_embeds=prompts.embed(0)[None, : prompts.shared], logits_to_keep=1)
+        self._forward(cache, inputs_embeds=prompt.embed()[None, :shared], logits_to_keep=1)
         return cache
 
-    def _read(self, rows: list[Row], prompts: Prompts, beginning: Cache | None) -> Cache:
+    def _read(self, rows: list[Row], embeddings: Sequence[Tensor], beginning: Cache | None, shared: int) -> Cache:
         """Runs the rows' prompts, chooses their first tokens; the cache has them from column 0 on, padded behind.
 
         Padding behind the prompt needs no mask: no token looks ahead.
         """
-        cache, shared = DynamicCache(), 0
+        cache = DynamicCache()
         if beginning is not None:
-            shared = prompts.shared
             for number, (keys, values) in enumerate(tensors(beginning)):
                 cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), number)
-        pieces = [prompts.embed(row.prompt)[shared:] for row in rows]
+        pieces = [embedding[shared:] for embedding in embeddings]
         embeds = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
         ends = sorted({len(piece) - 1 for piece in pieces})
         positions = torch.arange(shared, shared + embeds.shape[1], device=embeds.device)
@@ -276,7 +301,7 @@ class Decoder:
                 scores[at, tokens] = -torch.inf
         return scores
 
-    def _ended(self, row: Row, answers: dict[int, Answer]) -> bool:
+    def _ended(self, row: Row, answers: dict[Hashable, Answer]) -> bool:
         reason = self._stop(row.tokens)
         if reason is None and len(row.tokens) == self.decoding.max_new_tokens:
             reason = "length"
@@ -285,6 +310,64 @@ class Decoder:
         states = torch.stack(row.states) if self.decoding.keep_states else None
         answers[row.prompt] = Answer(row.tokens, reason, states)
         return True
+
+
+class _Table:
+    """The rows under way and their slots.
+
+    Attributes:
+        rows: one a slot.
+        prompts: theirs.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int, longest: int, beginning: Cache | None, shared: int) -> None:
+        """Args: beginning: of `shared` tokens, which all prompts have in common."""
+        self.rows: list[Row] = []
+        self.prompts: list[Prompt] = []
+        self._decoder = decoder
+        self._slots = slots
+        self._longest = longest
+        self._beginning = beginning
+        self._shared = shared
+        self._cache: SlotCache | None = None
+
+    @torch.inference_mode()
+    def add(self, prompts: Sequence[Prompt]) -> list[tuple[Hashable, Answer]]:
+        """Reads prompts into free slots; the answers that ended with their first token."""
+        decoder, ended = self._decoder, dict[Hashable, Answer]()
+        fresh = [Row(prompt.key, prompt.length, torch.Generator().manual_seed(prompt.seed)) for prompt in prompts]
+        filled = decoder._read(fresh, [prompt.embed() for prompt in prompts], self._beginning, self._shared)
+        if self._cache is None:
+            self._cache = SlotCache(filled, self._slots, self._longest, decoder.decoding.max_new_tokens)
+        for at, (row, prompt) in enumerate(zip(fresh, prompts)):
+            if not decoder._ended(row, ended):
+                self._cache.add(filled, at, row.length)
+                self.rows.append(row)
+                self.prompts.append(prompt)
+        return list(ended.items())
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Hashable, Answer]]:
+        """One more token for every row; the answers that ended with it."""
+        assert self._cache is not None
+        ended: dict[Hashable, Answer] = {}
+        self._decoder._step(self.rows, self._cache)
+        for at in reversed(range(len(self.rows))):
+            if self._decoder._ended(self.rows[at], ended):
+                self._cache.drop(at)
+                for slots in (self.rows, self.prompts):
+                    slots[at] = slots[-1]
+                    slots.pop()
+        return list(ended.items())
+
+
+def out_of_memory(longest: int, decoding: Decoding) -> UserError:
+    """What to say where not even one row fits."""
+    return UserError(
+        f"the language model ran out of memory with a single prompt of up to {longest} tokens and "
+        f"{decoding.max_new_tokens} new ones; free memory on the device, or choose a lower precision (llm_precision=bf16, "
+        "llm_quantize=4bit)"
+    )
 
 
 def _sample(scores: Tensor, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:

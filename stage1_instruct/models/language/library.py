@@ -8,7 +8,7 @@ not seen shows in a few tokens that both ways have to agree on.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from zeus_union.cache.errors import UserError, first_line
 from zeus_union.stage1_instruct.models.batching import is_out_of_memory
-from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts, Row
+from zeus_union.stage1_instruct.models.language.decoding import (
+    Answer,
+    Decoder,
+    Decoding,
+    Prompt,
+    Prompts,
+    Row,
+    out_of_memory,
+)
 
 # Two prompts of different lengths with a common beginning, as the loop meets them.
 _LENGTHS, _SHARED, _NEW_TOKENS = (7, 12), 3, 6
@@ -94,16 +102,28 @@ def other_memory(model: Any) -> str | None:
 class LibraryDecoder(Decoder):
     """Answers prompts through `generate`; tokens are chosen, and answers ended, as in the decode loop."""
 
-    def _decode(self, prompts: Prompts, seeds: Sequence[int], answers: dict[int, Answer]) -> None:
-        """One prompt at a time."""
-        for i, length in enumerate(prompts.lengths):
-            if i not in answers:
-                row = Row(i, length, torch.Generator().manual_seed(seeds[i]))
-                embeds = prompts.embed(i)[None]
-                mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long)
-                self.generate([row], {"inputs_embeds": embeds, "attention_mask": mask}, answers)
+    def stream(
+        self, prompts: Iterator[Prompt], longest: int, shared: int = 0, most: int | None = None
+    ) -> Iterator[tuple[Hashable, Answer]]:
+        """As `Decoder.stream`, one prompt at a time."""
+        for prompt in prompts:
+            answers: dict[Hashable, Answer] = {}
+            try:
+                self._answer(prompt, answers)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(longest, self.decoding) from error
+            yield from answers.items()
 
-    def generate(self, rows: Sequence[Row], inputs: Mapping[str, Any], answers: dict[int, Answer]) -> None:
+    @torch.inference_mode()
+    def _answer(self, prompt: Prompt, answers: dict[Hashable, Answer]) -> None:
+        row = Row(prompt.key, prompt.length, torch.Generator().manual_seed(prompt.seed))
+        embeds = prompt.embed()[None]
+        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long)
+        self.generate([row], {"inputs_embeds": embeds, "attention_mask": mask}, answers)
+
+    def generate(self, rows: Sequence[Row], inputs: Mapping[str, Any], answers: dict[Hashable, Answer]) -> None:
         """Adds the answers of rows whose prompts are equally long: none is padded, so none is read otherwise than alone.
 
         Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import say
 from zeus_union.stage1_instruct.models.batching import rows_that_fit
-from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompts
+from zeus_union.stage1_instruct.models.language.decoding import Answer, Decoder, Decoding, Prompt, Prompts
 from zeus_union.stage1_instruct.models.language.library import LibraryDecoder, Serving, serving
 from zeus_union.stage1_instruct.models.language.prompts import Template
 from zeus_union.stage1_instruct.models.pretrained import Loading, check_ids, load_pretrained
@@ -59,6 +60,22 @@ class Generation:
     output_tokens: int
     stop_reason: str
     states: Tensor | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question about an image.
+
+    Attributes:
+        key: names it in its answer; no other of a stream has the same.
+        image_tokens: float32 (T, H), projected to the model's width.
+        seed: used where it samples.
+    """
+
+    key: Hashable
+    question: str
+    image_tokens: Tensor
+    seed: int = 0
 
 
 class InstructionLLM:
@@ -141,7 +158,6 @@ class InstructionLLM:
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.embedding.weight.device))
 
-    @torch.inference_mode()
     def generate(
         self,
         questions: Sequence[str],
@@ -169,34 +185,75 @@ class InstructionLLM:
         seeds = [0] * len(questions) if seeds is None else seeds
         if len(seeds) != len(questions):
             raise ValueError(f"{len(questions)} questions, {len(seeds)} seeds")
+        asked = (Asked(i, questions[i], image_tokens[i], seeds[i]) for i in range(len(questions)))
+        generations = dict(self.stream(asked, {*questions}, image_tokens.shape[1], max_new_tokens, most=len(questions)))
+        return [generations[i] for i in range(len(questions))]
+
+    def stream(
+        self,
+        asked: Iterator[Asked],
+        questions: Collection[str],
+        image_tokens: int,
+        max_new_tokens: int | None = None,
+        most: int | None = None,
+    ) -> Iterator[tuple[Hashable, Generation]]:
+        """(key, answer) of each that is asked, whichever ends first, equal to asking one by one as `generate` says.
+
+        Args:
+            asked: each is taken when the answer before it in its slot has ended; what it raises passes through.
+            questions: all that may be asked.
+            image_tokens: of each image.
+            max_new_tokens: in place of the profile's.
+            most: no more are asked than that.
+
+        Raises:
+            UserError: as `generate`.
+        """
         if not questions:
-            return []
+            return
         # Before the model's own settings are replaced, as they are while transformers' generate answers.
         self._ends, self._closing = frozenset(end_ids(self.model, self.tokenizer)), {}
         decoding = replace(self.decoding, max_new_tokens=max_new_tokens or self.decoding.max_new_tokens)
-        ids = [self._prompt_ids(question) for question in questions]
-        count = image_tokens.shape[1]
-        lengths = [len(before) + count + len(after) for before, after in ids]
-        check_context(self.model, max(lengths), decoding.max_new_tokens)
-        shared = _common_beginning([before for before, _ in ids])
-        prompts = Prompts(
-            lengths, lambda i: self._embed_around(image_tokens[i], *ids[i]), min(shared, min(lengths) - 1)
-        )
+        ids = {question: self._prompt_ids(question) for question in sorted(questions)}
+        lengths = {question: len(before) + image_tokens + len(after) for question, (before, after) in ids.items()}
+        longest = max(lengths.values())
+        check_context(self.model, longest, decoding.max_new_tokens)
+        shared = min(_common_beginning([before for before, _ in ids.values()]), min(lengths.values()) - 1)
+        first = next(asked, None)
+        if first is None:
+            return
         kind = LibraryDecoder if self.serving.by_library else Decoder
         if self._slots is None:
-            self._slots = 1 if kind is LibraryDecoder else self._rows_that_fit(prompts, decoding)
+            widest = max(lengths, key=lengths.__getitem__)
+            embed = partial(self._embed_around, first.image_tokens, *ids[widest])
+            self._slots = 1 if kind is LibraryDecoder else self._rows_that_fit(embed, longest, shared, decoding)
         decoder = kind(self.model, decoding, self._slots, self._why_it_ends, say)
-        answers = decoder.run(prompts, seeds)
-        self._slots = decoder.slots
-        return [self._generation(answer, length) for answer, length in zip(answers, lengths)]
+        prompts = (
+            Prompt(
+                part.key,
+                lengths[part.question],
+                partial(self._embed_around, part.image_tokens, *ids[part.question]),
+                part.seed,
+            )
+            for part in chain([first], asked)
+        )
+        prompt_tokens: dict[Hashable, int] = {}
 
-    def _rows_that_fit(self, prompts: Prompts, decoding: Decoding) -> int:
+        def noted() -> Iterator[Prompt]:
+            for prompt in prompts:
+                prompt_tokens[prompt.key] = prompt.length
+                yield prompt
+
+        for key, answer in decoder.stream(noted(), longest, shared, most):
+            self._slots = decoder.slots
+            yield key, self._generation(answer, prompt_tokens.pop(key))
+
+    def _rows_that_fit(self, embed: Callable[[], Tensor], length: int, shared: int, decoding: Decoding) -> int:
         """How many of the longest prompt fit together, by two tokens of each: the cache has its full size from the first."""
-        longest = max(range(len(prompts.lengths)), key=prompts.lengths.__getitem__)
 
         def run(rows: int) -> None:
             decoder = Decoder(self.model, decoding, rows, lambda tokens: "stop" if len(tokens) > 1 else None, say)
-            decoder.run(Prompts([prompts.lengths[longest]] * rows, lambda _: prompts.embed(longest)), [0] * rows)
+            decoder.run(Prompts([length] * rows, lambda _: embed(), shared), [0] * rows)
             if decoder.slots < rows:
                 raise MemoryError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 class QuickEncoder:
     """Each 64th part of a picture's mean grey value, times a number a channel."""
 
-    name = "litemedsam"
+    name, at_once = "litemedsam", None
 
     def __init__(self, input_size: int = 256) -> None:
         self.input_size = input_size

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 class FakeEncoder:
     """Embeddings of the right size, which cost nothing: the mean of each picture."""
 
-    name, input_size = "fake", 256
+    name, input_size, at_once = "fake", 256, None
 
     def encode(self, images: np.ndarray, device: object = None) -> torch.Tensor:
         means = torch.from_numpy(images.mean(axis=(1, 2), dtype=np.float32))
@@ -68,12 +68,12 @@ def test_peak_memory_does_not_grow_with_the_number_of_slices(tmp_path: Path) -> 
     assert int(done.stdout.splitlines()[-1]) < 100 << 20
 
 
-def test_the_encoder_is_never_given_more_than_a_few_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_is_given_one_picture_at_a_time_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
     encode = FakeEncoder.encode
     monkeypatch.setattr(FakeEncoder, "encode", lambda self, images: batches.append(len(images)) or encode(self, images))
     assert build(tmp_path / "a.h5", 20, 3).complete
-    assert batches == [30, 30]
+    assert batches == [1] * 60
 
 
 def test_the_instructor_is_given_all_embeddings_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

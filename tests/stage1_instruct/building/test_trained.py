@@ -26,7 +26,7 @@ from zeus_union.pipelines.cli import main as zeus
 from zeus_union.pipelines.segment.frozen import frozen_parts
 from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.pipelines.segment.segmenter import Segmenter, load_run
-from zeus_union.stage1_instruct.building import subjects, trained
+from zeus_union.stage1_instruct.building import reading, trained
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.models.bridge.connectors import read_connector
@@ -68,9 +68,9 @@ class Labelled:
         return " ".join(done.output.split())
 
 
-def means(self: LiteMedSAM, images: NDArray[np.uint8]) -> Tensor:
+def means(self: LiteMedSAM, images: Tensor) -> Tensor:
     """In place of the encoder, which takes seconds: what an embedding needs for the captions to be learnt from it."""
-    cells = F.avg_pool2d(torch.from_numpy(images).float()[:, None], 4) / 255
+    cells = F.avg_pool2d(images.float()[:, None], 4) / 255
     return torch.sin(cells * torch.arange(1, 257)[None, :, None, None])
 
 
@@ -84,7 +84,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fold_training, "RECIPE", replace(fold_training.RECIPE, steps=3))
-    monkeypatch.setattr(LiteMedSAM, "_embed", means)
+    monkeypatch.setattr(LiteMedSAM, "embed", means)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZEUS_HOME", str(folder / "home"))
         patch.setattr(fold_training, "RECIPE", replace(fold_training.RECIPE, steps=3))
-        patch.setattr(LiteMedSAM, "_embed", means)
+        patch.setattr(LiteMedSAM, "embed", means)
         cache = Labelled(folder / "c.h5", data, (*words, "--device", "cpu"))
         assert "UNTRAINED" not in cache.built()
         yield cache
@@ -166,8 +166,8 @@ def test_another_fold_computes_projection_and_texts_alone_and_nothing_is_trained
         raise AssertionError("read or encoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(LiteMedSAM, "_embed", refuse)
-        patch.setattr(subjects, "_build_subject", refuse)
+        patch.setattr(LiteMedSAM, "embed", refuse)
+        patch.setattr(reading, "load_study", refuse)
         said = labelled.built("--folds", "all")
     assert said.count("training 3 projections") == SUBJECTS - 1
     with Cache(labelled.path) as cache:
@@ -199,16 +199,16 @@ def test_a_build_that_was_stopped_among_the_texts_goes_on_with_its_projection(
     labelled: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    answer = subjects.answer
+    write = CacheWriter.write_instructions
 
-    def stopped(seen: Any, *arguments: Any) -> Any:
-        written.append(seen.subject)
+    def stopped(writer: CacheWriter, layer: str, subject: str, *arguments: Any) -> None:
+        written.append(subject)
         if len(written) == 3:
             raise KeyboardInterrupt
-        return answer(seen, *arguments)
+        write(writer, layer, subject, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(subjects, "answer", stopped)
+        patch.setattr(CacheWriter, "write_instructions", stopped)
         assert labelled.build().exit_code != 0
     monkeypatch.setattr(trained, "train_fold_projection", lambda *_: pytest.fail("trained again"))
     assert "2 of 4 subjects are finished already" in labelled.built()

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from tests.stage1_instruct.building.quick_encoder import QuickEncoder
 from zeus_union.cache.reader import Cache
-from zeus_union.stage1_instruct.building import subjects as building
+from zeus_union.stage1_instruct.building import reading
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.phantom.write import write_demo
@@ -90,7 +90,7 @@ def test_variant_needs_neither_raw_data_nor_image_encoder_and_is_that_of_a_build
     done = Command(command.root, whole, command.parts).from_raw("--variant", "llm")
     assert done.exit_code == 0, done.output
     shutil.rmtree(command.root)
-    monkeypatch.setattr(building, "load_study", refuse)
+    monkeypatch.setattr(reading, "load_study", refuse)
     monkeypatch.setattr(Models, "encoder", property(refuse))
     done = command.run("--variant", "llm")
     assert done.exit_code == 0, done.output
@@ -108,7 +108,7 @@ def test_the_same_command_goes_on_when_the_raw_data_are_gone(built: Command) -> 
 
 
 def test_layers_of_classes_need_no_raw_data(built: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "load_study", refuse)
+    monkeypatch.setattr(reading, "load_study", refuse)
     monkeypatch.setattr(Models, "encoder", property(refuse))
     done = built.run("--variant", "each", "--per-class", "--set", "instructor=prompt")
     assert done.exit_code == 0, done.output
@@ -121,7 +121,7 @@ def test_with_the_raw_data_there_a_text_layer_looks_at_their_digests_and_at_no_v
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command.from_raw("--variant", "first", "--set", "instructor=prompt").exit_code == 0
-    monkeypatch.setattr(building.slicing, "study_to_slices", refuse)
+    monkeypatch.setattr(reading.slicing, "study_to_slices", refuse)
     done = command.from_raw("--variant", "second", "--set", "instructor=prompt")
     assert done.exit_code == 0, done.output
     labels = next((command.root / "labelsTr").iterdir())

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.stage2_segment.conftest import GRID
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.inputs import slices as data_module
@@ -64,7 +65,7 @@ def test_batches_are_the_rows_of_the_cache(
         data = SliceData(cache, "toy", ["T2"], rows, torch.device("cpu"))
         assert data.resident == ("ram" if share_of_memory else "disk")
         batch = data.batch(np.array([4, 1]))
-        assert batch.images.shape == (2, 1, 256, 64, 64)
+        assert batch.images.shape == (2, 1, 256, GRID, GRID)
         assert batch.images.dtype == torch.float32
         assert batch.masks is not None
         np.testing.assert_array_equal(batch.masks.numpy(), cache.masks(rows[[4, 1]]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.stage2_segment.conftest import SIDE
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
@@ -89,7 +90,7 @@ def test_a_constant_text_is_kept_with_the_weights_and_reads_no_instruction(toy_c
         plain.load_state_dict({name: t for name, t in model.state_dict().items() if name != "constant_text"})
         nothing = torch.empty(1, 2, 0)
         torch.testing.assert_close(model(embeddings, nothing), plain(embeddings, torch.from_numpy(text)[None]))
-        assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+        assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, SIDE, SIDE)
 
 
 def test_one_instruction_a_class_gives_each_class_a_mask_of_its_own(toy_cache: Path, tmp_path: Path) -> None:
@@ -169,4 +170,4 @@ def test_a_run_reads_the_language_models_states(
             config = planned(cache, form="tokens", aligner=aligner, text="shuffled-slices")
             assert config.architecture.text_width == shape[-1]
             assert read_text(cache, config, np.arange(3), ["T1"]).shape == (3, 1, *shape)
-            assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+            assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, SIDE, SIDE)

@@ -279,8 +279,8 @@ def test_a_run_option_that_is_no_run_says_so_in_one_line(tmp_path: Path, cohort:
     (tmp_path / "text.txt").write_text("hello")
     cases = {
         tmp_path / "text.txt": "is damaged or no .zeus.zip file",
-        tmp_path / "nowhere.zeus.zip": "is no run folder",
-        tmp_path: "is no run folder",
+        tmp_path / "nowhere.zeus.zip": "is not a run folder",
+        tmp_path: "is not a run folder",
     }
     for path, expected in cases.items():
         done = run(zeus_segment, "predict", "--run", path, "--cache", cohort.other, "--out", tmp_path / "masks")

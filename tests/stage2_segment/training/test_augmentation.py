@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.stage2_segment.conftest import SIDE
 from tests.stage2_segment.interruptions import stopped_after
 from zeus_union.cache import augmentation
 from zeus_union.cache.reader import Cache
@@ -136,7 +137,7 @@ def test_what_is_kept_stays_as_it_was_and_only_training_sees_other_slices(toy_ca
         plain = data.batch(np.arange(3))
         batches, seeds = [np.arange(3), np.arange(1)], [[(5, i) for i in range(3)], [(6, 0)]]  # the last: one slice
         augmented, single = data.batches(batches, seeds)
-        assert not torch.equal(augmented.images, plain.images) and single.images.shape == (1, 1, 256, 256)
+        assert not torch.equal(augmented.images, plain.images) and single.images.shape == (1, 1, SIDE, SIDE)
         assert augmented.images.min() >= 0 and augmented.images.max() <= 1
         for _, batch in data.in_order(3):
             assert torch.equal(batch.images, plain.images) and torch.equal(batch.masks, plain.masks)  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ def test_a_full_disk_says_how_to_go_on(toy_cache: Path, tmp_path: Path, monkeypa
         patch.setattr(checkpoint, "save_state", full)
         result = command(toy_cache, tmp_path / "run", "--epochs", 3, "--validate-every", 0)
     assert result.exit_code == 2
-    assert "state.pt" in result.stderr and f"--out {tmp_path / 'run'} --resume goes on" in result.stderr
+    assert "state.pt" in result.stderr and f"the same command resumes {tmp_path / 'run'}" in result.stderr
     done = command(toy_cache, tmp_path / "run", "--epochs", 3, "--validate-every", 0, "--resume")
     assert done.exit_code == 0, done.stderr
     assert pq.read_table(tmp_path / "run" / "metrics.parquet")["epoch"].to_pylist() == [1, 2, 3]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.stage2_segment.conftest import GRID
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
@@ -55,7 +56,7 @@ def test_at_the_start_the_masks_are_those_without_text_to_the_last_bit(toy_cache
             for text in ("instruction", "none")
         ]
         rows = cache.rows_of(["ada"])
-        embeddings = torch.randn(3, 2, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+        embeddings = torch.randn(3, 2, 256, GRID, GRID, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             logits = [
                 learner.bare(embeddings, torch.from_numpy(read_text(cache, learner.config, rows, cache.modalities)))

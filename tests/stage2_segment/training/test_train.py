@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.stage2_segment.conftest import SIDE
 from tests.stage2_segment.interruptions import stopped_at_save
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
@@ -164,7 +165,7 @@ def test_paper_recipe_stops_early_without_a_lower_training_loss(
     )
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     monkeypatch.setattr(
-        "zeus_union.stage2_segment.inputs.run_inputs.RunInputs.logits", lambda *_: torch.zeros(1, 2, 256, 256)
+        "zeus_union.stage2_segment.inputs.run_inputs.RunInputs.logits", lambda *_: torch.zeros(1, 2, SIDE, SIDE)
     )
     train_run(toy_cache, tmp_path / "run", recipe="paper", validate_every=0, **QUICK)
     assert pq.read_table(tmp_path / "run" / "metrics.parquet").num_rows == 2 + RECIPES["paper"].patience
@@ -198,7 +199,7 @@ def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_
     torch.manual_seed(config.seed)
     assert not torch.equal(weights(run)["bases.0"], build_model(config.architecture).bases[0])
     with Cache(toy_cache) as cache:
-        assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, 256, 256)
+        assert load_trained(run, device="cpu").predict(cache, cache.rows_of(["ben"])).shape == (3, SIDE, SIDE)
         with pytest.raises(UserError, match="text none reads no instructions"):
             plan_run(cache, run=run, text="none", variant=[cache.variants[0]])
 

@@ -1,0 +1,76 @@
+"""The command that trains a run again, from its config."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.options import NAMES, OPTIONS, Option, foreign_options
+from zeus_union.stage2_segment.recipe import BASELINE_LR, RECIPES
+
+# Options that are given only where they say something: what stands in a config otherwise was found, not chosen.
+_SWITCHES = {"allow_seen", "allow_leak"}
+_NAMED_SUBJECTS = {"train_subjects", "test_subjects", "validation_subjects"}
+
+
+def train_command(config: RunConfig, out: str) -> str:
+    """`zeus-segment train` with every option that differs from what it does without it; '' of a run that was exported.
+
+    Args:
+        out: the run's folder, as it is to be called.
+    """
+    if config.is_shared:
+        return ""
+    words = ["zeus-segment", "train", "--cache", Path(config.inputs.cache).name]
+    for option in OPTIONS:
+        if option.name not in foreign_options(config.architecture.model, [option.name]):
+            words += _words(option, config)
+    return shlex.join([*words, "--out", out])
+
+
+def _words(option: Option, config: RunConfig) -> Iterator[str]:
+    value = _value(option, config)
+    if option.name in _SWITCHES:
+        if value:
+            yield option.flag
+    elif option.name == "pretrained":
+        if value:
+            yield from (option.flag, "FILE")
+    elif (
+        (option.name in _NAMED_SUBJECTS and config.split.fold is not None)
+        or value is None
+        or value == ()
+        or value == _without(option, config)
+    ):
+        return
+    elif isinstance(value, bool):
+        yield option.flag if value else f"--no-{option.flag[2:]}"
+    else:
+        yield from (option.flag, ",".join(value) if option.type is NAMES else str(value))
+
+
+def _value(option: Option, config: RunConfig) -> Any:
+    part: Any = config
+    for name in option.place.split("."):
+        part = getattr(part, name)
+    return part
+
+
+def _without(option: Option, config: RunConfig) -> Any:
+    """What the config would hold without the option; None where that depends on the cache."""
+    recipe, is_zeus = RECIPES[config.recipe.name], config.architecture.model == ZEUS
+    if option.name == "modalities":
+        return config.inputs.card.modalities
+    if option.name == "text":
+        return "instruction" if is_zeus else "none"
+    if option.name == "text_drop" and not config.architecture.text_is_a_part:
+        return 0.0
+    if option.name == "lr" and not is_zeus:
+        return BASELINE_LR
+    if option.place.startswith("recipe.") and option.name not in ("recipe", "views"):
+        return getattr(recipe, option.place.partition(".")[2])
+    return option.default

@@ -1,0 +1,62 @@
+"""The start of a build: the headers of all that is missing, what will be written, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+
+from zeus_union.cache.terminal import in_words, say
+from zeus_union.stage1_instruct.building.forecast import (
+    StudySize,
+    finished_parts,
+    forecast,
+    require_room,
+    study_size,
+    text_layers,
+)
+from zeus_union.stage1_instruct.building.subjects import Build
+from zeus_union.stage1_instruct.studies.check import check_studies
+from zeus_union.stage1_instruct.studies.study import Study
+
+
+def look_ahead(build: Build, subjects: Sequence[str]) -> Build:
+    """Reads the headers of the subjects that are not finished and says in one line what the build will write.
+
+    How long it takes is said behind the first subject: measuring it before would load the models and take longer than that.
+
+    Returns:
+        The build, for which no header needs to be checked any more; studies that cannot be read are in its report.
+
+    Raises:
+        NoSpaceError: the disk is certainly too small.
+    """
+    dataset, options, report = build.dataset, build.options, build.report
+    texts = list(text_layers(dataset, options, options.variant, options.trained_for is not None))
+    finished = set(finished_parts(options.out))
+    layers = {*build.layers.names, *texts}
+    missing = [name for name in subjects if any((layer, name) not in finished for layer in layers)]
+    checked = replace(build, options=replace(options, check=False))
+    if not missing:
+        return checked
+    sizes: dict[str, StudySize] = {}
+
+    def keep(study: Study) -> None:
+        sizes[study.subject] = study_size(study, options)
+
+    failures = check_studies(dataset, missing, "headers", keep)
+    report.failures |= failures
+    for subject, reason in failures.items():
+        say(f"{subject} will be left out: {reason}")
+    encoder = build.layers.embeddings.partition("/")[2]
+    expected = forecast(dataset, encoder, options, texts, sizes=sizes)
+    room = require_room(dataset, options, expected)
+    report.ahead = expected.slice_modalities
+    free = in_words(shutil.disk_usage(options.out.parent).free)
+    say(
+        f"{options.out}: {len(sizes)} subjects to build, at most {expected.slice_modalities:,} slice-modalities and "
+        f"{in_words(expected.bytes)} on disk ({free} free); how long it takes is said behind the first subject"
+    )
+    if room:
+        say(room)
+    return checked
