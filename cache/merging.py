@@ -79,12 +79,12 @@ def merge(first: Path, second: Path, target: Path, pack: bool | None = None) -> 
         for files in sources:
             stack.callback(files.close)
         manifests = [finished_manifest(files.manifest(), files.path) for files in sources]
-        _check_alike(first, second, *manifests)
-        _check_different_subjects(first, second, *manifests)
+        _check_alike(first, second, manifests[0], manifests[1])
+        _check_different_subjects(first, second, manifests[0], manifests[1])
         for path in (first, second):
             if findings := verify(path):
                 raise UserError(f"{path} is damaged ({len(findings)} findings; {findings[0]}); mend it first")
-        joined = _join(*manifests, *sources)
+        joined = _join(manifests[0], manifests[1], sources[0], sources[1])
         check_uniform(joined.parts)
         remove_left(target)
         if pack or (pack is None and part_bytes(joined) < PACK_BELOW):

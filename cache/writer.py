@@ -158,6 +158,8 @@ class CacheWriter:
         self._profiles: dict[str, str | None] = {}
         self._known: dict[tuple[str, str], Part] = {}
         self._left: dict[str, list[Path]] = {}  # subject -> temporary files that others hold or have left
+        self._index: Manifest
+        self._grown: Manifest  # the index with those who join
         self._version: tuple[int, int, int] | None = None  # of the index
         make_folder(self.path.parent)
         self.locks = has_locks(lock_path(self.path))
@@ -498,8 +500,8 @@ class CacheWriter:
 
         Args:
             pack: one file (True), or an index over the shards (False); None packs what is smaller than 20 GB. A packed
-                cache stays packed where nothing is new; else its file is copied where it is smaller than 1 GB or `pack` is
-                True, and renamed into the shard folder otherwise.
+                cache stays packed where nothing is new; else its file is copied where it is smaller than 200 MB or `pack`
+                is True, and renamed into the shard folder otherwise.
 
         Returns:
             False where new subjects are not in all layers of a finished cache yet: it stays as it is, without them.

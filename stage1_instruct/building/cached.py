@@ -73,8 +73,9 @@ def check_same_pictures(path: Path, dataset: Dataset, given: Mapping[str, Any]) 
     card, recipe = dataset.card.to_json(), dataset.cached_recipe or {}
     stored = {name: recipe.get(name) if name in ("view", "windows") else card[name] for name in given}
     for name, value in given.items():
-        if isinstance(value, Mapping):  # those that were not named stay as they are
-            stored[name] = {key: stored[name].get(key) for key in value}
+        before = stored[name]
+        if isinstance(value, Mapping) and isinstance(before, Mapping):  # those that were not named stay as they are
+            stored[name] = {key: before.get(key) for key in value}
     if changed := differences(_plain(stored), _plain(given)):
         raise UserError(
             f"the pictures in {path} were made otherwise ({describe(changed)}), and others need the raw data: give "

@@ -202,3 +202,44 @@ def test_neither_data_set_nor_cache_is_one_line(tmp_path: Path) -> None:
     assert missing.exit_code == 2 and "none.h5 does not exist; give --dataset" in missing.output
     nothing = CliRunner().invoke(main, ["build-cache"])
     assert nothing.exit_code == 2 and "Missing option '--dataset'" in nothing.output
+
+
+def test_a_forecast_needs_no_raw_data(built: Command) -> None:
+    done = built.run("--dry-run", "--layers", "embeddings", "--views", "1")
+    assert done.exit_code == 0, done.output
+    assert "slices: 0 subjects to build" in done.output and "slices@view1: 3 subjects to build" in done.output
+
+
+def test_a_data_set_that_has_grown_joins_the_finished_cache(command: Command, tmp_path: Path) -> None:
+    prompt = ("--variant", "first", "--set", "instructor=prompt")
+    few = Command(tmp_path / "few", command.path, command.parts)
+    write_demo("nnunet", few.root, subjects=2, seed=1)
+    assert few.from_raw(*prompt).exit_code == 0
+    with Cache(command.path) as cache:
+        old = {layer: cache.content_digest(layer, SUBJECTS[:2]) for layer in cache.layers}
+        folds = cache.rows["fold"].tolist()
+    done = command.from_raw(*prompt)
+    assert done.exit_code == 0, done.output
+    assert "1 new subjects join the 2 of" in done.output and "2 of 3 subjects are finished already" in done.output
+    with Cache(command.path) as cache:
+        assert cache.subjects == SUBJECTS
+        assert {layer: cache.content_digest(layer, SUBJECTS[:2]) for layer in cache.layers} == old
+        assert cache.rows["fold"].tolist()[: len(folds)] == folds
+    fewer = few.from_raw(*prompt)
+    assert fewer.exit_code == 2 and "holds subjects that are not chosen here" in fewer.output
+
+
+def test_a_layer_that_new_subjects_lack_is_named_and_the_cache_stays(command: Command, tmp_path: Path) -> None:
+    few = Command(tmp_path / "few", command.path, command.parts)
+    write_demo("nnunet", few.root, subjects=2, seed=1)
+    for variant in ("first", "second"):
+        assert few.from_raw("--variant", variant, "--set", "instructor=prompt").exit_code == 0
+    before = command.path.read_bytes()
+    done = command.from_raw("--variant", "first", "--set", "instructor=prompt")
+    assert done.exit_code == 0, done.output
+    output = " ".join(done.output.split())
+    assert "instructions/second (phantom_003)" in output and "does not hold its new subjects yet" in output
+    assert command.path.read_bytes() == before
+    assert command.from_raw("--variant", "second", "--set", "instructor=prompt").exit_code == 0
+    with Cache(command.path) as cache:
+        assert cache.subjects == SUBJECTS and cache.variants == ("first", "second")
