@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -120,6 +122,22 @@ class Manifest:
         return cls(values["state"], card, values["recipes"], parts, values["folds"], validation)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's cyclic garbage collector for the time of the block.
+
+    While the objects of a large index are made it walks through all of them again and again and finds nothing to free: an
+    index of 10,000 subjects takes three times as long.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a cache file or shard.
 
@@ -129,7 +147,9 @@ def read_manifest(path: Path) -> Manifest:
     check_seal(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
-            manifest = Manifest.from_bytes(bytes(file["manifest"][()]))
+            text = bytes(file["manifest"][()])
+        with _collector_paused():
+            manifest = Manifest.from_bytes(text)
         size = os.path.getsize(path)
         parts = [part for by_subject in manifest.parts.values() for part in by_subject.values() if part.file == ""]
         for array in (array for part in parts for array in part.arrays.values()):

@@ -354,15 +354,15 @@ class Cache:
                 f"{self.path} is the index of a sharded cache and its shard folder {self._files.folder} is missing; "
                 "copy both, or make one file with zeus-instruct pack where both are"
             )
+        folder = os.fspath(self._files.folder)
         for part in named:
-            path = self._files.locate(part.file)
             size = None
             with suppress(FileNotFoundError, NotADirectoryError):
-                size = os.stat(path).st_size
+                size = os.stat(f"{folder}/{part.file}").st_size
             if size != part.file_bytes:
                 fault = "is missing" if size is None else f"is truncated ({size} of {part.file_bytes} bytes)"
                 raise UserError(
-                    f"shard {path} of {self.path} {fault}; copy it again, or delete the cache and rebuild it"
+                    f"shard {folder}/{part.file} of {self.path} {fault}; copy it again, or delete the cache and rebuild it"
                 )
 
     def _read_rows(self, count: int) -> np.recarray[Any, Any]:

@@ -145,7 +145,7 @@ def forecast(
             if (layer, name) not in finished and (size.labelled or not view_of(layer))
         ]
         count = sum(size.slices for size in missing) * len(card.modalities)
-        written = sum(_bytes(layer, size, len(card.modalities), options.store, state_bytes) for size in missing)
+        written = sum(layer_bytes(layer, size, len(card.modalities), options.store, state_bytes) for size in missing)
         layers_missing.append(LayerForecast(layer, len(missing), count, written))
     total = sum(layer.bytes for layer in layers_missing)
     packs = options.pack or (options.pack is None and total + _bytes_there(options.out) < PACK_BELOW)
@@ -167,7 +167,7 @@ def text_layers(dataset: Dataset, options: BuildOptions, variant: str, trains: b
     yield from (f"instructions/{name}{split}" for name in names for split in splits)
 
 
-def _bytes(layer: str, size: StudySize, modalities: int, store: str, state_bytes: int) -> int:
+def layer_bytes(layer: str, size: StudySize, modalities: int, store: str, state_bytes: int) -> int:
     """Of one subject of one layer on the disk, as `cache.layout` stores it."""
     if kind_of(layer) == "slices":
         pictures = modalities + size.labelled + modalities * (size.modality_labels and not view_of(layer))

@@ -4,9 +4,9 @@ The real writer, index, reader and checks over pictures of 2 x 2 and embeddings 
 nothing but the book-keeping is measured: 100,000 subjects are 300,000 rows. `--rows 620 --subjects 484` has the shape of
 MSD-Brain. Files are not synchronised with the disk, since that would measure the disk.
 
-The first subject and the last `WRITTEN` go through the real writer; the shards between are the first one's with another name
-in it and a new seal, which takes minutes off. Claims and `finished` are timed on `ASKED` subjects at that size. Beyond
-`WHOLE` subjects the index is made of the first one's part, not by opening every shard, and what opens every shard is left out.
+The index of one file lists every subject with the rows of the first one, so that no 900,000 arrays need be written to open
+it. Shards are cloned likewise, with another name in them and a new seal, and the last `WRITTEN` come from the real writer. Claims
+and `finished` are timed on `ASKED` subjects. What opens every shard is left out beyond `--whole` subjects: it would take hours.
 Opening runs in a process of its own, so that its memory is the index's. Seconds are the processor's, so that other work on
 the machine does not count; waiting for a disk does not either.
 """
@@ -28,16 +28,16 @@ import numpy as np
 
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard, shard_folder
-from zeus_union.cache.manifest import Part, find_shards, read_shard
-from zeus_union.cache.pack import pack, write_index
+from zeus_union.cache.manifest import find_shards, read_shard
+from zeus_union.cache.pack import pack
 from zeus_union.cache.seal import seal_of
-from zeus_union.cache.shard import Files
+from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.status import read_status
 from zeus_union.cache.verify import verify
 from zeus_union.cache.writer import CacheWriter, SubjectSlices
 
 EMBEDDINGS = "embeddings/bench"
-WRITTEN, ASKED, WHOLE = 100, 1000, 20_000
+WRITTEN, ASKED, WHOLE = 100, 1000, 10_000
 FIRST = "P000000"
 
 OPEN = """
@@ -97,22 +97,23 @@ def clone(writer: CacheWriter, subjects: Sequence[str]) -> None:
 
 
 def index_of_clones(path: Path, card: DatasetCard) -> None:
-    """The index that `finalize` writes."""
-    files = Files(path)
-    building = files.manifest()
-    parts: dict[str, dict[str, Part]] = {}
-    recipes = {}
-    for name in find_shards(files.folder, subject=FIRST):
-        shard = read_shard(files.folder, name)
-        recipes |= shard.recipes
-        for layer, by_subject in shard.parts.items():
-            parts[layer] = {
-                subject: replace(by_subject[FIRST], file=name.replace(FIRST, subject)) for subject in card.subjects
-            }
-    write_index(path, replace(building, recipes=recipes, parts=parts), files)
+    """One file of `card.subjects`, all of which have the rows of `FIRST`, as `pack` lays them out."""
+    source = Files(path)
+    recipes, parts = {}, {}
+    with FileBuilder(path.with_name(f"one-{path.name}")) as builder:
+        for name in find_shards(source.folder, subject=FIRST):
+            shard = read_shard(source.folder, name)
+            recipes |= shard.recipes
+            for layer, by_subject in shard.parts.items():
+                part = by_subject[FIRST]
+                arrays = {one: builder.copy(f"{layer}/{FIRST}/{one}", source, part, one) for one in part.arrays}
+                parts[layer] = dict.fromkeys(card.subjects, replace(part, file="", file_bytes=0, arrays=arrays))
+        # What was written is read back of every subject: here they are all one.
+        with patch("zeus_union.cache.shard.damaged_rows", lambda *_: ()):
+            builder.commit(replace(source.manifest(), state="packed", recipes=recipes, parts=parts))
 
 
-def measure(folder: Path, subjects: int, rows: int) -> dict[str, float]:
+def measure(folder: Path, subjects: int, rows: int, whole: int) -> dict[str, float]:
     """Seconds (memory: bytes) of each part, for the whole cache."""
     card = DatasetCard("bench", ("T1",), {}, ("organ",), "organ", tuple(f"P{n:06}" for n in range(subjects)))
     path = folder / f"{subjects}.h5"
@@ -130,27 +131,32 @@ def measure(folder: Path, subjects: int, rows: int) -> dict[str, float]:
             with writer.claim(subject):
                 pass
 
+    def finished(resumed: CacheWriter, names: Sequence[str]) -> None:
+        assert all(resumed.finished(layer, name) for name in names for layer in ("slices", EMBEDDINGS))
+
     write([FIRST])
+    asked = card.subjects[:: max(1, subjects // ASKED)]
+    costs = {"claims": seconds(lambda: claim(asked)) * subjects / len(asked)}
+    index_of_clones(path, card)
+    one_file = path.with_name(f"one-{path.name}")
+    costs |= {f"{name}, one file": value for name, value in opened(one_file).items()}
+    costs["resuming: beginning, one file"] = seconds(lambda: begin(one_file, card))
+    resumed = begin(one_file, card)
+    costs["resuming: finished, one file"] = seconds(lambda: finished(resumed, asked)) * subjects / len(asked)
+    if subjects > whole:
+        return costs
     clone(writer, card.subjects[1:-WRITTEN])
-    last, asked = card.subjects[-WRITTEN:], card.subjects[:: max(1, subjects // ASKED)]
-    costs = {"writing": seconds(lambda: write(last)) * subjects / WRITTEN}
-    costs["claims"] = seconds(lambda: claim(asked)) * subjects / len(asked)
-    costs["resuming: beginning"] = seconds(lambda: begin(path, card))
+    costs["writing"] = seconds(lambda: write(card.subjects[-WRITTEN:])) * subjects / WRITTEN
+    costs["resuming: beginning, shards"] = seconds(lambda: begin(path, card))
     resumed = begin(path, card)
-    finished = seconds(lambda: [resumed.finished(layer, name) for name in asked for layer in ("slices", EMBEDDINGS)])
-    costs["resuming: finished"] = finished * subjects / len(asked)
-    if subjects <= WHOLE:
-        costs["status"] = seconds(lambda: read_status(path))
-        costs["finishing"] = seconds(lambda: writer.finalize(pack=False))
-    else:
-        index_of_clones(path, card)
+    costs["resuming: finished, shards"] = seconds(lambda: finished(resumed, asked)) * subjects / len(asked)
+    costs["status, shards"] = seconds(lambda: read_status(path))
+    costs["finishing, shards"] = seconds(lambda: writer.finalize(pack=False))
     costs |= {f"{name}, shards": value for name, value in opened(path).items()}
-    if subjects <= WHOLE:
-        costs["verify, shards"] = seconds(lambda: verify(path))
-        packed = folder / f"{subjects}-packed.h5"
-        costs["packing"] = seconds(lambda: pack(path, packed))
-        costs |= {f"{name}, one file": value for name, value in opened(packed).items()}
-        costs["verify, one file"] = seconds(lambda: verify(packed))
+    costs["verify, shards"] = seconds(lambda: verify(path))
+    packed = folder / f"{subjects}-packed.h5"
+    costs["packing"] = seconds(lambda: pack(path, packed))
+    costs["verify, one file"] = seconds(lambda: verify(packed))
     return costs
 
 
@@ -186,6 +192,7 @@ def draw(found: Mapping[str, Mapping[str, float]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", default="1000,10000,100000")
+    parser.add_argument("--whole", type=int, default=WHOLE, help="open every shard of up to so many subjects")
     parser.add_argument("--rows", type=int, default=3, help="rows a subject")
     parser.add_argument(
         "--table", type=Path, help="where the numbers go, as JSON; what is there of other sizes is kept"
@@ -197,7 +204,7 @@ def main() -> None:
         found = json.loads(arguments.table.read_text())
     for subjects in map(int, filter(None, arguments.subjects.split(","))):
         with tempfile.TemporaryDirectory() as folder, patch("os.fsync", lambda _: None):
-            costs = measure(Path(folder), subjects, arguments.rows)
+            costs = measure(Path(folder), subjects, arguments.rows, arguments.whole)
         rows = subjects * arguments.rows
         found[f"{subjects} x {arguments.rows}"] = {"subjects": subjects, "rows": arguments.rows, **costs}
         print(f"\n{subjects:,} subjects, {rows:,} rows")

@@ -6,6 +6,7 @@ seconds at 100,000 subjects.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 
 from tests.cache.tiny_cache import CARD, ENCODER_RECIPE, SLICES_RECIPE, build, make_embeddings, make_slices
 from zeus_union.cache.layout import shard_folder
+from zeus_union.cache.manifest import Manifest
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.status import read_status
 from zeus_union.cache.verify import verify
@@ -134,3 +136,19 @@ def test_writing_a_subject_lists_no_folder(tmp_path: Path) -> None:
     assert all(count["listing"] == 0 for count in counts)
     assert len({count["open"] for count in counts[1:]}) == 1, counts
     assert shard_folder(tmp_path / "a.h5").is_dir()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_rests_while_an_index_is_read_and_is_left_as_it_was(
+    enabled: bool, caches: dict[tuple[int, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    from_bytes = Manifest.from_bytes
+    monkeypatch.setattr(Manifest, "from_bytes", lambda text: seen.append(gc.isenabled()) or from_bytes(text))
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        Cache(caches[4, "packed"])
+        assert seen == [False] and gc.isenabled() is enabled
+    finally:
+        gc.enable() if before else gc.disable()
