@@ -93,6 +93,22 @@ class PanelCommand(click.Command):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A disk that fails; a FUSE, NFS, SMB or object-store mount that was lost. Some are missing on Windows.
+LOST = tuple(
+    getattr(errno, name)
+    for name in (
+        "EIO",
+        "ETIMEDOUT",
+        "ENOTCONN",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETUNREACH",
+        "ENODEV",
+        "ENXIO",
+        "EREMOTEIO",
+    )
+    if hasattr(errno, name)
+)
 # What the system answered -> what it means and what to do. {file}: which file, where the system says so.
 _SYSTEM_ERRORS: Mapping[int, str] = {
     **dict.fromkeys(
@@ -115,7 +131,9 @@ _SYSTEM_ERRORS: Mapping[int, str] = {
         (errno.EACCES, errno.EPERM), "no permission{file}; choose another folder or change its permissions"
     ),
     errno.EMFILE: "too many open files{file}; raise the limit (ulimit -n)",
-    errno.EIO: "the disk or network share does not answer properly{file}; check it, then run the same command again",
+    **dict.fromkeys(
+        LOST, "the disk or network share does not answer properly{file}; check it, then run the same command again"
+    ),
     errno.ESTALE: "the network share has changed under the command{file}; run the same command again",
     errno.EPIPE: "whatever read the output has ended before all was written (broken pipe)",
 }

@@ -260,6 +260,11 @@ class Learner:
         if whole and self.index < batches and self._due():  # not where a step's gradient is half gathered
             self.save()
 
+    def save_between_steps(self) -> None:
+        """Saves, but not what has taken no step yet, nor where a step's gradient is half gathered."""
+        if self._described and all(parameter.grad is None for parameter in self.bare.parameters()):
+            self.save()
+
     def end_epoch(self, batches: int, more: dict[str, float]) -> dict[str, Any]:
         """Notes an epoch, `more` being its validation and timing; saves where it is due. Returns its record."""
         loss, dice, cross_entropy = (self._sums / batches).tolist()
