@@ -85,7 +85,10 @@ class Files:
         opened = self._open(file)
         view = buffer.data.cast("B")
         while len(view):
-            count = read_at(opened.fd, view, offset)
+            try:
+                count = read_at(opened.fd, view, offset)
+            except OSError as error:  # the system does not say of which file
+                raise OSError(error.errno, error.strerror, str(self.locate(file))) from error
             if count == 0:
                 raise UserError(f"{self.locate(file)} is truncated; zeus-instruct verify says what is lost")
             view, offset = view[count:], offset + count

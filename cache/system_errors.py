@@ -9,6 +9,19 @@ from pathlib import Path
 from zeus_union.cache.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A FUSE, NFS, SMB or object-store mount that was lost. Some are missing on Windows.
+_LOST_NAMES = [
+    "ETIMEDOUT",
+    "ENOTCONN",
+    "EHOSTDOWN",
+    "EHOSTUNREACH",
+    "ENETUNREACH",
+    "ENODEV",
+    "ENXIO",
+    "EREMOTEIO",
+    "ESHUTDOWN",
+]
+_LOST = tuple(getattr(errno, name) for name in _LOST_NAMES if hasattr(errno, name))
 # What the system answered -> what it means and what to do. {file}: which file, where the system says so.
 _SYSTEM_ERRORS: Mapping[int, str] = {
     **dict.fromkeys(
@@ -33,18 +46,7 @@ _SYSTEM_ERRORS: Mapping[int, str] = {
     errno.EMFILE: "too many open files{file}; raise the limit (ulimit -n)",
     errno.EIO: "the disk or network share does not answer properly{file}; check it, then run the same command again",
     errno.ESTALE: "the network share has changed under the command{file}; run the same command again",
-    **dict.fromkeys(
-        (
-            errno.ENOTCONN,
-            errno.ETIMEDOUT,
-            errno.EHOSTDOWN,
-            errno.EHOSTUNREACH,
-            errno.ENODEV,
-            errno.ENXIO,
-            errno.ESHUTDOWN,
-        ),
-        "the disk or network share is gone{file}; mount it again, then run the same command again",
-    ),
+    **dict.fromkeys(_LOST, "the disk or network share is gone{file}; mount it again, then run the same command again"),
     errno.EPIPE: "whatever read the output has ended before all was written (broken pipe)",
 }
 

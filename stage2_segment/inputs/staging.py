@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STAGES = 3  # one is read into, one is on its way, one waits for its copy to arrive
-
 
 class Stored(NamedTuple):
     """As they are stored; the last three may be absent."""

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zeus_union.stage2_segment.model.reading import ImageReadsTokens, TokensReadImage, scores_of
+
 
 class Attention(nn.Module):
     """Multi-head attention with an inner width of `width / downsample`.
@@ -54,43 +56,42 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~valid[:, None, None], -math.inf)
         return self.out_proj(self._merge(torch.softmax(scores, dim=-1) @ v))
 
-    def tokens_read_image(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`forward` for few tokens q (B, T, C) on an image k, v (B, N, C)."""
+    def tokens_read_image(self, q: Tensor, placed: Tensor, image: Tensor) -> Tensor:
+        """`forward` for few tokens q (B, T, C) on an image (B, N, C), `placed` with its constant positional encoding."""
         if not self._worth_folding(q.shape[1]):
-            return self(q, k, v)
-        batch, tokens, width = q.shape
+            return self(q, placed, image)
         q = self._split(self.q_proj(q)) / math.sqrt(self.head_width)
-        k_weight = self.k_proj.weight.view(self.heads, self.head_width, width)
+        k_weight = self.k_proj.weight.view(self.heads, self.head_width, -1)
         k_bias = self.k_proj.bias.view(self.heads, self.head_width, 1)
-        folded = (q @ k_weight).flatten(1, 2)  # (B, heads T, C)
-        scores = _scores(k, folded).view(batch, self.heads, tokens, k.shape[1]) + q @ k_bias
-        attention = torch.softmax(scores, dim=-1)
-        seen = (attention.flatten(1, 2) @ v).view(batch, self.heads, tokens, width)
-        v_weight = self.v_proj.weight.view(self.heads, self.head_width, width)
+        folded, shift = (q @ k_weight).flatten(1, 2), (q @ k_bias).flatten(1, 2)  # (B, heads T, C), (B, heads T, 1)
+        if torch.is_autocast_enabled(image.device.type):
+            seen = torch.softmax(scores_of(placed, folded) + shift, dim=-1) @ image
+        else:
+            seen, _ = TokensReadImage.apply(placed.detach(), image, folded, shift)
+        v_weight = self.v_proj.weight.view(self.heads, self.head_width, -1)
         v_bias = self.v_proj.bias.view(self.heads, 1, self.head_width)
-        return self.out_proj(self._merge(seen @ v_weight.transpose(1, 2) + v_bias))
+        return self.out_proj(self._merge(seen.unflatten(1, (self.heads, -1)) @ v_weight.transpose(1, 2) + v_bias))
 
-    def image_reads_tokens(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`forward` for an image q (B, N, C) on few tokens k, v (B, T, C); `valid` (B, T)."""
+    def image_reads_tokens(
+        self, placed: Tensor, image: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """image (B, N, C) + `forward` of `placed` on few tokens k, v (B, T, C); `valid` (B, T)."""
         if not self._worth_folding(k.shape[1]):
-            return self(q, k, v, valid)
-        batch, tokens, width = k.shape
+            return image + self(placed, k, v, valid)
         k, v = self._split(self.k_proj(k)) / math.sqrt(self.head_width), self._split(self.v_proj(v))
-        q_weight = self.q_proj.weight.view(self.heads, self.head_width, width)
+        q_weight = self.q_proj.weight.view(self.heads, self.head_width, -1)
         q_bias = self.q_proj.bias.view(self.heads, self.head_width, 1)
-        folded = (k @ q_weight).flatten(1, 2)  # (B, heads T, C)
-        scores = _scores(q, folded).view(batch, self.heads, tokens, q.shape[1]) + k @ q_bias
+        folded, shift = (k @ q_weight).flatten(1, 2), k @ q_bias  # (B, heads T, C), (B, heads, T, 1)
         if valid is not None:
-            scores = scores.masked_fill(~valid[:, None, :, None], -math.inf)
-        attention = torch.softmax(scores, dim=2)  # over the tokens
-        out_weight = self.out_proj.weight.view(width, self.heads, self.head_width).permute(1, 2, 0)
-        said = (v @ out_weight).flatten(1, 2)  # (B, heads T, C)
-        return attention.flatten(1, 2).transpose(1, 2) @ said + self.out_proj.bias
-
-
-def _scores(image: Tensor, folded: Tensor) -> Tensor:
-    """image (B, N, C), folded tokens (B, T, C) -> (B, T, N); in this order it is twice as fast on a CPU."""
-    return (image @ folded.transpose(1, 2)).transpose(1, 2).contiguous()
+            shift = shift.masked_fill(~valid[:, None, :, None], -math.inf)
+        shift = shift.flatten(1, 2)
+        out_weight = self.out_proj.weight.view(-1, self.heads, self.head_width).permute(1, 2, 0)
+        # A position's attention to a head's tokens adds up to 1: the bias in equal shares is in what every token says.
+        said = (v @ out_weight + self.out_proj.bias / self.heads).flatten(1, 2)  # (B, heads T, C)
+        if torch.is_autocast_enabled(image.device.type):
+            scores = (scores_of(placed, folded) + shift).unflatten(1, (self.heads, -1))
+            return image + torch.softmax(scores, dim=2).flatten(1, 2).transpose(1, 2) @ said
+        return ImageReadsTokens.apply(placed.detach(), image, folded, shift, said, self.heads)[0]
 
 
 class TokenMLP(nn.Module):
@@ -137,8 +138,8 @@ class TwoWayBlock(nn.Module):
         placed = image + image_pe
         tokens = self.norm2(tokens + self.cross_attn_token_to_image.tokens_read_image(tokens + token_pe, placed, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        read = self.cross_attn_image_to_token.image_reads_tokens(placed, tokens + token_pe, tokens, valid)
-        return tokens, self.norm4(image + read)
+        read = self.cross_attn_image_to_token.image_reads_tokens(placed, image, tokens + token_pe, tokens, valid)
+        return tokens, self.norm4(read)
 
 
 class TwoWayTransformer(nn.Module):

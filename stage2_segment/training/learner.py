@@ -34,7 +34,7 @@ from zeus_union.stage2_segment.inputs.texts import text_statistics, typical_text
 from zeus_union.stage2_segment.model import Zeus, build_model
 from zeus_union.stage2_segment.training.losses import Losses, known_pixels, one_hot, segmentation_losses
 from zeus_union.stage2_segment.training.processes import add_up, share_buffers
-from zeus_union.stage2_segment.training.schedule import build_optimizer, lr_factor, running_mean
+from zeus_union.stage2_segment.training.schedule import build_optimizer, load_optimizer, lr_factor, running_mean
 
 LOOKED_AT = 64  # training slices whose prompt tokens are measured after an epoch
 
@@ -112,7 +112,7 @@ class Learner:
         self.history: list[dict[str, Any]] = []
         self.stopped: str | None = None
         if state:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             if self._average is not None:
                 self._average.load_state_dict(state["average"])
             self._first_tokens = state.get("tokens")
@@ -261,6 +261,11 @@ class Learner:
         self.index += 1
         self._describe()
         if whole and self.index < batches and self._due():  # not where a step's gradient is half gathered
+            self.save()
+
+    def save_between_steps(self) -> None:
+        """Saves, but not what has taken no step yet, nor where a step's gradient is half gathered."""
+        if self._described and all(parameter.grad is None for parameter in self.bare.parameters()):
             self.save()
 
     def end_epoch(self, batches: int, more: dict[str, float]) -> dict[str, Any]:

@@ -24,7 +24,16 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, weight_decay=recipe.weight_decay)
+    # One pass over all weights in place of a dozen small operations on each of 240 tensors.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
+    return kind(groups, weight_decay=recipe.weight_decay, fused=fused)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Goes on with the moments of `state`, of whatever device it was saved on: how a step is computed stays its own."""
+    ways = [group["fused"] for group in optimizer.param_groups]
+    groups = [{**group, "fused": fused} for group, fused in zip(state["param_groups"], ways)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,8 @@ def train_together(
                 for learner in done:
                     learner.share_buffers()
                 due = validation is not None and (epoch % validate_every == 0 or epoch == last)
-                scores = validation(done) if validation and due else {}
+                with _saved_if_unreadable(done):
+                    scores = validation(done) if validation and due else {}
                 timing["seconds"] = time.monotonic() - started
                 records = [
                     learner.end_epoch(len(batches), {**timing, **scores.get(id(learner), {})}) for learner in done
@@ -233,7 +234,8 @@ def _train_epoch(
     )
     for index, positions in enumerate(batches[first:], first):
         requested = time.monotonic()
-        batch = next(stream)
+        with _saved_if_unreadable(learners):
+            batch = next(stream)
         waited += time.monotonic() - requested
         seen += len(positions)
         mine = positions[rank::world]
@@ -250,6 +252,17 @@ def _train_epoch(
                 break
     spent = max(time.monotonic() - started, 1e-9)
     return {"slices_per_s": seen / spent, "waiting": waited / spent}
+
+
+@contextmanager
+def _saved_if_unreadable(learners: Sequence[Learner]) -> Iterator[None]:
+    """Where the cache's disk or mount is lost within, the learners are saved: the same command goes on from there."""
+    try:
+        yield
+    except (UserError, OSError):
+        for learner in learners:
+            learner.save_between_steps()
+        raise
 
 
 def _report(learners: Sequence[Learner], records: Sequence[dict[str, Any]], last: int, title: str) -> None:

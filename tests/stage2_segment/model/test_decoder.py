@@ -68,17 +68,25 @@ def test_folded_attention_has_the_gradients_of_plain_attention() -> None:
     torch.manual_seed(0)
     attention = Attention(32, 4, downsample=2).double()
     image, tokens = torch.randn(2, 50, 32).double(), torch.randn(2, 3, 32).double()
+    place, valid = torch.randn(50, 32).double(), torch.tensor([[True, True, True], [True, False, True]])
 
-    def gradients(call: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        leaves = [x.clone().requires_grad_() for x in inputs]
+    def gradients(call: Any) -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (image, tokens, tokens.roll(1))]
         out = call(*leaves)
-        return list(torch.autograd.grad(out.pow(3).sum(), [*leaves, *attention.parameters()]))
+        return list(torch.autograd.grad(out.pow(3).sum(), [*leaves, *attention.parameters()], allow_unused=True))
 
-    for folded, inputs in (
-        (attention.tokens_read_image, (tokens, image, image.roll(1))),
-        (attention.image_reads_tokens, (image, tokens, tokens.roll(1))),
-    ):
-        for a, b in zip(gradients(folded, *inputs), gradients(attention, *inputs)):
+    calls = [
+        (
+            lambda x, t, _: attention.tokens_read_image(t, x + place, x),
+            lambda x, t, _: attention(t, x + place, x),
+        ),
+        (
+            lambda x, t, v: attention.image_reads_tokens(x + place, x, t, v, valid),
+            lambda x, t, v: x + attention(x + place, t, v, valid),
+        ),
+    ]
+    for folded, plain in calls:
+        for a, b in zip(gradients(folded), gradients(plain), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
