@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from zeus_union.cache.errors import UserError
-from zeus_union.stage2_segment.baselines.networks import NETWORKS
 from zeus_union.stage2_segment.choices import FUSIONS, MERGES, PRESETS
 
 
@@ -37,6 +36,8 @@ class FusedNetwork(nn.Module):
         preset: str = "published",
         width: float | None = None,
     ) -> None:
+        from zeus_union.stage2_segment.baselines.networks import NETWORKS  # with MONAI, which takes seconds to import
+
         super().__init__()
         for what, name, known in (
             ("model", network, NETWORKS),

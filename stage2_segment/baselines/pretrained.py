@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from zeus_union.cache.errors import UserError
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
-from zeus_union.stage2_segment.baselines.pretrained_unet import REPEATS
 from zeus_union.stage2_segment.choices import WITH_PRETRAINED
 
 POSITIONS, EMBEDDING = "positions", "embedding.weight"  # of TransUNet
@@ -74,6 +73,7 @@ GOOGLE = (
 )
 
 # EfficientNet's blocks are counted through there, within a stage here; the number in front of a name is the block's.
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # of EfficientNet-b0's stages, as in `pretrained_unet.STAGES`
 FIRST_BLOCKS = (0, *accumulate(REPEATS))
 EFFICIENTNET_PYTORCH = ((r"^_blocks\.(\d+)\.(_.*)$", lambda m: f"_blocks.{_stage_of(int(m[1]))}.{int(m[1])}.{m[2]}"),)
 TORCHVISION_EFFICIENTNET = (

@@ -27,7 +27,6 @@ STAGES = (
     "r4_k5_s22_e6_i112_o192_se0.25",
     "r1_k3_s11_e6_i192_o320_se0.25",
 )
-REPEATS = (1, 2, 2, 3, 3, 4, 1)
 GIVING = (0, 1, 2, 4, 6)  # the stages whose maps the decoder reads: the last ones of their size
 DROP_CONNECT = 0.2
 CUP = (256, 128, 64, 32, 16)

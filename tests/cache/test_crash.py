@@ -216,14 +216,14 @@ def test_killed_build_loses_nothing_and_resumes_equal_row_for_row(scenario: Scen
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", [FROM_NOTHING], indirect=True)
 def test_full_disk_is_told_and_resumed_from(scenario: Scenario, expected: dict) -> None:
-    """At every call that takes space; of writes that follow one another, at the first, the last and each twelfth."""
+    """At every call that takes space; of writes that follow one another, at the first, the last and each thirtieth."""
     checked = set()
     calls = scenario.calls()
     between = ["pwrite"] * 3
     points = [
         n
         for n, name in enumerate(calls)
-        if name in TAKES_SPACE and (n % 12 == 0 or calls[max(n - 1, 0) : n + 2] != between)
+        if name in TAKES_SPACE and (n % 30 == 0 or calls[max(n - 1, 0) : n + 2] != between)
     ]
     for n in points:
         made = itertools.count()

@@ -59,10 +59,10 @@ def own_data_block() -> list[list[str]]:
 
 
 def write_patient(folder: Path, names: list[str], seed: int, label: Path | None = None) -> None:
-    """A bright ball in a box, 24 x 24 x 8 voxels."""
+    """A bright ball in a box, 24 x 24 x 4 voxels."""
     random = np.random.default_rng(seed)
-    x, y, z = np.indices((24, 24, 8))
-    ball = (x - 11) ** 2 + (y - 12) ** 2 + (3 * (z - 4)) ** 2 < 40
+    x, y, z = np.indices((24, 24, 4))
+    ball = (x - 11) ** 2 + (y - 12) ** 2 + (3 * (z - 2)) ** 2 < 40
     for channel, name in enumerate(names):
         volume = 100 + 80 * (1 - 2 * channel) * ball + random.normal(0, 3, ball.shape)
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), folder / f"{name}.nii.gz")

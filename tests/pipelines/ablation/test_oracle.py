@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from tests.stage2_segment.conftest import make_cache
 from tests.stage2_segment.test_leaks import add_layers
 from zeus_union.cache.leaks import LEAK, TRUE_LABELS
+from zeus_union.pipelines.ablation import timing
 from zeus_union.pipelines.cli import main
 
 SETTINGS = ["fusion=hybrid", "batch-size=2", "modalities=T1,T2", "train-subjects=ada", "test-subjects=ben"]
@@ -44,8 +45,9 @@ def test_the_oracle_is_a_row_that_the_tables_call_an_upper_bound(toy: Path, tmp_
 
 
 def test_all_controls_leave_the_oracle_out_where_its_layer_is_missing_and_say_how_to_make_it(
-    toy: Path, tmp_path: Path
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(timing, "_seconds_a_step", lambda *_: 1.0)
     add_layers(toy, {"prompt": {"instructor": "prompt"}}, ("ada", "ben"))
     more = ("--controls", "all", "--set", "variant=toy", "--out", tmp_path / "out", "--dry-run")
     done = ablate(toy, "controls", *more)

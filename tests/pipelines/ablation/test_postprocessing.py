@@ -60,7 +60,7 @@ def test_every_run_has_its_own_and_each_validation_subject_is_read_once(
         shared = [line for line in results if line["row"] == row]
         assert [{name: line[name] for name in alone[0]} for line in shared] == alone
         liver = next(line for line in shared if line["class"] == "liver")
-        assert liver["dsc_raw"] < liver["dsc"] == 1
+        assert liver["dsc_raw"] < liver["dsc"] > 0.98
     report_ablation(out)
     lines = list(csv.DictReader((out / "measurements.csv").open()))
     assert [(line["row"], line["subject"], line["class"]) for line in lines] == [

@@ -19,7 +19,7 @@ from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import load_models
 from zeus_union.stage1_instruct.phantom.write import write_demo
-from zeus_union.stage1_instruct.profiles.profile import Profile, load_profile
+from zeus_union.stage1_instruct.profiles.profile import load_profile
 from zeus_union.stage1_instruct.weights.store import zeus_home
 
 ROOT = Path(__file__).parents[3]
@@ -107,11 +107,11 @@ def test_the_subject_of_a_lost_process_is_taken_over(data: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_launcher_with_two_processes_builds_every_layer_as_one_process_does(
-    data: Path, lite: Profile, tmp_path: Path
+    data: Path, tiny_parts: dict[str, str], tmp_path: Path
 ) -> None:
     command = ["build-cache", "--dataset", "nnunet", "--data-root", str(data), "--subjects", "phantom_001,phantom_002"]
     command += ["--modalities", "T2-SPIR", "--slice-step", "8", "--set", "projection=untrained"]
-    command += ["--set", "max_new_tokens=6"]
+    command += [word for name, value in tiny_parts.items() for word in ("--set", f"{name}={value}")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEUS_HOME": str(zeus_home())}
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]
     launched = subprocess.run(

@@ -6,7 +6,6 @@ import builtins
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -200,14 +199,13 @@ def test_medsam_embeds_stretched_slices(tiny: None, random_sam: Any, checkpoint:
     assert encoder.recipe()["intensity"].startswith("min-max of each slice to 0..1")
 
 
-@pytest.mark.parametrize(("precision", "most"), [("bf16", 0.05), pytest.param("fp16", 0.005, marks=pytest.mark.slow)])
-def test_half_precision_gives_float32_near_fp32(tiny: None, checkpoint: Path, precision: str, most: float) -> None:
+def test_half_precision_gives_float32_near_fp32(tiny: None, checkpoint: Path) -> None:
     images = pictures()
-    encoder = SamEncoder("sam_vit_b", str(checkpoint), precision=precision)
+    encoder = SamEncoder("sam_vit_b", str(checkpoint), precision="bf16")
     embeddings = encoder.encode(images)
     assert embeddings.dtype == torch.float32
-    assert 0 < difference(embeddings, SamEncoder("sam_vit_b", str(checkpoint)).encode(images)) < most
-    assert encoder.recipe()["precision"] == precision
+    assert 0 < difference(embeddings, SamEncoder("sam_vit_b", str(checkpoint)).encode(images)) < 0.05
+    assert encoder.recipe()["precision"] == "bf16"
 
 
 def test_batches_and_no_slices_at_all(tiny: None, checkpoint: Path) -> None:
@@ -307,25 +305,9 @@ def test_precision_that_torch_lacks_is_said_clearly(tiny: None, checkpoint: Path
 
 def test_overflow_in_fp16_is_said_clearly(tiny: None, checkpoint: Path) -> None:
     encoder = SamEncoder("sam_vit_b", str(checkpoint), precision="fp16")
+    assert {parameter.dtype for parameter in encoder._model.parameters()} == {torch.float16}
+    assert encoder.recipe()["precision"] == "fp16"
     # A real fp16 pass takes 15 s on a CPU.
     encoder._model = nn.Threshold(1e9, float("inf"))
     with pytest.raises(UserError, match="not finite; fp16 overflows, use bf16 or fp32"):
         encoder.encode(pictures())
-
-
-@pytest.mark.slow
-def test_blocks_of_vit_b_embed_as_segment_anything(
-    random_sam: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One block of each kind, windowed and global, at ViT-B's width."""
-    size = replace(SIZES["vit_b"], depth=2, global_blocks=(1,))
-    monkeypatch.setattr(sam_module, "SIZES", {**SIZES, "vit_b": size})
-    sam: Any = randomise(build_sam(size))
-    # 0.2 throughout would saturate the softmax of 768 channels, where no two orders of summation agree.
-    for name, tensor in sam.image_encoder.state_dict().items():
-        nn.init.normal_(tensor, mean=float("norm" in name and "weight" in name), std=0.03)
-    torch.save(sam.state_dict(), tmp_path / "sam.pth")
-    images = pictures()
-    with torch.inference_mode():
-        expected = sam.image_encoder(sam.preprocess(torch.from_numpy(images)[:, None].repeat(1, 3, 1, 1).float()))
-    assert difference(SamEncoder("sam_vit_b", str(tmp_path / "sam.pth")).encode(images), expected) < 1e-5
