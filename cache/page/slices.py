@@ -107,7 +107,7 @@ def subjects_json(views: Sequence[SubjectView], most_bytes: int = MOST_BYTES) ->
 
 
 def _subject_json(view: SubjectView, encoded: list[dict[str, Any]], share: float) -> dict[str, Any]:
-    kept = range(len(encoded))
+    kept = list(range(len(encoded)))
     if share < 1:
         kept = telling_slices(_voxels(view), max(1, int(share * len(encoded))))
     return {

@@ -138,7 +138,7 @@ def curve_charts(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cha
     several = len(metrics) > 1
     for number, (panel, columns) in enumerate(PANELS.items()):
         lines = list(columns.items())[: 1 if several else None]
-        data = []
+        data: list[dict[str, Any]] = []
         for run, rows in metrics.items():
             for column, label in lines:
                 points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
