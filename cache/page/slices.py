@@ -54,17 +54,17 @@ class SliceView:
         images: uint8 (M, rows, columns); M may be 0.
         truth, prediction: label maps (rows, columns); None where there is none.
         scores: class -> DSC of this slice, where it is defined.
-        compared: the label map of another run, beside the prediction.
         said: the texts.
+        compared: the label map of another run, beside the prediction.
     """
 
     number: int
     images: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None
     prediction: NDArray[np.uint8] | None
-    compared: NDArray[np.uint8] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     said: tuple[Said, ...] = ()
+    compared: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
