@@ -18,6 +18,7 @@ from tests.cache import tiny_cache
 from tests.pages.conftest import EVIL, SPLEEN, TEXT, assert_stands_alone, data_of
 from tests.pipelines.outputs.studies import abdomen
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction
 from zeus_union.cache.page.render import SCRIPTS
 from zeus_union.cache.reader import Cache
@@ -30,6 +31,7 @@ from zeus_union.pipelines.report.run import report_run
 from zeus_union.pipelines.report.run_page import telling_subjects
 from zeus_union.pipelines.report.slice_views import marked
 from zeus_union.pipelines.report.study_page import write_study_page
+from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.cli import main as zeus_segment
@@ -171,6 +173,23 @@ def test_a_study_s_page_has_volumes_slices_and_texts(tmp_path: Path, images: boo
     again = CliRunner().invoke(zeus, ["report", str(folder)])
     assert again.exit_code == 0 and f"open {folder / 'report.html'} in a browser" in again.output
     write_results(segmentation, folder, preview=False, replace=True)  # a page among the results stops nothing
+
+
+def test_a_long_study_of_noise_is_a_page_below_20_mb(tmp_path: Path) -> None:
+    shape = (48, 48, 300)
+    random = np.random.default_rng(0)
+    mask = np.zeros(shape, np.uint8)
+    mask[10:30, 10:30, 40:250] = 1
+    mask[2:5, 2:5, 290] = 2
+    images = {name: random.normal(size=shape).astype(np.float32) for name in ("T1", "T2")}
+    made_by = {"members": [{"run": "r", "weights_sha256": "12"}], "postprocessing": {"summary": ""}, "slice_step": 1}
+    segmentation = Segmentation("long", ("liver", "spleen"), mask, Grid(shape, np.eye(4)), images, made_by=made_by)
+    write_results(segmentation, tmp_path / "long", preview=False)
+    page = write_study_page(tmp_path / "long", images)
+    assert page.stat().st_size < MOST_BYTES
+    (subject,) = data_of(page.read_text(encoding="utf-8"), "slice-data")
+    assert len(subject["slices"]) == 40 and subject["left_out"] == 260
+    assert 290 in [part["number"] for part in subject["slices"]]
 
 
 def test_images_of_another_study_are_refused(tmp_path: Path) -> None:
