@@ -187,7 +187,9 @@ def ablate(
         except KeyboardInterrupt:
             say("interrupted; the same command resumes")
             raise
-    click.echo(f"tables and picture in {report_ablation(out)}")
+    click.echo(
+        f"tables and picture in {report_ablation(out)}\nNext: zeus report {out} makes a page of them for a browser"
+    )
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -82,6 +82,9 @@ def render_page(template: Path, *, charts: bool = True, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {
+        "allow_nan": False
+    }  # a browser refuses the page's data with a NaN in it
     scripts = [_plotly()] * charts + [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
     return environment.get_template(template.name).render(
         scripts=scripts,

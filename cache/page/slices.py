@@ -54,17 +54,17 @@ class SliceView:
         images: uint8 (M, rows, columns); M may be 0.
         truth, prediction: label maps (rows, columns); None where there is none.
         scores: class -> DSC of this slice, where it is defined.
-        compared: the label map of another run, beside the prediction.
         said: the texts.
+        compared: the label map of another run, beside the prediction.
     """
 
     number: int
     images: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None
     prediction: NDArray[np.uint8] | None
-    compared: NDArray[np.uint8] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     said: tuple[Said, ...] = ()
+    compared: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def subjects_json(views: Sequence[SubjectView], most_bytes: int = MOST_BYTES) ->
 
 
 def _subject_json(view: SubjectView, encoded: list[dict[str, Any]], share: float) -> dict[str, Any]:
-    kept = range(len(encoded))
+    kept = list(range(len(encoded)))
     if share < 1:
         kept = telling_slices(_voxels(view), max(1, int(share * len(encoded))))
     return {

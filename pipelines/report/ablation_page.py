@@ -158,11 +158,11 @@ def _figures(report: AblationReport, row: str) -> list[KeyFigure]:
     for finding in _findings(report):
         if finding.control == "none":
             interval = (
-                f"95 % interval {finding.low:+.3f} to {finding.high:+.3f}"
+                f"95 % interval {signed(finding.low)} to {signed(finding.high)}"
                 if is_defined(finding.low)
                 else "too few subjects"
             )
-            figures.append(KeyFigure("Instruction minus no text", f"{finding.difference:+.3f}", interval))
+            figures.append(KeyFigure("Instruction minus no text", signed(finding.difference), interval))
     runs = {line["run"] for line in report.results}
     return [*figures, KeyFigure("Runs", f"{len(runs)} of {len(report.plan['runs'])}", "have results")]
 
@@ -186,6 +186,11 @@ def _points(report: AblationReport) -> Chart:
     )
 
 
+def signed(value: float) -> str:
+    """'+0.012', '-0.012'; what rounds to nothing has no sign."""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
+
+
 def _findings(report: AblationReport) -> list[Any]:
     row = report.plan["controls_of"]
     has_results = any(line["row"] == row for line in report.results)
@@ -201,8 +206,8 @@ def _verdict_table(report: AblationReport) -> PageTable | None:
         (
             SHOWS[finding.control],
             finding.control,
-            f"{finding.difference:+.3f}",
-            f"[{finding.low:+.3f}, {finding.high:+.3f}]" if is_defined(finding.low) else "-",
+            signed(finding.difference),
+            f"[{signed(finding.low)}, {signed(finding.high)}]" if is_defined(finding.low) else "-",
             f"{finding.p:.3f}" if is_defined(finding.p) else "-",
             finding.answer,
         )
@@ -222,9 +227,9 @@ def _answer(report: AblationReport) -> str:
     if finding is None:
         return ""
     key = "open" if finding.answer.startswith("not shown") else finding.answer.partition(":")[0]
-    interval = f" [{finding.low:+.3f}, {finding.high:+.3f}]" if is_defined(finding.low) else ""
+    interval = f" [{signed(finding.low)}, {signed(finding.high)}]" if is_defined(finding.low) else ""
     return ANSWERS[key].format(
-        row=report.plan["controls_of"], difference=f"{finding.difference:+.3f} DSC{interval}", p=f"{finding.p:.3f}"
+        row=report.plan["controls_of"], difference=f"{signed(finding.difference)} DSC{interval}", p=f"{finding.p:.3f}"
     )
 
 

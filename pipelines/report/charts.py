@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,10 +139,14 @@ def curve_charts(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Cha
     several = len(metrics) > 1
     for number, (panel, columns) in enumerate(PANELS.items()):
         lines = list(columns.items())[: 1 if several else None]
-        data = []
+        data: list[dict[str, Any]] = []
         for run, rows in metrics.items():
             for column, label in lines:
-                points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+                points = [
+                    (row["epoch"], row[column])
+                    for row in rows
+                    if row.get(column) is not None and math.isfinite(row[column])
+                ]
                 if points:
                     data.append(_line(run if several else label, points, len(data)))
         if data:

@@ -1,4 +1,4 @@
-"""The command that trains a run again, from its config."""
+"""What decides a run, digests included, and the command that trains it again, from its config."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zeus_union.stage2_segment.choices import ZEUS
+from zeus_union.cache.recipe import sha256_file
+from zeus_union.stage2_segment.checkpoint import weights_path
+from zeus_union.stage2_segment.choices import TEXTS, ZEUS
 from zeus_union.stage2_segment.config import RunConfig
+from zeus_union.stage2_segment.marks import spoken
 from zeus_union.stage2_segment.options import NAMES, OPTIONS, Option, foreign_options
 from zeus_union.stage2_segment.recipe import BASELINE_LR, RECIPES
 
@@ -74,3 +77,36 @@ def _without(option: Option, config: RunConfig) -> Any:
     if option.place.startswith("recipe.") and option.name not in ("recipe", "views"):
         return getattr(recipe, option.place.partition(".")[2])
     return option.default
+
+
+def facts(config: RunConfig, folder: Path) -> dict[str, dict[str, str]]:
+    """Heading -> name -> value: all that decides the run, digests included; subjects that were not shared are counted."""
+    architecture, inputs, recipe = config.architecture, config.inputs, config.recipe
+    weights = weights_path(folder, "last")
+    model = {
+        "model": architecture.model,
+        "fusion": architecture.fusion,
+        **({"combine": architecture.combine, "aligner": architecture.aligner} if config.is_zeus else {}),
+        "encoder": inputs.encoder or "-",
+        "text": f"{inputs.text}: {TEXTS[inputs.text]}",
+        "instructions": ", ".join(inputs.variants) or "-",
+        "modalities": ", ".join(inputs.modalities),
+        "classes": ", ".join(inputs.classes),
+    }
+    split = {
+        "fold": "-" if config.split.fold is None else str(config.split.fold),
+        "trained on": spoken(config.split.train) or "-",
+        "held out": spoken(config.split.test) or "-",
+        "validated on": spoken(config.split.validation) or "-",
+        "seed": str(config.seed),
+    }
+    training = {
+        key.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
+        for key, value in vars(recipe).items()
+    }
+    digests = {
+        "weights (last), sha256": sha256_file(weights) if weights.is_file() else "-",
+        **{f"recipe of {layer}": digest for layer, digest in inputs.fingerprints.items()},
+        **{f"content of {layer}": digest for layer, digest in inputs.content.items()},
+    }
+    return {"Model": model, "Split": split, "Training": training, "Versions": dict(config.versions), "Digests": digests}

@@ -54,5 +54,5 @@ def report_run(
             picture,
             f"{run.name}: {config.architecture.fusion} fusion" + (LEAK_NOTE if config.inputs.leaks else ""),
         )
-        html = run_page(trained, cache, wanted, subjects is not None, results.name, results)
+        html = run_page(trained, cache, wanted, subjects is not None, results.resolve().name, results)
     return picture, write_page(results / PAGE, html)

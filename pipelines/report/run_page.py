@@ -13,13 +13,13 @@ from zeus_union.cache.page.pictures import class_legend, error_legend
 from zeus_union.cache.page.render import KeyFigure, PageTable, render_page
 from zeus_union.cache.page.slices import subjects_json
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import progress
 from zeus_union.pipelines.report.charts import PointRow, curve_charts, points_chart
-from zeus_union.pipelines.report.reproduce import train_command
+from zeus_union.pipelines.report.probe_tables import probe_answer, probe_table
+from zeus_union.pipelines.report.reproduce import facts, train_command
 from zeus_union.pipelines.report.slice_views import read_probed, subject_view
 from zeus_union.pipelines.report.statistics import Result, Summary, subject_scores, summarise
-from zeus_union.stage2_segment.checkpoint import METRICS, weights_path
+from zeus_union.stage2_segment.checkpoint import METRICS
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import NAMES, results_path
@@ -224,79 +224,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def probe_table(lines: Sequence[Mapping[str, Any]]) -> PageTable | None:
-    """The same weights with other texts: DSC, and how much of the mask moved; None where it was not probed."""
-    if not lines:
-        return None
-    means = _probe_means(lines)
-    reference = means["instruction"][0]
-    rows = tuple(
-        (TEXTS[name], f"{score:.3f}", f"{reference - score:+.3f}", f"{changed:.3f}")
-        for name, (score, changed) in means.items()
-    )
-    notes = (
-        "DSC (256 px): on the pictures that the decoder sees, the mean over classes, then subjects.",
-        "DSC lost: with the slice's own instruction minus with this text; the weights are the same.",
-        "Mask changed: 1 minus the DSC between the masks with this text and with the slice's own.",
-    )
-    return PageTable(("what each slice is given", "DSC (256 px)", "DSC lost", "mask changed"), rows, notes=notes)
-
-
-def _probe_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    return {
-        name: [
-            mean_over_subjects((line["subject"], line[key]) for line in lines if line["text"] == name)
-            for key in ("dsc_256", "changed")
-        ]
-        for name in dict.fromkeys(line["text"] for line in lines)
-    }
-
-
-def probe_answer(lines: Sequence[Mapping[str, Any]]) -> str:
-    """What a probe says, in a sentence; it is about these weights, not about what training with another text would give."""
-    if not lines:
-        return ""
-    means = _probe_means(lines)
-    own = means["instruction"][0]
-    other = {name: own - means[name][0] for name in ("shuffled-slices", "none") if name in means}
-    said = {"shuffled-slices": "another slice's instruction costs", "none": "no text at all costs"}
-    parts = [f"{said[name]} {loss:.3f} DSC" for name, loss in other.items()]
-    return f"With the same weights, {', and '.join(parts)}." if parts else ""
-
-
-def facts(config: RunConfig, folder: Path) -> dict[str, dict[str, str]]:
-    """Heading -> name -> value: all that decides the run, digests included; subjects that were not shared are counted."""
-    architecture, inputs, recipe = config.architecture, config.inputs, config.recipe
-    weights = weights_path(folder, "last")
-    model = {
-        "model": architecture.model,
-        "fusion": architecture.fusion,
-        **({"combine": architecture.combine, "aligner": architecture.aligner} if config.is_zeus else {}),
-        "encoder": inputs.encoder or "-",
-        "text": f"{inputs.text}: {TEXTS[inputs.text]}",
-        "instructions": ", ".join(inputs.variants) or "-",
-        "modalities": ", ".join(inputs.modalities),
-        "classes": ", ".join(inputs.classes),
-    }
-    split = {
-        "fold": "-" if config.split.fold is None else str(config.split.fold),
-        "trained on": spoken(config.split.train) or "-",
-        "held out": spoken(config.split.test) or "-",
-        "validated on": spoken(config.split.validation) or "-",
-        "seed": str(config.seed),
-    }
-    training = {
-        key.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
-        for key, value in vars(recipe).items()
-    }
-    digests = {
-        "weights (last), sha256": sha256_file(weights) if weights.is_file() else "-",
-        **{f"recipe of {layer}": digest for layer, digest in inputs.fingerprints.items()},
-        **{f"content of {layer}": digest for layer, digest in inputs.content.items()},
-    }
-    return {"Model": model, "Split": split, "Training": training, "Versions": dict(config.versions), "Digests": digests}
 
 
 def _commands(config: RunConfig, name: str, evaluated: bool) -> list[str]:

@@ -38,7 +38,8 @@ def subject_view(
     """
     every = cache.rows_of([subject])
     rows = _telling_rows(cache, every)
-    images = cache.images(rows)
+    modalities = tuple(name for name in cache.modalities if name in trained.config.inputs.modalities)
+    images = cache.images(rows)[:, [cache.modalities.index(name) for name in modalities]]
     truth = cache.masks(rows) if cache.rows["labelled"][rows].all() else None
     predicted = trained.predict(cache, rows)
     others = compared[1].predict(cache, rows) if compared else None
@@ -47,7 +48,7 @@ def subject_view(
         name=subject,
         role=role,
         note=note,
-        modalities=cache.modalities,
+        modalities=modalities,
         classes=trained.config.inputs.classes,
         slices=tuple(
             SliceView(

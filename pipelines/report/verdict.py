@@ -44,8 +44,8 @@ class Finding:
     def answer(self) -> str:
         if is_defined(self.p) and self.p < SIGNIFICANT:
             return "yes" if self.difference > 0 else "no: the control is better"
-        lean = "higher" if self.difference > 0 else "lower" if self.difference < 0 else "equal"
-        return f"not shown ({lean} than the control)"
+        lean = "higher than" if self.difference > 0 else "lower than" if self.difference < 0 else "equal to"
+        return f"not shown ({lean} the control)"
 
 
 def findings(results: Sequence[Result], row: str, controls: Mapping[str, str]) -> list[Finding]:

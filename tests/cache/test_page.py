@@ -86,7 +86,7 @@ def long_study() -> SubjectView:
         mask[20 : 20 + number % 30, 20:40] = 1
         mask[:5, :5] = 2 * (number == 77)
         images = random.integers(0, 256, (2, 64, 64), np.uint8)
-        slices.append(SliceView(number, images, mask, mask, {"liver": 1.0}))
+        slices.append(SliceView(number, images, mask, mask, scores={"liver": 1.0}))
     return SubjectView("long", "best", "", ("T1", "T2"), CLASSES, tuple(slices), Grid((64, 64, 120), np.eye(4)))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,26 @@ from tests.cache import tiny_cache
 from tests.pages.conftest import EVIL, SPLEEN, TEXT, assert_stands_alone, data_of
 from tests.pipelines.outputs.studies import abdomen
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction
 from zeus_union.cache.page.render import SCRIPTS
 from zeus_union.cache.reader import Cache
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.pipelines.outputs.results import write_results
 from zeus_union.pipelines.report.ablation_page import write_ablation_page
+from zeus_union.pipelines.report.charts import curve_charts
 from zeus_union.pipelines.report.reproduce import train_command
 from zeus_union.pipelines.report.run import report_run
 from zeus_union.pipelines.report.run_page import telling_subjects
 from zeus_union.pipelines.report.slice_views import marked
 from zeus_union.pipelines.report.study_page import write_study_page
+from zeus_union.pipelines.segment.segmentation import Segmentation
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.cli import main as zeus_segment
 from zeus_union.stage2_segment.options import OPTIONS, read_command_line
 from zeus_union.stage2_segment.plan import plan_run
+from zeus_union.stage2_segment.sharing.export import export_runs
 
 MOST_BYTES = 20 << 20
 
@@ -84,6 +90,27 @@ def test_without_evaluation_and_probes_a_run_s_page_says_so_and_invents_nothing(
     assert "reads no instruction of its own slice" in html
     (subject,) = data_of(html, "slice-data")
     assert subject["name"] == "ben" and all(part["said"] == [] for part in subject["slices"])
+
+
+def test_a_shared_run_s_page_names_nobody_who_was_trained_on(run: Path, evil_cache: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "toy.zeus.zip"
+    export_runs([run], shared)
+    result = CliRunner().invoke(zeus, ["report", str(shared), "--cache", str(evil_cache), "--subjects", "ben"])
+    assert result.exit_code == 0, result.output
+    html = (tmp_path / "toy" / "report.html").read_text(encoding="utf-8")
+    assert_stands_alone(html, str(tmp_path))
+    (subject,) = data_of(html, "slice-data")
+    assert subject["name"] == "ben"
+    words = re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL)
+    assert "1 subject whose names were not shared" in words and "it cannot be trained again from this file" in words
+    assert not re.search(r"\b(ada|cleo|dan|salted)\b", words)
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap_and_no_broken_page() -> None:
+    metrics = [{"epoch": epoch, "loss": loss} for epoch, loss in enumerate((1.0, math.nan, math.inf, 0.5), 1)]
+    (chart,) = curve_charts({"run": metrics})
+    assert chart.data[0]["x"] == [1, 4]
+    json.dumps(chart.data, allow_nan=False)
 
 
 def test_an_ablation_s_page_has_its_table_points_answer_and_slices(ablation_html: str, ablation: Path) -> None:
@@ -146,6 +173,23 @@ def test_a_study_s_page_has_volumes_slices_and_texts(tmp_path: Path, images: boo
     again = CliRunner().invoke(zeus, ["report", str(folder)])
     assert again.exit_code == 0 and f"open {folder / 'report.html'} in a browser" in again.output
     write_results(segmentation, folder, preview=False, replace=True)  # a page among the results stops nothing
+
+
+def test_a_long_study_of_noise_is_a_page_below_20_mb(tmp_path: Path) -> None:
+    shape = (48, 48, 300)
+    random = np.random.default_rng(0)
+    mask = np.zeros(shape, np.uint8)
+    mask[10:30, 10:30, 40:250] = 1
+    mask[2:5, 2:5, 290] = 2
+    images = {name: random.normal(size=shape).astype(np.float32) for name in ("T1", "T2")}
+    made_by = {"members": [{"run": "r", "weights_sha256": "12"}], "postprocessing": {"summary": ""}, "slice_step": 1}
+    segmentation = Segmentation("long", ("liver", "spleen"), mask, Grid(shape, np.eye(4)), images, made_by=made_by)
+    write_results(segmentation, tmp_path / "long", preview=False)
+    page = write_study_page(tmp_path / "long", images)
+    assert page.stat().st_size < MOST_BYTES
+    (subject,) = data_of(page.read_text(encoding="utf-8"), "slice-data")
+    assert len(subject["slices"]) == 40 and subject["left_out"] == 260
+    assert 290 in [part["number"] for part in subject["slices"]]
 
 
 def test_images_of_another_study_are_refused(tmp_path: Path) -> None:
