@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.atomic import find_temporaries, make_folder, require_space
 from zeus_union.cache.claims import claim, has_locks, lock
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.finishing import keep_complete, put_together
 from zeus_union.cache.folds import (
     UNLABELLED,
     FoldSubjects,
@@ -36,12 +37,10 @@ from zeus_union.cache.holders import holder_mark
 from zeus_union.cache.instructions import Instruction, make_table, text_hashes, write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
-    IGNORE,
     PROFILE,
     ROW_HASH,
     DatasetCard,
     check_arrays,
-    find_packed,
     kind_of,
     lock_path,
     locks_folder,
@@ -52,25 +51,18 @@ from zeus_union.cache.layout import (
 from zeus_union.cache.manifest import (
     Manifest,
     Part,
-    StoredArray,
     check_uniform,
     find_shards,
     read_shard,
-    subjects_due,
 )
 from zeus_union.cache.pack import (
-    COPY_BELOW,
-    PACK_BELOW,
-    move_among_shards,
-    part_bytes,
     remove_left,
     remove_packed,
     restore_packed,
-    write_index,
-    write_packed,
 )
-from zeus_union.cache.quantize import decode, encode_fp16, encode_uint8
+from zeus_union.cache.quantize import decode
 from zeus_union.cache.recipe import canonical_json, describe, differences, fingerprint
+from zeus_union.cache.rows import SubjectSlices, count_foreground, encode_rows, store_pieces
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
 from zeus_union.cache.terminal import say, some_of
 from zeus_union.cache.view_layers import made_from, view_layer, view_of
@@ -79,29 +71,6 @@ _OPTIONAL = ("masks", "modality_masks", "native_masks")
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, eq=False)
-class SubjectSlices:
-    """The slices of one subject.
-
-    Attributes:
-        grid: the native grid, with the view of the slices.
-        numbers: int32 (n,), slice numbers in the view of `grid`.
-        images: uint8 (n, M, 256, 256).
-        masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1], `IGNORE` unlabelled; None without labels.
-        modality_masks: uint8 (n, M, 256, 256), where modalities were labelled on their own.
-        native_masks: uint8 (n, rows, columns), the masks in that view at the native resolution.
-        sources: name of each file that was read -> its sha256.
-    """
-
-    grid: Grid
-    numbers: NDArray[np.int32]
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8] | None
-    modality_masks: NDArray[np.uint8] | None
-    native_masks: NDArray[np.uint8] | None
-    sources: Mapping[str, str]
 
 
 def _in_work(
@@ -396,7 +365,7 @@ class CacheWriter:
         """Finishes a subject of the layer `slices`."""
         arrays: dict[str, NDArray[Any]] = {
             "numbers": np.asarray(slices.numbers, np.int32),
-            "foreground": _foreground(slices.masks, len(slices.numbers)),
+            "foreground": count_foreground(slices.masks, len(slices.numbers)),
             "images": slices.images,
         }
         arrays |= {name: array for name in _OPTIONAL if (array := getattr(slices, name)) is not None}
@@ -422,7 +391,7 @@ class CacheWriter:
         layer = view_layer("slices", view)
         arrays: dict[str, NDArray[Any]] = {
             "numbers": self._files.array(self._require("slices", subject), "numbers"),
-            "foreground": _foreground(masks, len(masks)),
+            "foreground": count_foreground(masks, len(masks)),
             "images": images,
             "masks": masks,
         }
@@ -453,7 +422,7 @@ class CacheWriter:
         if store not in ("uint8", "fp16"):
             raise UserError(f"unknown way to store embeddings {store!r}; there are uint8 and fp16")
         pieces = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
-        stored = (_encode(piece, store) if isinstance(piece, np.ndarray) else piece for piece in pieces)
+        stored = (encode_rows(piece, store) if isinstance(piece, np.ndarray) else piece for piece in pieces)
         self._write_rows(layer, subject, stored, {"slices": self._digest_of_source(layer, subject)})
 
     def embeddings(self, layer: str, subject: str, slices: slice = slice(None)) -> NDArray[np.float32]:
@@ -517,7 +486,7 @@ class CacheWriter:
 
     def _finish(self, pack: bool | None) -> bool:
         parts = self._all_parts()
-        if lacking := self._complete(parts):
+        if lacking := keep_complete(self.path, self._index, self.card.subjects, self._recipes, parts):
             names = ", ".join(f"{layer} ({some_of(subjects)})" for layer, subjects in lacking.items())
             say(
                 f"{self.path} stays as it was: its new subjects are still missing in {names}. Build those layers for them too "
@@ -532,59 +501,12 @@ class CacheWriter:
         labelled = [name for name, part in parts["slices"].items() if "masks" in part.arrays]
         folds = folds_of_labelled(self.card.subjects, labelled, self._grown.folds)
         manifest = Manifest("packed", self.card, recipes, parts, folds, self._grown.validation)
-        is_new = any(part.file for by_subject in parts.values() for part in by_subject.values())
-        if self._index.state == "packed" and not is_new:
-            self._remove_shards()
-        elif self._packs(manifest, pack):
-            write_packed(self.path, manifest, self._files)
-            self._remove_shards()
-        else:
-            if self._index.state == "packed":
-                manifest = move_among_shards(self.path, manifest)
-            write_index(self.path, manifest, self._files)
-            self._read_index()
-            shutil.rmtree(locks_folder(self.path), ignore_errors=True)
-        return True
-
-    def _complete(self, parts: dict[str, dict[str, Part]]) -> dict[str, list[str]]:
-        """Leaves in `parts` the layers in which every subject is finished.
-
-        Returns:
-            layer of the finished cache -> those who join it and are not in that layer yet.
-
-        Raises:
-            UserError: a layer that was begun here is not finished.
-        """
-        slices = parts.get("slices", {})
-        missing = {
-            layer: [
-                name for name in subjects_due(layer, self.card.subjects, slices) if name not in parts.get(layer, {})
-            ]
-            for layer in ("slices", *self._recipes, *parts)
-        }
-        begun = {layer: missing[layer] for layer in ("slices", *self._recipes)}
-        if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
-            raise UserError(f"{self.path} is not finished: {lacking}; run the same build-cache command again")
-        for layer in [layer for layer in parts if missing[layer] and layer not in self._index.parts]:
-            say(f"layer {layer} is left out: it is not finished, {some_of(missing[layer])} are missing")
-            del parts[layer]
-        return {layer: missing[layer] for layer in parts if missing[layer]}
-
-    def _packs(self, manifest: Manifest, pack: bool | None) -> bool:
-        """Whether the cache becomes one file; one that exists and is large is not copied for it unasked."""
-        if pack is not None:
-            return pack
-        packed = [name for name in find_packed(self._files.folder) if self._index.state == "sharded"]
-        copied = [self.path] if self._index.state == "packed" else [self._files.folder / name for name in packed]
-        if copied:
-            return sum(file.stat().st_size for file in copied) < COPY_BELOW
-        return part_bytes(manifest) < PACK_BELOW
-
-    def _remove_shards(self) -> None:
-        """Removes what the packed file holds."""
+        packed = put_together(self.path, self._index, manifest, self._files, pack)
         self._read_index()
         shutil.rmtree(locks_folder(self.path), ignore_errors=True)
-        remove_packed(self._index, self._files.folder)
+        if packed:
+            remove_packed(self._index, self._files.folder)
+        return True
 
     def _recipe(self, layer: str, by_subject: Mapping[str, Part]) -> dict[str, Any]:
         if layer in self._index.recipes:
@@ -675,56 +597,9 @@ class CacheWriter:
             if rows is None:
                 stored = {name: builder.add(f"{inside}/{name}", array) for name, array in first.items()}
             else:
-                stored = _store_pieces(builder, inside, first, pieces, rows)
+                stored = store_pieces(builder, inside, first, pieces, rows)
             part = Part("", 0, stored, facts)
             card = replace(self.card, subjects=() if subject == CONSTANTS else (subject,))
             builder.commit(Manifest("shard", card, {layer: self._recipes[layer]}, {layer: {subject: part}}))
         self._known.pop((layer, subject), None)
         self._files.close()
-
-
-def _store_pieces(
-    builder: FileBuilder,
-    inside: str,
-    first: Mapping[str, NDArray[Any]],
-    pieces: Iterator[Mapping[str, NDArray[Any]]],
-    rows: int,
-) -> dict[str, StoredArray]:
-    """Writes `first` and then `pieces` one below the other, one of them in memory at a time.
-
-    Raises:
-        ValueError: they do not fit together, or are not `rows` rows.
-    """
-    kinds = {name: (array.dtype, array.shape[1:]) for name, array in first.items()}
-    stored = {
-        name: builder.allocate(f"{inside}/{name}", dtype.newbyteorder("<").str, (rows, *shape))
-        for name, (dtype, shape) in kinds.items()
-    }
-    piece: Mapping[str, NDArray[Any]] | None = first
-    del first
-    at = 0
-    while piece is not None:
-        count = len(piece[ROW_HASH])
-        if at + count > rows or {name: (array.dtype, array.shape[1:]) for name, array in piece.items()} != kinds:
-            raise ValueError(f"{inside}: a piece of {count} rows from row {at} does not fit {rows} rows of {kinds}")
-        for name, array in piece.items():
-            builder.write_rows(stored[name], at, array)
-        at += count
-        piece = next(pieces, None)
-    if at != rows:
-        raise ValueError(f"{inside}: {at} rows, expected {rows}")
-    return stored
-
-
-def _foreground(masks: NDArray[np.uint8] | None, count: int) -> NDArray[np.int32]:
-    """Labelled pixels of each of `count` slices, -1 without labels."""
-    if masks is None:
-        return np.full(count, -1, np.int32)
-    return np.count_nonzero((masks != 0) & (masks != IGNORE), axis=(1, 2)).astype(np.int32)
-
-
-def _encode(embeddings: NDArray[np.float32], store: str) -> dict[str, NDArray[Any]]:
-    if store == "fp16":
-        return {"values": encode_fp16(embeddings)}
-    values, scale, offset = encode_uint8(embeddings)
-    return {"values": values, "scale": scale, "offset": offset}

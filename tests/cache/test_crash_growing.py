@@ -17,7 +17,7 @@ import tiny_cache
 from test_crash import TAKES_SPACE, in_child, replace_calls
 from tiny_cache import CARD, build, content, make_slices
 
-from zeus_union.cache import writer as writing
+from zeus_union.cache import finishing
 from zeus_union.cache.layout import find_packed, shard_folder
 from zeus_union.cache.merging import merge
 from zeus_union.cache.removing import remove
@@ -127,7 +127,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         tiny_cache, "make_slices", lambda name: replace(slices(name), sources={f"{name}/T1": f"{name}1"})
     )
-    monkeypatch.setattr(writing, "COPY_BELOW", 0)
+    monkeypatch.setattr(finishing, "COPY_BELOW", 0)
     if not CASES[request.param][2]:
         monkeypatch.setattr(os, "link", no_link)
     return Case(request.param, tmp_path)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_cache import CARD, build, content
 
+from zeus_union.cache import finishing
 from zeus_union.cache import pack as packing
-from zeus_union.cache import writer as writing
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import assign_folds, draw_validation
 from zeus_union.cache.growing import join_folds, join_validation
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every packed file is one that is not copied."""
-    monkeypatch.setattr(writing, "COPY_BELOW", 0)
+    monkeypatch.setattr(finishing, "COPY_BELOW", 0)
 
 
 def test_a_layer_more_renames_the_packed_file_unchanged(path: Path, large: None, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_without_hard_links_the_file_is_renamed_and_a_kill_between_is_mended(
     before = content(path)
     monkeypatch.setattr(os, "link", no_links)
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(finishing, "write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(path, ("zeus", "other"))
     assert not path.exists()
@@ -191,6 +191,6 @@ def test_a_packed_cache_is_not_copied_where_a_disk_has_no_space(
 
     build(path)
     monkeypatch.setattr(packing, "write_packed", full)
-    monkeypatch.setattr(writing, "write_packed", full)
+    monkeypatch.setattr(finishing, "write_packed", full)
     build(path, ("zeus", "other"))
     assert tiny_cache.content(path)

@@ -12,7 +12,7 @@ import tiny_cache
 from click.testing import CliRunner
 from tiny_cache import CARD, LLM_RECIPE, build, content, make_slices
 
-from zeus_union.cache import writer as writing
+from zeus_union.cache import finishing
 from zeus_union.cache.atomic import shutil as disk
 from zeus_union.cache.claims import lock
 from zeus_union.cache.errors import NoSpaceError, UserError
@@ -85,7 +85,7 @@ def test_a_merged_cache_grows_and_is_built_on(first: Path, second: Path, tmp_pat
 def test_a_packed_file_beside_shards_is_merged(
     first: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "COPY_BELOW", 0)
+    monkeypatch.setattr(finishing, "COPY_BELOW", 0)
     build(first, ("zeus", "other", "third"))
     build(second, ("zeus", "other", "third"), card=OTHER, pack=False)
     for pack in (True, False):

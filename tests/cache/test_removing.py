@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tiny_cache import CARD, LLM_RECIPE, build, content, make_slices, make_texts
 
-from zeus_union.cache import writer as writing
+from zeus_union.cache import finishing
 from zeus_union.cache.atomic import shutil as disk
 from zeus_union.cache.claims import lock
 from zeus_union.cache.errors import NoSpaceError, UserError
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 def built(request: pytest.FixtureRequest, path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of A, B and C in each state: one file, shards, and a packed file beside shards."""
     if request.param == "added to":
-        monkeypatch.setattr(writing, "COPY_BELOW", 0)
+        monkeypatch.setattr(finishing, "COPY_BELOW", 0)
         build(path)
         build(path, ("zeus", "other"))
     else:
