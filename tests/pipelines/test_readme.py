@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import click
@@ -132,9 +133,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def documented_commands(page: Path) -> list[DocumentedCommand]:
-    """All of zeus, zeus-instruct and zeus-segment; those that accelerate launches by their module, too."""
+    """All of zeus, zeus-instruct and zeus-segment; those that accelerate launches by their module, too.
+
+    Variables that the page exports are put in.
+    """
     commands = []
-    for block in blocks(page, "bash"):
+    exported = dict(re.findall(r'^export (\w+)="(.*)"$', page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for block in (Template(text).safe_substitute(exported) for text in blocks(page, "bash")):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words:
