@@ -99,8 +99,9 @@ class Pipeline:
 
     def give_back(self) -> None:
         """Gives back the claims of all that is not finished."""
-        for work in self._open:
-            work.claimed.close()
+        with ExitStack() as every:  # also where giving one back fails, as on a lost mount
+            for work in self._open:
+                every.push(work.claimed)
 
     def _ahead(self, subjects: Sequence[str], wait: bool) -> Iterator[Work]:
         """Subjects that are claimed, in order, while the studies of the next ones are read."""

@@ -240,11 +240,11 @@ def fail_above(encoder: SamEncoder, most: int) -> None:
     encoder._model.register_forward_pre_hook(check)
 
 
-def test_batch_is_found_from_the_gpus_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_found_from_the_gpus_memory_whatever_is_free_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     batches = []
     for gibibytes in (0.1, 6, 141):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, g=gibibytes: (int(g * 2**30), 0))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, g=gibibytes: (0, int(2 * g * 2**30)))
         batches.append(fitting_batch(SIZES["vit_h"], cuda, torch.float32))
     assert batches == [1, 6, 16]
     assert fitting_batch(SIZES["vit_h"], cuda, torch.bfloat16) == 16
