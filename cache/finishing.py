@@ -54,7 +54,7 @@ def put_together(path: Path, index: Manifest, manifest: Manifest, files: Files, 
     is_new = any(part.file for by_subject in manifest.parts.values() for part in by_subject.values())
     if index.state == "packed" and not is_new:
         return True
-    if _becomes_one_file(path, index, manifest, pack):
+    if becomes_one_file(path, index.state, part_bytes(manifest), pack):
         write_packed(path, manifest, files)
         return True
     if index.state == "packed":
@@ -63,12 +63,18 @@ def put_together(path: Path, index: Manifest, manifest: Manifest, files: Files, 
     return False
 
 
-def _becomes_one_file(path: Path, index: Manifest, manifest: Manifest, pack: bool | None) -> bool:
-    """One that exists and is large is not copied for it unasked."""
+def becomes_one_file(path: Path, state: str, total: int, pack: bool | None) -> bool:
+    """Whether a cache is finished as one file; one that exists and is large is not copied for it unasked.
+
+    Args:
+        state: what it is so far.
+        total: bytes of all that it is to hold.
+        pack: whether it is asked for.
+    """
     if pack is not None:
         return pack
     folder = shard_folder(path)
-    packed = [path] if index.state == "packed" else [folder / name for name in find_packed(folder)]
+    packed = [path] if state == "packed" else [folder / name for name in find_packed(folder)]
     if packed:
         return sum(file.stat().st_size for file in packed) < COPY_BELOW
-    return part_bytes(manifest) < PACK_BELOW
+    return total < PACK_BELOW

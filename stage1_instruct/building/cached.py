@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import kind_of, shard_folder
@@ -26,7 +28,7 @@ from zeus_union.stage1_instruct.studies.study import Dataset, Study
 def cached_dataset(path: Path) -> Dataset:
     """The data set of a cache, finished or not: its card, its folds, and who of the finished subjects has labels.
 
-    No study of it can be loaded, but for what a reading of headers gives: the grid of a finished one.
+    No study of it can be loaded, but for what a reading of headers gives of a finished one: its grid, and which labels it has.
 
     Raises:
         UserError: not a cache, or one without a finished subject.
@@ -47,7 +49,13 @@ def cached_dataset(path: Path) -> Dataset:
             raise UserError(
                 f"{subject} needs the raw data, and the data set is known from {path} alone; give --data-root"
             )
-        return Study(subject, Grid.from_json(slices[subject].facts["grid"]), {}, None)
+        part = slices[subject]
+        grid = Grid.from_json(part.facts["grid"])
+        nothing = np.broadcast_to(np.float32(0), grid.shape)
+        labels = np.broadcast_to(np.uint8(0), grid.shape)
+        images = dict.fromkeys(index.card.modalities, nothing)
+        of_each = dict.fromkeys(index.card.modalities, labels) if "modality_masks" in part.arrays else {}
+        return Study(subject, grid, images, labels if "masks" in part.arrays else None, of_each)
 
     labelled = {name: name for name, part in slices.items() if "masks" in part.arrays}
     return Dataset(index.card, load, labelled=labelled, cached_recipe=recipes["slices"])

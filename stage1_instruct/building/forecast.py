@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zeus_union.cache.atomic import RESUMES, find_temporaries
 from zeus_union.cache.errors import NoSpaceError, UserError
+from zeus_union.cache.finishing import becomes_one_file
 from zeus_union.cache.fold_layers import variant_of_split
 from zeus_union.cache.folds import FOLDS
 from zeus_union.cache.layout import CONSTANTS, kind_of, shard_folder, split_shard_name
@@ -148,7 +149,8 @@ def forecast(
         written = sum(layer_bytes(layer, size, len(card.modalities), options.store, state_bytes) for size in missing)
         layers_missing.append(LayerForecast(layer, len(missing), count, written))
     total = sum(layer.bytes for layer in layers_missing)
-    packs = options.pack or (options.pack is None and total + _bytes_there(options.out) < PACK_BELOW)
+    state = read_manifest(options.out).state if options.out.exists() else "building"
+    packs = becomes_one_file(options.out, state, total + _bytes_there(options.out), options.pack)
     return Forecast(tuple(layers_missing), failures, total if packs else 0)
 
 
