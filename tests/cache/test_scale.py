@@ -152,3 +152,16 @@ def test_the_garbage_collector_rests_while_an_index_is_read_and_is_left_as_it_wa
         assert seen == [False] and gc.isenabled() is enabled
     finally:
         gc.enable() if before else gc.disable()
+
+
+def test_the_rows_of_subjects_are_theirs_in_the_order_asked_for(caches: dict[tuple[int, str], Path]) -> None:
+    with Cache(caches[8, "packed"]) as cache:
+        for chosen in ((), ("A",), ("H", "B", "E"), tuple(reversed(cache.subjects))):
+            rows = cache.rows_of(chosen)
+            expected = [
+                row
+                for name in chosen
+                for row in range(len(cache.rows))
+                if cache.rows.subject[row] == cache.subjects.index(name)
+            ]
+            assert rows.dtype == "intp" and rows.tolist() == expected
