@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.inputs.slices import Batch, SliceData
 from zeus_union.stage2_segment.inputs.texts import read_text
+from zeus_union.stage2_segment.model.selection import select
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on `device`; a GPU's work is not waited for."""
+    return torch.from_numpy(np.asarray(array)).to(device, non_blocking=device.type == "cuda")
 
 
 class RunInputs:
@@ -54,11 +61,11 @@ class RunInputs:
             positions: of the batch's slices in `data`.
             keep: indices into `present`; None: all.
         """
-        images = batch.images if self._columns is None else batch.images[:, self._columns]
-        text = self.text[torch.from_numpy(np.asarray(positions)).to(self.text.device)].float()
+        images = batch.images if self._columns is None else select(batch.images, 1, self._columns)
+        text = self.text[to_device(positions, self.text.device)].float()
         if keep is None or len(keep) == len(self.present):
             return images, text, self.present
-        return images[:, list(keep)], text[:, list(keep)], [self.present[i] for i in keep]
+        return select(images, 1, keep), select(text, 1, keep), [self.present[i] for i in keep]
 
     def autocast(self) -> torch.autocast:
         """The run's precision, for a forward pass."""
@@ -80,5 +87,5 @@ class RunInputs:
             elif use_text is None:
                 logits = model(images, text, present)
             else:
-                logits = model(images, text, present, torch.from_numpy(use_text).to(text.device))
+                logits = model(images, text, present, to_device(use_text, text.device))
         return logits.float()

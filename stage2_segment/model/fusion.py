@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zeus_union.stage2_segment.model.selection import select
+
 
 class Combine(nn.Module):
     """Logits per modality (B, M, K, H, W) -> logits (B, K, H, W).
@@ -26,6 +28,6 @@ class Combine(nn.Module):
         if self.how == "max":
             return logits.amax(dim=1)
         if self.how == "learned":
-            share = torch.softmax(self.weights[list(present)], dim=0)[None, :, :, None, None]
+            share = torch.softmax(select(self.weights, 0, present), dim=0)[None, :, :, None, None]
             return (logits * share).sum(dim=1)
         return logits.mean(dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zeus_union.stage2_segment.model.aligner import HIDDEN, Aligner, TextPart, new_base_tokens
 from zeus_union.stage2_segment.model.decoder import GRID, WIDTH, MaskDecoder
 from zeus_union.stage2_segment.model.fusion import Combine
+from zeus_union.stage2_segment.model.selection import select
 
 DECODER_PREFIX = "decoder."  # of SAM's decoder among a cache's constants
 
@@ -125,14 +126,14 @@ class Zeus(nn.Module):
         """
         present = list(present)
         if self.constant_text is not None:
-            text = self.constant_text[present].expand(len(text), *[-1] * self.constant_text.dim())
+            text = select(self.constant_text, 0, present).expand(len(text), *[-1] * self.constant_text.dim())
         if not self.text_width:
             return self._base(present, len(text)), None
         if self.text_mean is None or self.text_scale is None:
             tokens = self._align(text, present)
             valid = (text != 0).any(dim=-1) if self.token_states else None
             return (tokens if tokens.dim() == 4 else tokens.unsqueeze(2)), valid
-        part = self._align((text - self.text_mean[present]) / self.text_scale, present)
+        part = self._align((text - select(self.text_mean, 0, present)) / self.text_scale, present)
         part = part if part.dim() == 4 else part.unsqueeze(2)
         if use_text is not None:
             part = part * use_text.to(part.dtype)[:, None, None, None]

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zeus_union.stage2_segment.inputs.run_inputs import to_device
 from zeus_union.stage2_segment.inputs.slices import Batch
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
@@ -66,7 +67,7 @@ class Stacked:
             learner.model.train()
         with first.inputs.autocast():
             texts = torch.stack([part[1] for part in parts])
-            used = None if use_text is None else torch.from_numpy(use_text).to(texts.device)
+            used = None if use_text is None else to_device(use_text, texts.device)
             logits = self._stack.logits(embeddings, texts, parts[0][2], used).float()
         losses = [
             learner.losses(model_logits, batch.masks, slices) for learner, model_logits in zip(self._learners, logits)
