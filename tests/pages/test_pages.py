@@ -277,7 +277,9 @@ def test_the_command_on_the_page_plans_the_same_run(evil_cache: Path, tmp_path: 
         words = shlex.split(train_command(config, "run"))
         assert words[:4] == ["zeus-segment", "train", "--cache", "toy.h5"] and words[-2:] == ["--out", "run"]
         command = zeus_segment.commands["train"]
-        parsed = command.make_context("train", words[2:], resilient_parsing=False).params
+        # With its group above it, else click remembers --help without -h for the command.
+        with zeus_segment.make_context("zeus-segment", [], resilient_parsing=True) as group:
+            parsed = command.make_context("train", words[2:], parent=group).params
         given = read_command_line({option.name: parsed[option.name] for option in OPTIONS})
         assert plan_run(cache, run=tmp_path / "run", **given) == config
 
