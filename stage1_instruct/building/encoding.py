@@ -241,10 +241,12 @@ class EmbeddingsOfSubject:
         """Slice by slice, each (1, M, ...); of the thread that writes."""
         for rows in self._channel:
             made = [row() for row in rows]
-            if isinstance(made[0], np.ndarray):
-                yield np.stack(made)[None]
+            floats = [row for row in made if isinstance(row, np.ndarray)]
+            stored = [row for row in made if not isinstance(row, np.ndarray)]
+            if floats:
+                yield np.stack(floats)[None]
             else:
-                yield {name: np.stack([row[name] for row in made])[None] for name in made[0]}
+                yield {name: np.stack([row[name] for row in stored])[None] for name in stored[0]}
 
     def close(self) -> None:
         """Of the thread that writes: nothing more is taken."""

@@ -213,6 +213,7 @@ class Pipeline:
                 continue
             if view_layer("slices", view) not in work.needs.views:
                 small = build.writer.view_images(work.subject, view)
+            assert small is not None  # its pictures are made before it or are stored
             size = build.models.encoder.input_size
             made = pictures_of_view(build.layers.views, work.subject, view, modalities, slices, small, size)
             self._through_encoder(work, layer, len(slices.numbers), made)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.stage1_instruct.building.instructions import (
@@ -201,7 +201,7 @@ class _Stream:
 
     def _take(self, key: Hashable, generation: Generation) -> None:
         """An answer to its subject."""
-        piece, at = key  # type: ignore[misc]
+        piece, at = cast("tuple[_Piece, int]", key)
         layer, work = piece.layer, piece.layer.work
         self._texts.advance(work)
         piece.answers[at] = generation

@@ -355,9 +355,10 @@ class _Table:
         for at in reversed(range(len(self.rows))):
             if self._decoder._ended(self.rows[at], ended):
                 self._cache.drop(at)
-                for slots in (self.rows, self.prompts):
-                    slots[at] = slots[-1]
-                    slots.pop()
+                # As the cache does: the last one moves into the place.
+                self.rows[at], self.prompts[at] = self.rows[-1], self.prompts[-1]
+                self.rows.pop()
+                self.prompts.pop()
         return list(ended.items())
 
 
