@@ -16,6 +16,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import kind_of, shard_folder
 from zeus_union.cache.manifest import find_shards, read_manifest, read_shard
+from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import some_of
 from zeus_union.cache.writer import CacheWriter
@@ -143,3 +144,20 @@ def stored_pictures(writer: CacheWriter, subject: str) -> Slices:
         native_masks=stored.native_masks,
         native_images=None,
     )
+
+
+def first_pictures(path: Path) -> tuple[str, Slices]:
+    """A finished subject of a cache, and its slices, as `stored_pictures`; for whoever builds nothing."""
+    with Cache(path, allow_partial=True) as cache:
+        subject = cache.subjects[0]
+        rows = cache.rows_of([subject])
+        labelled = bool(cache.rows["labelled"][rows].all())
+        return subject, Slices(
+            grid=cache.grid(subject),
+            numbers=cache.rows["number"][rows],
+            images=cache.images(rows),
+            masks=cache.masks(rows) if labelled else None,
+            modality_masks=cache.modality_masks(rows) if labelled else None,
+            native_masks=cache.native_masks(subject),
+            native_images=None,
+        )
