@@ -181,9 +181,7 @@ def draw(found: Mapping[str, Mapping[str, float]], path: Path) -> None:
         axes = memory if is_memory else times
         axes.plot(*zip(*((x, y if is_memory else y * 1e6) for x, y in points)), marker=".", label=part)
     for axes, unit in ((times, "microseconds a row"), (memory, "bytes a row of the open index")):
-        axes.set(
-            xscale="log", xlabel="subjects (three rows each)", ylabel=unit, ylim=(None if axes is times else 0, None)
-        )
+        axes.set(xscale="log", xlabel="subjects (three rows each)", ylabel=unit)
         axes.legend(fontsize=6, ncols=2)
     times.set_yscale("log")
     memory.set_ylim(bottom=0)
