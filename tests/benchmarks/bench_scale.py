@@ -173,6 +173,7 @@ def draw(found: Mapping[str, Mapping[str, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     sizes = sorted((entry for entry in found.values() if entry["rows"] == 3), key=lambda entry: entry["subjects"])
+    pyplot.rcParams["axes.prop_cycle"] = pyplot.cycler(color=pyplot.get_cmap("tab20").colors)
     figure, (times, memory) = pyplot.subplots(1, 2, figsize=(10, 4.2), dpi=80)
     for part in dict.fromkeys(name for entry in sizes for name in entry if name not in ("subjects", "rows")):
         points = [(entry["subjects"], entry[part] / entry["subjects"] / 3) for entry in sizes if part in entry]
@@ -180,11 +181,10 @@ def draw(found: Mapping[str, Mapping[str, float]], path: Path) -> None:
         axes = memory if is_memory else times
         axes.plot(*zip(*((x, y if is_memory else y * 1e6) for x, y in points)), marker=".", label=part)
     for axes, unit in ((times, "microseconds a row"), (memory, "bytes a row of the open index")):
-        axes.set(
-            xscale="log", xlabel="subjects (three rows each)", ylabel=unit, ylim=(None if axes is times else 0, None)
-        )
+        axes.set(xscale="log", xlabel="subjects (three rows each)", ylabel=unit)
         axes.legend(fontsize=6, ncols=2)
     times.set_yscale("log")
+    memory.set_ylim(bottom=0)
     figure.tight_layout()
     figure.savefig(path)
 
