@@ -78,5 +78,5 @@ def _result(future: Future[T], source: str) -> T:
             raise
         raise UserError(
             f"{source} has not answered for {GIVEN_UP_S / 60:.0f} minutes; bring its disk or mount back, then run the same "
-            "command again with --resume"
+            "command again: it resumes"
         ) from None
