@@ -55,7 +55,7 @@ def test_a_stalled_mount_is_named_and_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "say", said.append)
     monkeypatch.setattr(module, "STALLED_S", 0.05)
     monkeypatch.setattr(module, "GIVEN_UP_S", 0.1)
-    with pytest.raises(UserError, match=r"/mnt/a\.h5 has not answered .*--resume"):
+    with pytest.raises(UserError, match=r"/mnt/a\.h5 has not answered .*it resumes"):
         next(read_ahead([threading.Event().wait], 1, 1, "/mnt/a.h5"))
     assert len(said) == 1 and "/mnt/a.h5" in said[0]
     monkeypatch.setattr(module, "GIVEN_UP_S", 5.0)
