@@ -339,14 +339,15 @@ def in_words(count: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """'1 subject', '3 subjects': a number with a noun whose plural ends in s (or 'ies' for 'y').
+    """'1 subject', '3 subjects': a number with a noun whose plural ends in s ('ies' for 'y', 'es' for 's').
 
-    >>> counted(1, "subject"), counted(0, "study")
-    ('1 subject', '0 studies')
+    >>> counted(1, "subject"), counted(0, "study"), counted(1200, "class")
+    ('1 subject', '0 studies', '1,200 classes')
     """
     if count == 1:
         return f"1 {noun}"
-    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {plural}"
 
 
 def time_in_words(seconds: float) -> str:

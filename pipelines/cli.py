@@ -10,7 +10,7 @@ import click
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
+from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, counted, existing, print_tables, say, split_names, warn
 from zeus_union.pipelines.commands.segment import segment
 from zeus_union.stage2_segment.choices import RESIDENT
 from zeus_union.stage2_segment.run_options import (
@@ -230,15 +230,18 @@ def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
 
     card = export_runs(open_runs(runs), out, licence=licence)
     if licence is None:
-        say("no licence was given, so nobody knows what they may do with the weights; export again with --licence TEXT")
+        warn(
+            "no licence was given, so nobody knows what they may do with the weights; export again with --licence TEXT"
+        )
     unmeasured = sum(member["measured"] is None for member in card["members"])
     if unmeasured:
-        say(
-            f"{unmeasured} of {len(card['members'])} runs have no DSC in the model card: zeus-segment evaluate, then export"
+        warn(
+            f"{unmeasured} of {counted(len(card['members']), 'run')} without DSC in the model card: "
+            "run zeus-segment evaluate, then export again"
         )
     for part, name in {part: name for member in card["members"] for part, name in member["to_give"].items()}.items():
         say(f"not inside: {part}" + (f" ({name})" if name else "") + f"; whoever uses the file gives --set {part}=...")
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(card['members'])} run(s) of {card['dataset']}")
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {counted(len(card['members']), 'run')} of {card['dataset']}")
 
 
 @main.command("import", short_help="Read a file of zeus export")
@@ -252,7 +255,7 @@ def import_(archive: Path, out: Path | None) -> None:
     from zeus_union.stage2_segment.sharing.importing import import_runs
 
     runs = import_runs(archive, out)
-    click.echo(f"{len(runs)} run(s) in {', '.join(map(str, runs))}")
+    click.echo(f"{counted(len(runs), 'run')} in {', '.join(map(str, runs))}")
 
 
 @main.command(short_help="A page for a browser: curves, slices, texts")
@@ -303,7 +306,9 @@ def report(
     else:
         runs = open_runs([folder])
         if len(runs) != 1:
-            raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
+            raise UserError(
+                f"{folder} holds {counted(len(runs), 'run')}; zeus import unpacks them into folders, report one of those"
+            )
         picture, page = report_run(runs[0], cache, subjects, slices, out, results_of_shared([folder]))
         click.echo(f"picture in {picture}")
     click.echo(f"open {page} in a browser")

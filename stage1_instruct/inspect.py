@@ -16,7 +16,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.layout import kind_of
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import counted
+from zeus_union.cache.terminal import counted, nearest, some_of
 from zeus_union.cache.text_statistics import text_statistics
 
 
@@ -93,7 +93,8 @@ def pick_slice(cache: Cache, subject: str | None, number: int | None) -> int:
     wanted = np.ones(len(rows), dtype=bool)
     if subject is not None:
         if subject not in cache.subjects:
-            raise UserError(f"no subject {subject} in the cache; there are: {', '.join(cache.subjects)}")
+            close = nearest(subject, cache.subjects)
+            raise UserError(f"no subject {subject} in the cache; there are: {some_of(cache.subjects, 20)}{close}")
         wanted &= rows["subject"] == cache.subjects.index(subject)
     if number is not None:
         numbers = rows["number"][wanted]

@@ -12,7 +12,7 @@ import click
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FOLDER, print_tables, say, some_of
+from zeus_union.cache.terminal import FOLDER, counted, print_tables, say, some_of
 from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ def segment(
     )
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(sources)} studies could not be segmented: {some_of(list(failures))} (see failures*.csv "
-            f"in {out}); the same command takes up only those"
+            f"{len(failures)} of {counted(len(sources), 'study')} could not be segmented: {some_of(list(failures))} "
+            f"(see failures*.csv in {out}); the same command tries only those again"
         )
     click.echo(f"results in {out}")
 

@@ -13,7 +13,7 @@ from zeus_union.cache.page.pictures import class_legend, error_legend
 from zeus_union.cache.page.render import KeyFigure, PageTable, render_page
 from zeus_union.cache.page.slices import subjects_json
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import progress
+from zeus_union.cache.terminal import counted, progress
 from zeus_union.pipelines.report.charts import PointRow, curve_charts, points_chart
 from zeus_union.pipelines.report.probe_tables import probe_answer, probe_table
 from zeus_union.pipelines.report.reproduce import facts, train_command
@@ -110,7 +110,7 @@ def class_table(results: Sequence[Result]) -> PageTable:
         f"HD95: {DEFINITIONS['HD95']}.",
         f"NSD: {DEFINITIONS['NSD']}.",
         f"256 px: {DEFINITIONS['256'].partition(';')[0]}.",
-        f"Empty: {DEFINITIONS['empty']}. (1 of {total}) means that one of {total} subjects counts.",
+        f"Empty: {DEFINITIONS['empty']}. (1 of {total}) means that one of {counted(total, 'subject')} counts.",
         "95 % interval: of the mean over the subjects, Student's t on the logit of the mean; none for fewer than 5 subjects.",
     )
     columns = ("class", "DSC", "95 % interval", "IoU", "HD95 mm", "NSD", "DSC (256 px)", "IoU (256 px)", "subjects")

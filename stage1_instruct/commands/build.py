@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, choose, say, split_names
+from zeus_union.cache.terminal import FILE, choose, counted, say, split_names, warn
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     open_studies,
@@ -195,7 +195,9 @@ def build_cache_command(
     chosen = {name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     dataset = _open_data(chosen, given)
     card = dataset.card
-    say(f"{card.name}: {len(card.subjects)} subjects, {', '.join(card.modalities)}; to segment: {card.instance}")
+    say(
+        f"{card.name}: {counted(len(card.subjects), 'subject')}, {', '.join(card.modalities)}; to segment: {card.instance}"
+    )
     parts = parse_overrides(overrides)
     if text_window:
         parts["text_window"] = text_window
@@ -378,7 +380,7 @@ def _build_rows(
         return
     _say_views(out)
     click.echo(
-        f"{out} is complete: {len(dataset.card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}"
+        f"{out} is complete: {counted(len(dataset.card.subjects), 'subject')}. Next: {'; '.join(dict.fromkeys(next_steps))}"
     )
 
 
@@ -422,7 +424,7 @@ def _say_views(path: Path) -> None:
         views = Counter(cache.grid(subject).view for subject in cache.subjects)
     if len(views) > 1:
         counts = ", ".join(f"{count} {view}" for view, count in views.most_common())
-        say(f"{path} mixes views, since its studies were acquired so: {counts}; --view gives all of them one")
+        warn(f"{path} mixes views, since its studies were acquired so: {counts}; --view gives all of them one")
 
 
 def _say_report(report: BuildReport) -> None:
@@ -430,8 +432,8 @@ def _say_report(report: BuildReport) -> None:
         say(f"  {part}: busy for {seconds:.3f} s a slice-modality, {report.share(part):.0%} of the time")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
     if report.cut_by_encoder:
-        say(
-            f"  of {report.done['text encoder']} texts {report.cut_by_encoder} are longer than the text encoder reads: their "
-            "ends do not count, and texts that differ there only get the same vector. Fewer max_new_tokens or classes, "
-            "--per-class, --text-window extended or mean (MedCLIP), or another text encoder"
+        warn(
+            f"  {report.cut_by_encoder} of {counted(report.done['text encoder'], 'text')} longer than the text encoder reads: "
+            "their ends are ignored. Remedies: fewer max_new_tokens or classes, --per-class, --text-window extended or mean "
+            "(MedCLIP), or another text encoder"
         )

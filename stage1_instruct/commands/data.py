@@ -34,7 +34,7 @@ def check(voxels: bool, **reading: Any) -> None:
         click.echo(f"WRONG  {subject}: {' '.join(reason.split())}")
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(subjects)} studies cannot be used; mend them, or leave them out with --subjects"
+            f"{len(failures)} of {counted(len(subjects), 'study')} cannot be used; repair them, or leave them out with --subjects"
         )
     click.echo(f"{counted(len(subjects), 'study')} of {dataset.card.name}: in order")
 

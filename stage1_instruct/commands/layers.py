@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zeus_union.cache.terminal import FILE, existing
+from zeus_union.cache.terminal import FILE, counted, existing
 from zeus_union.stage1_instruct.commands.shared import load_text_encoder, with_models
 
 
@@ -71,7 +71,7 @@ def export_texts_command(cache: Path, file: Path, variant: str, allow_partial: b
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
         count = export_texts(opened, variant, file)
-    click.echo(f"{count} texts of {variant} in {file}")
+    click.echo(f"{counted(count, 'text')} of {variant} in {file}")
 
 
 @click.command("make-oracle", short_help="Captions from the true labels: upper bound")

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, choose, existing, split_names
+from zeus_union.cache.terminal import FILE, choose, counted, existing, split_names
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     with_models,
@@ -187,4 +187,4 @@ def sentences(
         models = load_models(profile, parse_overrides(overrides), device, text_only=True)
         out = out or cache.with_name(f"{cache.stem}.{variant}.sentences.parquet")
         count = write_sentences(opened, variant, models.text_encoder, out, chosen)
-    click.echo(f"{count} sentences in {out}. Next: zeus-segment probe --run RUN --sentences {out}")
+    click.echo(f"{counted(count, 'sentence')} in {out}. Next: zeus-segment probe --run RUN --sentences {out}")

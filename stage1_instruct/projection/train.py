@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import counted
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.models.bridge.connectors import (
     Connector,
@@ -80,7 +81,9 @@ def train_projection(
     if start is None and task.connector.kind != "none":
         task.connector.standardise_by(task.features[training].to(models.device))
     steps = steps_in_all(len(training), recipe)
-    say(f"{len(training)} pairs to learn from, {len(held_out)} held out, {steps} steps; in {precision_name(task)}")
+    say(
+        f"{counted(len(training), 'training pair')}, {len(held_out)} held out, {counted(steps, 'step')}; in {precision_name(task)}"
+    )
     if recipe.held_out and not held_out:
         say(f"all pairs are of {pairs[0].patient}: none is held out, and no loss here tells how it does on others")
 

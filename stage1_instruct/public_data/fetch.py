@@ -12,7 +12,7 @@ from typing import Any
 
 from zeus_union.cache.atomic import RESUMES, make_folder, require_space
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose, in_words
+from zeus_union.cache.terminal import choose, counted, in_words
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.archives import Limits, Remedies, Unpacked, unpack
 from zeus_union.stage1_instruct.datasets import default_root, open_dataset
@@ -128,7 +128,7 @@ def _was_put_there(name: str, root: Path, say: Say) -> bool:
             f"{root} is not empty and holds no {name} ({error}); move it away, or give another folder with --data-root"
         ) from error
     say(
-        f"{root} holds {len(dataset.card.subjects)} subjects that this command has not fetched; they are left as they are"
+        f"{root} holds {counted(len(dataset.card.subjects), 'subject')} that this command did not download; nothing is changed"
     )
     return True
 
@@ -171,7 +171,7 @@ def _install(name: str, data_set: PublicData, archive: Archive, folder: Path, ke
         _rename(work / archive.into, folder / archive.into)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"{len(subjects)} subjects are in {folder / archive.into}")
+    say(f"{counted(len(subjects), 'subject')} in {folder / archive.into}")
     if was_there:
         say(f"{path} was there already and stays")
     elif not keep_archive:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
-from zeus_union.cache.terminal import choose, say
+from zeus_union.cache.terminal import choose, counted, say, warn
 from zeus_union.stage1_instruct.studies.dicom import (
     Frame,
     Series,
@@ -110,7 +110,7 @@ def _subject_folders(root: Path) -> dict[str, Path]:
             f"{root} holds no MR/SUBJECT/T1DUAL folder; give the folder that holds CHAOS's MR with --data-root"
         )
     if incomplete:
-        say(f"left out, for they have no T1DUAL folder: {', '.join(str(folder) for folder in incomplete)}")
+        warn(f"left out, for they have no T1DUAL folder: {', '.join(str(folder) for folder in incomplete)}")
     renamed = [
         f"{path.name!r} is {name}" for name, path in subjects.items() if not path.name.isascii() or " " in path.name
     ]
@@ -162,8 +162,8 @@ def _labelled(folders: Mapping[str, Path]) -> list[str]:
         elif not t2 and _child(folder, "T2SPIR").is_dir():
             without_t2.append(subject)
     if unlabelled:
-        say(
-            f"{len(unlabelled)} of {len(folders)} subjects have no labels, for neither T1DUAL nor T2SPIR has pictures in a "
+        warn(
+            f"{len(unlabelled)} of {counted(len(folders), 'subject')} without labels: neither T1DUAL nor T2SPIR has pictures in a "
             f"folder Ground: {', '.join(sorted(unlabelled))}"
         )
     if on_t2:

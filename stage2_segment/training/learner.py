@@ -24,7 +24,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, say
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
 from zeus_union.stage2_segment.carried import carry
@@ -404,7 +404,7 @@ def _open_folder(
     more = config.recipe.epochs > before.recipe.epochs
     if more and complete and not resume:
         raise UserError(
-            f"{run} is complete after {before.recipe.epochs} epochs; --resume with --epochs {config.recipe.epochs} trains "
+            f"{run} is complete ({counted(before.recipe.epochs, 'epoch')}); --resume with --epochs {config.recipe.epochs} trains "
             "it further, --overwrite starts again"
         )
     # More epochs go on from where the run is; all else has to be as it was.

@@ -60,7 +60,7 @@ def test_nifti_lines_up_with_the_source_to_the_voxel(
     np.testing.assert_array_equal(between[before == after], before[before == after])
     assert ((between == before) | (between == after)).all() and between.any()
     assert not volume[:, -1].any()
-    said = f"{SLICES} of {2 * SLICES} slices were segmented (one in 2), {SLICES - 1} between them were filled, 1 stay 0"
+    said = f"{SLICES} of {2 * SLICES} slices segmented (one in 2), {SLICES - 1} between them filled, 1 stay 0"
     assert said in capsys.readouterr().err
 
 

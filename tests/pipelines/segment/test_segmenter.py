@@ -122,7 +122,7 @@ def test_a_folder_of_cases_is_segmented_with_models_that_are_loaded_once(
     before = [mask.read_bytes() for mask in masks]
     shutil.rmtree(masks[1].parent)
     again = run(zeus, *call)
-    assert again.exit_code == 0 and "1 of 2 studies have results" in " ".join(again.output.split())
+    assert again.exit_code == 0 and "1 of 2 studies with results" in " ".join(again.output.split())
     assert [mask.read_bytes() for mask in masks] == before
 
 

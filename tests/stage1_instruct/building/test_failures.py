@@ -66,7 +66,7 @@ def test_the_studies_behind_a_damaged_one_are_built_and_a_rerun_takes_up_only_th
     with pytest.raises(BuildFailures, match=r"1 of 3 subjects could not be built.*phantom_001.*same command") as raised:
         build_cache(failing(dataset, {"phantom_001": error}), MODELS, options)
     assert list(raised.value.reasons) == ["phantom_001"]
-    with pytest.raises(UserError, match="2 of 3 subjects are finished"):
+    with pytest.raises(UserError, match="2 of 3 subjects finished"):
         Cache(options.out)
     again = build_cache(dataset, MODELS, options)
     assert (again.subjects, again.complete) == (1, True)

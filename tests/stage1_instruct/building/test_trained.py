@@ -176,7 +176,7 @@ def test_another_fold_computes_projection_and_texts_alone_and_nothing_is_trained
             assert plan_run(cache, run=Path("run"), fold=fold).inputs.variants == (f"lite@fold{fold}",)
     with monkeypatch.context() as patch:
         patch.setattr(trained, "train_fold_projection", refuse)
-        assert "4 of 4 subjects are finished already" in labelled.built("--folds", "all")
+        assert "4 of 4 subjects finished already" in labelled.built("--folds", "all")
 
 
 def test_named_training_subjects_have_a_layer_of_their_own(labelled: Labelled) -> None:
@@ -211,7 +211,7 @@ def test_a_build_that_was_stopped_among_the_texts_goes_on_with_its_projection(
         patch.setattr(CacheWriter, "write_instructions", stopped)
         assert labelled.build().exit_code != 0
     monkeypatch.setattr(trained, "train_fold_projection", lambda *_: pytest.fail("trained again"))
-    assert "2 of 4 subjects are finished already" in labelled.built()
+    assert "2 of 4 subjects finished already" in labelled.built()
 
 
 def test_nobody_waits_unasked_for_a_training_that_takes_long(

@@ -364,7 +364,7 @@ def test_data_that_the_user_put_there_is_left_as_it_is(
     shutil.copytree(phantoms / "chaos", workplace / "data" / "chaos")
     before = names_in(workplace / "data" / "chaos")
     result = command("--dataset", "chaos")
-    assert result.exit_code == 0 and "2 subjects that this command has not fetched" in result.stderr
+    assert result.exit_code == 0 and "2 subjects that this command did not download" in result.stderr
     assert names_in(workplace / "data" / "chaos") == before and site.requested == []
 
 

@@ -215,7 +215,7 @@ def test_the_command_says_what_is_not_inside_and_writes_over_nothing(cohort: Coh
     out = tmp_path / "new" / "toy.zeus.zip"
     done = run(zeus, "export", *cohort.runs, out)
     assert done.exit_code == 0, done.output
-    assert "no licence was given" in said(done) and "1 of 2 runs have no DSC" in said(done)
+    assert "no licence was given" in said(done) and "1 of 2 runs without DSC" in said(done)
     assert "not inside: llm (vicuna-7b); whoever uses the file gives --set llm=..." in said(done)
     before = out.read_bytes()
     again = run(zeus, "export", *cohort.runs, out)

@@ -77,7 +77,7 @@ def test_more_epochs_go_on_where_the_run_ended_at_the_rate_of_a_run_of_so_many(t
     first = load_weights(run, "last")
     unasked = command(toy_cache, run, "--epochs", 4)
     assert unasked.exit_code == 2
-    assert f"{run} is complete after 2 epochs; --resume with --epochs 4 trains it further" in unasked.stderr
+    assert f"{run} is complete (2 epochs); --resume with --epochs 4 trains it further" in unasked.stderr
     train_run(toy_cache, run, epochs=4, validate_every=0, resume=True, **QUICK)
     config, table = load_config(run), pq.read_table(run / "metrics.parquet").to_pylist()
     assert (config.recipe.epochs, config.extended) == (4, (2,))
