@@ -90,10 +90,9 @@ def _subject_folders(root: Path) -> dict[str, Path]:
     """Subject -> its folder, wherever below `root` CHAOS keeps them."""
     if not root.is_dir():
         raise UserError(f"the data root {root} does not exist; give the folder that holds CHAOS's MR with --data-root")
-    bases = [_child(_child(root, split), "MR") for split in ("Test_Sets", "Train_Sets")] + [_child(root, "MR"), root]
     subjects: dict[str, Path] = {}
     incomplete = []
-    for folder in (path for base in bases if base.is_dir() for path in sorted(base.iterdir(), key=_natural)):
+    for folder in (path for base in _bases(root) for path in sorted(base.iterdir(), key=_natural)):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         if not _child(folder, "T1DUAL").is_dir():
@@ -117,6 +116,20 @@ def _subject_folders(root: Path) -> dict[str, Path]:
     if renamed:
         say(f"subjects whose folders have other letters: {', '.join(renamed)}")
     return subjects
+
+
+def _bases(root: Path) -> list[Path]:
+    """The folders in `root`, and itself, that may hold subjects' folders."""
+    bases = [_child(_child(root, split), "MR") for split in ("Test_Sets", "Train_Sets")] + [_child(root, "MR"), root]
+    return [base for base in bases if base.is_dir()]
+
+
+def holds_subjects(folder: Path) -> bool:
+    """Whether a folder is CHAOS's, as far as it can be seen."""
+    try:
+        return any(_child(path, "T1DUAL").is_dir() for base in _bases(folder) for path in base.iterdir())
+    except (OSError, UserError):
+        return False
 
 
 def _natural(path: Path) -> tuple[tuple[int, int, str], ...]:
