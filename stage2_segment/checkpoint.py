@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
@@ -63,6 +65,19 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """As `write_table`, for a spreadsheet: numbers in all their digits, empty what is not defined."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    cells = {name: [_defined(row.get(name)) for row in rows] for name in names}
+    buffer = io.BytesIO()
+    pc.write_csv(pa.table(cells), buffer, pc.WriteOptions(quoting_style="needed"))
+    write_atomically(path, buffer.getvalue())
+
+
+def _defined(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def name_of(run: Path) -> str:

@@ -12,7 +12,18 @@ import click
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FOLDER, counted, print_tables, say, some_of
+from zeus_union.cache.terminal import (
+    DATA,
+    FOLDER,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    PanelCommand,
+    counted,
+    print_tables,
+    say,
+    some_of,
+)
 from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
 
 if TYPE_CHECKING:
@@ -23,7 +34,16 @@ if TYPE_CHECKING:
 ANYTHING = click.Path(path_type=Path)
 
 
-@click.command(short_help="Masks and volumes of new studies")
+@click.command(
+    cls=PanelCommand,
+    panels={
+        DATA: "choices register only_list",
+        MODEL: "runs ablation row of_fold which profile overrides send_images_to",
+        SPEED: "slice_step part device",
+        OUTPUT: "out overwrite probabilities postprocess report",
+    },
+    short_help="Masks and volumes of new studies",
+)
 @click.argument("studies", type=ANYTHING, metavar="STUDY...", nargs=-1, required=True)
 @runs_options
 @click.option(

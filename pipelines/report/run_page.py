@@ -22,8 +22,8 @@ from zeus_union.pipelines.report.statistics import Result, Summary, subject_scor
 from zeus_union.stage2_segment.checkpoint import METRICS
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.evaluation.evaluate import NAMES, results_path
-from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined, mean_over_subjects
+from zeus_union.stage2_segment.evaluation.evaluate import NAMES, mean_cell, results_path
+from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined
 from zeus_union.stage2_segment.marks import spoken
 from zeus_union.stage2_segment.trained import TrainedRun
 
@@ -131,15 +131,6 @@ def _class_line(title: str, results: Sequence[Result], name: str | None) -> tupl
     return (title, cells["dsc"], interval, *(cells[key] for key in order), subjects)
 
 
-def mean_cell(pairs: Sequence[tuple[str, float | None]], digits: int, total: int) -> str:
-    """A mean over subjects, and over how many of them where it is not all."""
-    mean = mean_over_subjects(pairs)
-    if not is_defined(mean):
-        return "-"
-    counted = len({subject for subject, value in pairs if value is not None and is_defined(value)})
-    return f"{mean:.{digits}f}" + (f" ({counted} of {total})" if counted < total else "")
-
-
 def class_points(results: Sequence[Result], classes: Sequence[str]) -> Any:
     """Every subject's DSC in every class."""
     rows = []
@@ -184,13 +175,9 @@ def _lead(config: RunConfig) -> str:
     split = f"fold {config.split.fold} held out" if config.split.fold is not None else "named subjects held out"
     return (
         f"{model}, {config.architecture.fusion} fusion, of {', '.join(config.inputs.modalities)}: "
-        f"{', '.join(config.inputs.classes)}. Trained on {_count(len(config.split.train), 'subject')} of "
-        f"{config.inputs.card.name}, {split} ({_count(len(config.split.test), 'subject')})."
+        f"{', '.join(config.inputs.classes)}. Trained on {counted(len(config.split.train), 'subject')} of "
+        f"{config.inputs.card.name}, {split} ({counted(len(config.split.test), 'subject')})."
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _reservations(config: RunConfig) -> list[str]:
@@ -208,7 +195,7 @@ def _figures(results: Sequence[Result], metrics: Sequence[Mapping[str, Any]]) ->
         pairs = {key: [(line["subject"], line[key]) for line in results] for key in NAMES}
         total = len({line["subject"] for line in results})
         figures = [
-            KeyFigure("Mean DSC", _number(summary.mean), interval or f"over {_count(total, 'subject')}, no interval"),
+            KeyFigure("Mean DSC", _number(summary.mean), interval or f"over {counted(total, 'subject')}, no interval"),
             KeyFigure("HD95", f"{mean_cell(pairs['hd95_mm'], 1, total)} mm", "distance of the surfaces"),
             KeyFigure("NSD", mean_cell(pairs["nsd"], 3, total), "surface within 2 mm"),
             KeyFigure("Subjects", str(total), "held out, measured"),

@@ -12,7 +12,19 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, choose, counted, say, split_names, warn
+from zeus_union.cache.terminal import (
+    DATA,
+    FILE,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    PanelCommand,
+    choose,
+    counted,
+    say,
+    split_names,
+    warn,
+)
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     open_studies,
@@ -46,7 +58,19 @@ READING = (
 )
 
 
-@click.command("build-cache", short_help="Run the frozen models over every slice")
+@click.command(
+    "build-cache",
+    cls=PanelCommand,
+    panels={
+        DATA: "dataset_name data_root modalities subjects labels trust_voxels terms instance splits",
+        "Slices and views": "slice_step view windows views mirror_views",
+        MODEL: "profile overrides variant grid per_class text_window seed send_images_to",
+        "Projection": "projection fold folds train_subjects",
+        SPEED: "batch_size part device",
+        OUTPUT: "out layers store pack dry_run",
+    },
+    short_help="Run the frozen models over every slice",
+)
 @partial(with_data, required=False)
 @with_models
 @send_option

@@ -176,6 +176,7 @@ def test_an_ensemble_is_measured_in_a_folder_of_its_own(runs: dict[str, Path], t
     assert before == set(runs["unext"].iterdir()) | set(runs["unext2"].iterdir())
     (folder,) = runs["unext"].parent.glob("ensemble-*")
     assert {path.name for path in folder.iterdir()} == {
+        "evaluation.csv",
         "evaluation.json",
         "evaluation.parquet",
         "ensemble.json",
