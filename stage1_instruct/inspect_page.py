@@ -15,8 +15,8 @@ from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.page.pictures import class_legend
 from zeus_union.cache.page.render import LINES, Chart, KeyFigure, PageTable, render_page
-from zeus_union.cache.page.slices import Said, Sentence, SliceView, SubjectView, subjects_json, voxels_of
-from zeus_union.cache.page.telling import telling_slices
+from zeus_union.cache.page.slices import Said, Sentence, SliceView, SubjectView, subjects_json
+from zeus_union.cache.page.telling import telling_slices, voxels_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import counted, in_words
 from zeus_union.cache.text_statistics import CUT, TextStatistics, text_statistics

@@ -133,6 +133,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
     trained = {run.row for run in runs}
     now: dict[str, Any] = {
         "title": grid.title,
+        "dataset": cache.card.name,
         "reference": grid.reference,
         "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
         "content": _content(cache, runs),
