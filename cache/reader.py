@@ -74,7 +74,7 @@ class Cache:
         self._files = Files(self.path)
         self._manifest = self._files.manifest()
         if self._manifest.state == "shard":
-            raise UserError(f"{self.path} is one subject's shard; give the cache file beside its .h5.d folder")
+            raise UserError(f"{self.path} is a single subject's shard; give the cache file next to its .h5.d folder")
         if self._manifest.state == "building":
             self._manifest = finished_so_far(self._manifest, self.path, allow_partial)
         self._check_shards()

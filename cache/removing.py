@@ -121,7 +121,7 @@ def _open(files: Files) -> Manifest:
         raise UserError(f"cache {files.path} does not exist")
     index = files.manifest()
     if index.state == "shard":
-        raise UserError(f"{files.path} is one subject's shard; give the cache file beside its .h5.d folder")
+        raise UserError(f"{files.path} is a single subject's shard; give the cache file next to its .h5.d folder")
     return index
 
 

@@ -113,7 +113,7 @@ def read_status(path: Path | str) -> Status:
         raise UserError(f"cache {path} does not exist; zeus-instruct build-cache makes one")
     index = read_manifest(path)
     if index.state == "shard":
-        raise UserError(f"{path} is one subject's shard; give the cache file beside its .h5.d folder")
+        raise UserError(f"{path} is a single subject's shard; give the cache file next to its .h5.d folder")
     shards = _Shards(index, folder)
     holders = tuple(find_holders(path))
     layers = _layers(index, shards, {layer for holder in holders for layer in holder.layers})

@@ -76,7 +76,7 @@ def demo(
     from zeus_union.pipelines.demo import run_demo
 
     picture = run_demo(out, subjects, slice_step, epochs, caption_epochs, seed, device)
-    click.echo(f"look at {picture}; the masks are in {out / 'masks'}. Next: zeus report {out / 'run'}")
+    click.echo(f"{picture} shows the result; the masks are in {out / 'masks'}. Next: zeus report {out / 'run'}")
 
 
 @main.command(
@@ -256,9 +256,7 @@ def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
 
     card = export_runs(open_runs(runs), out, licence=licence)
     if licence is None:
-        warn(
-            "no licence was given, so nobody knows what they may do with the weights; export again with --licence TEXT"
-        )
+        warn("no licence given: others cannot know what they may do with the weights; export again with --licence TEXT")
     unmeasured = sum(member["measured"] is None for member in card["members"])
     if unmeasured:
         warn(

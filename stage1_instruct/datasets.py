@@ -105,7 +105,7 @@ def open_dataset(
         dataset = open_demo(root, labels, modalities)
     card = dataset.card
     if not card.subjects:
-        raise UserError(f"{root} holds no study that {name} can read")
+        raise UserError(f"{root} contains no study in the layout {name}")
     if instance is not None and not instance.strip():
         raise UserError("--instance is empty; say what to segment, or leave it out")
     card = replace(

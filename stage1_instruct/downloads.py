@@ -99,7 +99,7 @@ def download(url: str, path: Path, pin: Pin, say: Say) -> Digests:
     went_on = part.exists()
     digests = _fill_and_check(url, part, path, pin, say)
     if went_on and not pin.fits(digests):
-        say(f"{path.name}: what was there of it is damaged; downloading all of it again")
+        say(f"{path.name}: the partial download is damaged; downloading all of it again")
         _forget(part)
         digests = _fill_and_check(url, part, path, pin, say)
     if not pin.fits(digests):
@@ -139,7 +139,7 @@ def only_here(lock: Path, what: str, say: Say) -> Iterator[None]:
 def _fill_and_check(url: str, part: Path, path: Path, pin: Pin, say: Say) -> Digests:
     _fill(url, part, path, pin, say)
     if part.stat().st_size > SLOW_TO_CHECK:
-        say(f"{path.name}: all of it is here; checking it")
+        say(f"{path.name}: fully downloaded; checking it")
     return digests_of(part)
 
 
@@ -162,7 +162,7 @@ def _fill(url: str, part: Path, path: Path, pin: Pin, say: Say) -> None:
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise UserError(
-                    f"{url} answers {error.code} {error.reason}; get it by hand and put it at {path}"
+                    f"{url} answers {error.code} {error.reason}; download it manually and put it at {path}"
                 ) from error
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:

@@ -127,7 +127,7 @@ def load_weights(run: Path, which: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file, or damaged ({error}); train the run again") from error
+        raise UserError(f"{path} is not a safetensors file, or is damaged ({error}); train the run again") from error
 
 
 def _why_missing(run: Path, which: str) -> str:
@@ -157,7 +157,7 @@ def load_state(run: Path) -> dict[str, Any]:
     """
     path = run / STATE
     if not path.is_file():
-        raise UserError(f"{run} has no {STATE} to go on from; train again into another --out")
+        raise UserError(f"{run} has no {STATE} to resume from; train again into another --out")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -91,7 +91,7 @@ def read_grid(
     """
     path, values = read_named_yaml(FOLDER, name_or_yaml, "grid")
     if "pretrained" in overrides and not Path(overrides["pretrained"]).is_file():
-        raise UserError(f"--set pretrained={overrides['pretrained']}: there is no such file of weights")
+        raise UserError(f"--set pretrained={overrides['pretrained']}: the file does not exist")
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path}: expected a mapping with the keys {', '.join(KEYS)}; found a {type(values).__name__}")
     unknown = [str(key) for key in values if key not in KEYS]
@@ -136,7 +136,7 @@ def read_weights(assignments: Sequence[str]) -> dict[str, Path]:
     for text in assignments:
         model, _, file = text.partition("=")
         if model not in PUBLISHED or not Path(file).is_file():
-            what = f"no weights at {file}" if model in PUBLISHED else f"{model!r} is no model with published weights"
+            what = f"no weights at {file}" if model in PUBLISHED else f"{model!r} is not a model with published weights"
             raise UserError(
                 f"--pretrained {text}: {what}; expected MODEL=FILE with a MODEL of {', '.join(PUBLISHED)}, "
                 "e.g. --pretrained pretrained_unet=efficientnet-b0.pth"

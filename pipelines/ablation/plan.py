@@ -96,7 +96,9 @@ def _equal_time(
     if (out / PLAN).exists():
         before = json.loads((out / PLAN).read_text(encoding="utf-8"))
         if before["minutes"] != minutes:
-            raise UserError(f"{out} was begun with minutes: {before['minutes']}; repeat them, or choose another --out")
+            raise UserError(
+                f"{out} was started with minutes: {before['minutes']}; repeat them, or choose another --out"
+            )
         begun = before["runs"]
     times = times or StepTimes(pick_device(None))
     planned, longer = [], {}

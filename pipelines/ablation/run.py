@@ -179,7 +179,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
             if _begun(out, run):
                 check_same_plan(run_folder(out, run.name), run.config)
     elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and holds no ablation; choose another --out")
+        raise UserError(f"{out} exists and is not an ablation; choose another --out")
     write_json(path, now)
 
 

@@ -132,7 +132,7 @@ def segment(
 
     OUT/STUDY gets mask.nii.gz, statistics, preview.png, instructions.json, and mask.dcm (DICOM-SEG) of a DICOM study. What
     is there already is left as it is: the same command resumes. A study that cannot be segmented goes to
-    OUT/failures.csv, the others go on.
+    OUT/failures.csv, the others are segmented.
 
     \b
     zeus segment patient7 --run runs/brats

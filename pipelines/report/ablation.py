@@ -63,7 +63,7 @@ def read_ablation(folder: Path, reference: str | None = None) -> AblationReport:
     stopped_runs = json.loads(stopped_file.read_text()) if stopped_file.exists() else {}
     stopped = {plan["runs"][run]["row"]: why for run, why in stopped_runs.items()}
     if not (folder / RESULTS).exists():
-        why = "; ".join(stopped_runs.values()) or "the same zeus ablate command goes on"
+        why = "; ".join(stopped_runs.values()) or "the same zeus ablate command resumes"
         raise UserError(f"{folder} has no results: {why}")
     results = pq.read_table(folder / RESULTS).to_pylist()
     order = {row: index for index, row in enumerate(plan["rows"])}

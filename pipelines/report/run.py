@@ -16,7 +16,7 @@ from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.trained import load_trained, open_cache
 
-LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
+LEAK_NOTE = "; an upper bound, not a result: its instructions were made from the true labels"
 
 
 def report_run(

@@ -320,7 +320,7 @@ def _without(by_row: Mapping[str, float], leaks: Mapping[str, Sequence[str]] | N
 
 def _leak_notes(leaks: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
     rows = "; ".join(f"{row} ({', '.join(variants)})" for row, variants in leaks.items() if row in names)
-    return [f"an upper bound, no result: made from the true labels are the instructions of {rows}"] * bool(rows)
+    return [f"an upper bound, not a result: made from the true labels are the instructions of {rows}"] * bool(rows)
 
 
 def _sheet(

@@ -43,7 +43,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     and no more. A file
     system without locks needs `options.part`.
 
-    A subject that cannot be built is left out, and the others go on.
+    A subject that cannot be built is left out, and the others are segmented.
 
     Only models of which something is missing are loaded, all of them before the first subject.
 

@@ -68,7 +68,7 @@ def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, 
         rest = [subject for subject in subjects if subject not in candidates]
         build_subjects(build, [subject for subject in subjects if subject in candidates])
         if build.report.failures:
-            say("a projection is trained when its training subjects are built; the pictures of the others go on")
+            say("a projection is trained once its training subjects are built; building the pictures of the others")
             build_subjects(build, rest)
             return build
         wanted = [_labelled(build, split) for split in wanted]

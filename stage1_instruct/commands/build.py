@@ -203,7 +203,7 @@ def build_cache_command(
     zeus-instruct status shows them. Where the file system has no locks (it says so), each process needs --part; the last
     one, or the same command without it, finishes.
 
-    A study that cannot be read is left out and named at the end; mend it, and the same command takes up only that.
+    A study that cannot be read is left out and named at the end; repair it, and the same command builds only that.
 
     \b
     zeus-instruct build-cache --dataset chaos --data-root CHAOS

@@ -78,6 +78,6 @@ def _size(count: int) -> str:
 
 def _say_consequences(removal: Removal) -> None:
     for fold in removal.untested:
-        warn(f"fold {fold} tests nobody without them")
+        warn(f"fold {fold} has no test subject left without them")
     if removal.learned:
         warn(f"the projection behind {some_of(removal.learned)} has learned from them, and stays")

@@ -189,7 +189,7 @@ def _connector(models: Models, recipe: TrainingRecipe, start: Path | None) -> Co
         return models.projected_llm.new_projection(recipe.seed)
     connector, _ = load_connector(start, models.projected_llm.vision.width, models.projected_llm.llm.width)
     if connector.kind != models.profile.connector:
-        raise UserError(f"{start} is of the kind {connector.kind}, the profile wants {models.profile.connector}")
+        raise UserError(f"{start} is of the kind {connector.kind}, the profile asks for {models.profile.connector}")
     return connector
 
 

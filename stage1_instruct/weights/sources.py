@@ -180,7 +180,7 @@ def source_of(part: str) -> Source | None:
         return None
     repository = part.removeprefix(HUB_PREFIX)
     if not _HUB_ID.fullmatch(repository):
-        raise UserError(f"{part!r} is no model on the Hugging Face hub, expected {HUB_PREFIX}OWNER/NAME")
+        raise UserError(f"{part!r} is not a model on the Hugging Face hub, expected {HUB_PREFIX}OWNER/NAME")
     return Hub(repository, MODEL_FILES, 0, repository, "see its page")
 
 

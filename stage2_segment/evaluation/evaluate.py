@@ -274,10 +274,12 @@ def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tupl
     if labelled and not kept:
         raise UserError(
             f"the run (or its projection) was trained on every labelled subject of {cache.path}: {', '.join(left_out)}; "
-            "--subjects measures those it names all the same"
+            "name them with --subjects to measure them anyway"
         )
     if left_out:
-        warn(f"trained on, and so not measured (--subjects measures them all the same): {', '.join(left_out)}")
+        warn(
+            f"not measured, because they were trained on (name them with --subjects to measure them anyway): {', '.join(left_out)}"
+        )
     return kept
 
 
@@ -322,7 +324,7 @@ def _reservations(evaluation: Evaluation) -> str:
     named = [
         f"{what}: {', '.join(subjects)}"
         for what, subjects in (
-            ("an upper bound, no result: made from the true labels are the instructions", evaluation.leaks),
+            ("an upper bound, not a result: made from the true labels are the instructions", evaluation.leaks),
             (f"{'a member' if evaluation.members else 'the run'} was trained on", evaluation.trained_on),
             ("the instructions' projection was trained on", evaluation.seen),
         )

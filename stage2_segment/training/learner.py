@@ -417,7 +417,7 @@ def _open_folder(
 
 
 def check_same_plan(run: Path, config: RunConfig, before: RunConfig | None = None) -> None:
-    """Raises UserError: the run in that folder was begun with other options or on other data, naming what differs.
+    """Raises UserError: the run in that folder was started with other options or on other data, naming what differs.
 
     Args:
         before: what the run was planned as; None: as its folder says.
@@ -428,12 +428,12 @@ def check_same_plan(run: Path, config: RunConfig, before: RunConfig | None = Non
     data = sorted(name.removeprefix("inputs.content.") for name in changed if name.startswith("inputs.content."))
     if data and all(name.startswith(("inputs.content.", "inputs.training_sources")) for name in changed):
         raise UserError(
-            f"{run} was begun on other data: the cache's {', '.join(data)} of its subjects were built again since, from "
+            f"{run} was started on other data: the cache's {', '.join(data)} of its subjects were built again since, from "
             "other images or labels; choose another --out, or give the cache as it was"
         )
     if changed:
         raise UserError(
-            f"{run} was begun with other options ({describe(changed)}); repeat them, or choose another --out; "
+            f"{run} was started with other options ({describe(changed)}); repeat them, or choose another --out; "
             "--overwrite starts again"
         )
 

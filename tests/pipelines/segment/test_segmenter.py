@@ -75,7 +75,7 @@ def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
     (tmp_path / "new" / "pat1_0001.nii.gz").rename(tmp_path / "new" / "FLAIR_to_T1Gd.nii.gz")
     refused = run(zeus, *call, "--out", tmp_path / "none")
     assert refused.exit_code == 2
-    assert "could be T1Gd, but its name also says flair, to" in " ".join(refused.output.split())
+    assert "could be T1Gd, but its name also contains flair, to" in " ".join(refused.output.split())
     assert not (tmp_path / "none").exists()
 
 

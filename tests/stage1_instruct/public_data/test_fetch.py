@@ -428,7 +428,7 @@ def test_folder_that_the_test_set_would_go_into_is_looked_at_before_the_download
     serve(site, "chaos", chaos_content(phantoms), monkeypatch)
     assert command("--dataset", "chaos").exit_code == 0
     shutil.copytree(phantoms / "chaos" / "MR", workplace / "data" / "chaos" / "Test_Sets" / "MR")
-    fails(command("--dataset", "chaos", "--unlabelled"), "Test_Sets/MR is there already", "move it away")
+    fails(command("--dataset", "chaos", "--unlabelled"), "Test_Sets/MR exists already", "move it away")
     assert len(site.requested) == 1
 
 

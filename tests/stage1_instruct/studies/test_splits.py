@@ -110,7 +110,7 @@ def test_a_cache_has_the_folds_of_the_splits_and_refuses_others(
         assert {cache.subjects[row["subject"]]: row["fold"] for row in cache.rows} == FOLDS
     build_cache(dataset, models, options)
     other = write(tmp_path / "t.json", TWO[::-1])
-    with pytest.raises(UserError, match=r"begun with other folds \(phantom_001 1 -> 0, phantom_002 0 -> 1\)"):
+    with pytest.raises(UserError, match=r"started with other folds \(phantom_001 1 -> 0, phantom_002 0 -> 1\)"):
         build_cache(open_dataset("nnunet", nnunet, modalities=("T2-SPIR",), splits=other), models, options)
 
 
