@@ -36,7 +36,7 @@ def keep_complete(
     if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
         raise UserError(f"{path} is not finished: {lacking}; run the same build-cache command again")
     for layer in [layer for layer in parts if missing[layer] and layer not in index.parts]:
-        warn(f"layer {layer} is left out: it is not finished, {some_of(missing[layer])} are missing")
+        warn(f"layer {layer} is left out because it is unfinished: {some_of(missing[layer])} missing")
         del parts[layer]
     return {layer: missing[layer] for layer in parts if missing[layer]}
 

@@ -240,7 +240,7 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
         raise UserError(
             f"{path} is unfinished: {len(done)} of {counted(len(subjects), 'subject')} finished"
             + (f" ({missing})" if missing else "")
-            + "; run the same build-cache command again, it goes on"
+            + "; run the same build-cache command again to continue"
             + (", or use what is finished with --allow-partial" if done else "")
         )
     kept = {

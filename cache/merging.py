@@ -105,7 +105,7 @@ def _check_alike(first: Path, second: Path, one: Manifest, other: Manifest) -> N
 
     if changed := differences(card(one), card(other)):
         raise UserError(
-            f"{first} and {second} are not of one kind ({describe(changed)}); build them with the same options"
+            f"{first} and {second} were built with different options ({describe(changed)}); build them with the same options"
         )
     for lacking, having in ((first, second), (second, first)):
         mine, theirs = (one, other) if lacking == first else (other, one)
@@ -117,7 +117,7 @@ def _check_alike(first: Path, second: Path, one: Manifest, other: Manifest) -> N
     for layer in one.parts:
         if changed := differences(one.recipes[layer], other.recipes[layer]):
             raise UserError(
-                f"layer {layer} of {first} and that of {second} were made from different things ({describe(changed)}); "
+                f"layer {layer} of {first} and that of {second} have different recipes ({describe(changed)}); "
                 "build one of them again with the options of the other"
             )
     folds = [Counter(fold for fold in manifest.folds.values() if fold != UNLABELLED) for manifest in (one, other)]

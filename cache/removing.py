@@ -112,7 +112,7 @@ def remove(path: Path, subjects: Sequence[str], layers: Sequence[str] = ()) -> R
 def _alone(path: Path) -> Iterator[None]:
     with lock_if_possible(lock_path(path)) as ours:
         if not ours:
-            raise UserError(f"another process builds {path}; wait for it, or end it, before anything is taken out")
+            raise UserError(f"another process builds {path}; wait for it, or end it, before removing anything")
         yield
 
 

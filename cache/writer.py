@@ -311,7 +311,7 @@ class CacheWriter:
             elif kind_of(layer) == "instructions":
                 remedy = "give --variant NAME for a new one, or another --out"
             changed = describe(differences(begun, recipe))
-            raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
+            raise UserError(f"layer {layer} of {self.path} has another recipe ({changed}); {remedy}")
 
     @contextmanager
     def claim(self, subject: str, wait: bool = False) -> Iterator[bool]:

@@ -211,7 +211,7 @@ def ablate(
         try:
             run_ablation(cache, grid, runs, out, **how)
         except KeyboardInterrupt:
-            say("interrupted; the same command resumes")
+            say("interrupted; run the same command again to resume")
             raise
     click.echo(
         f"tables and picture in {report_ablation(out)}. Next: zeus report {out} makes a page of them for a browser"

@@ -123,13 +123,13 @@ def only_here(lock: Path, what: str, say: Say) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            say(f"another process is fetching {what}; waiting for it")
+            say(f"another process is downloading {what}; waiting for it")
             held.acquire()
     except PermissionError:
         raise
     except (NotImplementedError, OSError) as error:
         # ENOSYS, ENOLCK, EOPNOTSUPP: some network file systems.
-        say(f"{lock.parent} lies on a file system without locks ({error}): fetch with one process at a time")
+        say(f"{lock.parent} is on a file system without locks ({error}): download with one process at a time")
     try:
         yield
     finally:
@@ -170,8 +170,8 @@ def _fill(url: str, part: Path, path: Path, pin: Pin, say: Say) -> None:
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         if attempt == ATTEMPTS:
             raise UserError(
-                f"{url} could not be downloaded ({reason}); check the network and run the same command again: it goes on "
-                f"where it stopped; or put the file at {path}"
+                f"{url} could not be downloaded ({reason}); check the network and run the same command again: it "
+                f"resumes; or put the file at {path}"
             )
         say(f"{path.name}: {reason}; trying again ({attempt + 1} of {ATTEMPTS})")
         time.sleep(PAUSE_S)
@@ -187,7 +187,7 @@ def _raise_if_local(error: Exception, part: Path) -> None:
     if is_full(error):
         raise NoSpaceError(
             f"no space left for {part} after {part.stat().st_size / 1e6:.0f} MB; free some and run the same command again: it "
-            "goes on where it stopped"
+            "resumes"
         ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR):
         raise OSError(error.errno, os.strerror(error.errno), str(part)) from error

@@ -167,7 +167,7 @@ def train_command(
     try:
         train_run(cache_path, run, allow_partial=allow_partial, **how, **options)
     except KeyboardInterrupt:
-        say(f"interrupted; the same command resumes {run}")
+        say(f"interrupted; run the same command again to resume {run}")
         raise
     except OSError as error:
         if not is_full(error):

@@ -115,7 +115,7 @@ def write_agreement(out: Path, runs: Sequence[Path], which: str, agreement: dict
             before = earlier["agreement"] if earlier["members"] == described else {}
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"{path} is none that zeus wrote ({error!r}); choose another --out or move it away"
+                f"{path} was not written by zeus ({error!r}); choose another --out or move it away"
             ) from error
     write_json(path, {"members": described, "definitions": DEFINITIONS, "agreement": {**before, **agreement}})
     return path

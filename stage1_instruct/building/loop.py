@@ -93,8 +93,8 @@ def _check_processes(writer: CacheWriter, options: BuildOptions) -> None:
         return
     remedy = "several processes need --part I/N each (or --part slurm in a job array)"
     if int(os.environ.get("WORLD_SIZE") or 1) > 1 or tasks_of_srun(os.environ) > 1:
-        raise UserError(f"the file system of {options.out} has no locks: {remedy}")
-    warn(f"the file system of {options.out} has no locks: this process must be the only one; {remedy}")
+        raise UserError(f"the file system of {options.out} does not support locks: {remedy}")
+    warn(f"the file system of {options.out} does not support locks: run only one process, since {remedy}")
 
 
 def _finish(build: Build) -> None:

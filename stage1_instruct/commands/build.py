@@ -255,7 +255,7 @@ def _open_data(chosen: Collection[str], given: dict[str, Any]) -> Dataset:
     reading = {name: given.pop(name) for name in READING}
     name, root = reading["dataset_name"], reading["data_root"]
     if name is None and (given["out"] is None or root is not None):
-        raise click.UsageError("Missing option '--dataset' (or --out alone, for a cache that is there).")
+        raise click.UsageError("Missing option '--dataset' (or --out alone, for an existing cache).")
     out = given["out"] = given["out"] or Path("cache") / f"{name}.h5"
     if name is not None and not (out.is_file() and is_missing(name, root)):
         return open_studies(**reading)

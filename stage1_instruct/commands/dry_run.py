@@ -48,7 +48,7 @@ def dry_run(
             f"{layer.bytes / 2**20:,.0f} MiB"
         )
     of_views = sum(layer.bytes for layer in missing.layers if view_of(layer.layer)) / 2**20
-    click.echo(f"in all {missing.bytes / 2**20:,.0f} MiB, {of_views:,.0f} of them views")
+    click.echo(f"in total {missing.bytes / 2**20:,.0f} MiB, {of_views:,.0f} of them views")
     if missing.packs:
         click.echo(
             f"and {in_words(missing.packs)} more for a while, to pack them into one file (--no-pack does without)"

@@ -107,5 +107,5 @@ def _outlook(read: Status) -> str:
         each = read.seconds_left / max(1, sum(layer.slice_modalities_due - layer.slice_modalities for layer in missing))
         left = f"about {time_in_words(read.seconds_left)} left, at {each:.3g} s a slice-modality and layer"
     if not at_work and read.locks is not False:
-        return f"nobody is at work: the same build-cache command goes on{last}. {left}"
+        return f"no process is at work: the same build-cache command resumes{last}. {left}"
     return f"{at_work} at work{last}. {left}" if at_work else f"{left}{last}"

@@ -97,7 +97,7 @@ def load_pretrained(
             f"({', '.join(ordinary[:3])} would have no embedding)"
         )
     if own_code(folder):
-        warn(f"{part} comes with Python code of its own: it is not run, transformers' {type(model).__name__} is used")
+        warn(f"{part} ships its own Python code, which is not run: transformers' {type(model).__name__} is used")
     if not options:
         model.to(device)
     return tokenizer, model.eval().requires_grad_(False)

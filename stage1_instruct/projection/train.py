@@ -85,7 +85,7 @@ def train_projection(
         f"{counted(len(training), 'training pair')}, {len(held_out)} held out, {counted(steps, 'step')}; in {precision_name(task)}"
     )
     if recipe.held_out and not held_out:
-        say(f"all pairs are of {pairs[0].patient}: none is held out, and no loss here tells how it does on others")
+        say(f"all pairs are of {pairs[0].patient}: none is held out, so the loss on unseen subjects is unknown")
 
     sample = (held_out or training)[0]
     before = task.say(sample)
@@ -127,7 +127,7 @@ def _task(
     if recipe.precision not in PRECISIONS:
         raise UserError(f"precision {recipe.precision!r} is unknown; there are: {', '.join(PRECISIONS)}")
     if recipe.precision == "fp16" and models.device.type not in TAKES_FP16:
-        raise UserError("training in fp16 needs a GPU; take precision bf16 or fp32 here")
+        raise UserError("training in fp16 needs a GPU; use --precision bf16 or fp32")
     whole = models.profile.llm_precision == "fp32"
     if recipe.precision == "fp32" and not whole:
         raise UserError(

@@ -65,7 +65,7 @@ def fetch_dataset(
     missing = [archive for archive in wanted if not _is_present(archive, folder)]
     ours = any(_is_present(archive, folder) for archive in data_set.archives)
     if not missing or (not ours and _was_put_there(name, root, say)):
-        say(f"{name} is in {root} already; nothing was fetched")
+        say(f"{name} is already in {root}; nothing was downloaded")
         return root
     _say_what(name, data_set, missing, root, say)
     make_folder(folder.parent)
@@ -81,7 +81,7 @@ def fetch_dataset(
 
 def _say_what(name: str, data_set: PublicData, archives: Sequence[Archive], root: Path, say: Say) -> None:
     say(f"{name}: {data_set.title}")
-    say(f"licence {data_set.licence}; what its authors ask to be cited: {data_set.page}")
+    say(f"licence {data_set.licence}; cite: {data_set.page}")
     for archive in archives:
         about = "" if archive.size else "about "
         say(
@@ -173,7 +173,7 @@ def _install(name: str, data_set: PublicData, archive: Archive, folder: Path, ke
         shutil.rmtree(work, ignore_errors=True)
     say(f"{counted(len(subjects), 'subject')} in {folder / archive.into}")
     if was_there:
-        say(f"{path} was there already and stays")
+        say(f"{path} existed before and is kept")
     elif not keep_archive:
         path.unlink()
 

@@ -109,12 +109,12 @@ def _subject_folders(root: Path) -> dict[str, Path]:
             f"{root} holds no MR/SUBJECT/T1DUAL folder; give the folder that holds CHAOS's MR with --data-root"
         )
     if incomplete:
-        warn(f"left out, for they have no T1DUAL folder: {', '.join(str(folder) for folder in incomplete)}")
+        warn(f"left out, because they have no T1DUAL folder: {', '.join(str(folder) for folder in incomplete)}")
     renamed = [
         f"{path.name!r} is {name}" for name, path in subjects.items() if not path.name.isascii() or " " in path.name
     ]
     if renamed:
-        say(f"subjects whose folders have other letters: {', '.join(renamed)}")
+        say(f"subjects renamed from their folders: {', '.join(renamed)}")
     return subjects
 
 

@@ -43,7 +43,7 @@ def terms_of(channels: Mapping[str, str]) -> dict[str, str]:
         term = term_of(channel)
         if term is None:
             warn(
-                f"channel {channel} says no modality; instructions call it {channel!r}, --term {modality}=TERM otherwise"
+                f"channel {channel} does not name a modality; instructions call it {channel!r}, --term {modality}=TERM otherwise"
             )
         terms[modality] = term or channel
     return terms

@@ -58,13 +58,16 @@ def read_splits(path: Path, subjects: Mapping[str, str]) -> dict[str, int]:
             f"{path} tests none of the data set's cases ({_names(by_case.keys())}); give the splits of this one"
         )
     say(
-        f"folds are those of {path}: {counted(len(splits), 'fold')}, "
+        f"folds from {path}: {counted(len(splits), 'fold')}, "
         f"{len(folds)} of {counted(len(by_case), 'labelled subject')} tested"
     )
     if gone:
-        warn(f"{path} names cases that are not here: {_names(gone)}")
+        warn(f"{path} names cases that do not exist here: {_names(gone)}")
     if left_out:
-        warn(f"{path} neither trains on nor tests some cases, they are trained on here: {'; '.join(left_out)}")
+        warn(
+            f"{path} lists some cases neither for training nor for testing; they are used for training "
+            f"here: {'; '.join(left_out)}"
+        )
     return {subject: folds.get(subject, UNLABELLED) for subject in by_case.values()}
 
 

@@ -78,9 +78,7 @@ def _copied_leak(cache: Cache, by_class: Mapping[str | None, Mapping[Cell, str]]
         for texts in by_class.values():
             same = [cell for cell, text in texts.items() if text and text == stored[cell]]
             if same and 2 * len(same) >= sum(map(bool, stored.values())):
-                warn(
-                    f"these texts are those of instructions/{variant}: the layer is marked as a leak of {leak}, as that is"
-                )
+                warn(f"these texts equal those of instructions/{variant}: the layer is marked as a leak of {leak} too")
                 return leak
     return None
 

@@ -105,8 +105,8 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
             unknown
         )
         raise UserError(
-            f"{path} has the columns {some_of(columns)}; it {' and '.join(wrong)}: subject and text have to be there, "
-            "slice, modality and class may be; rename or remove the others"
+            f"{path} has the columns {some_of(columns)}; it {' and '.join(wrong)}: subject and text are required, "
+            "slice, modality and class optional; rename or remove the others"
         )
 
 

@@ -440,7 +440,7 @@ def test_a_shared_run_finds_its_models_by_what_is_given_and_its_projection_knows
     (run,) = import_runs(tmp_path / "lite.zeus.zip", tmp_path / "imported")
     shared = checkpoint.load_config(run)
     with pytest.raises(
-        UserError, match=r"was shared without files of its own machine; give --set encoder_weights=\.\.\."
+        UserError, match=r"was shared without files of the machine it was made on; give --set encoder_weights=\.\.\."
     ):
         frozen_parts([run], [shared], None, {}, "cpu", None)
     ((models, _),) = frozen_parts([run], [shared], None, paths, "cpu", None)
@@ -457,4 +457,4 @@ def test_other_models_under_the_same_name_are_refused_before_any_work(
     monkeypatch.setattr(trained, "build_subjects", lambda *_: pytest.fail("worked"))
     refused = labelled.build("--set", "max_new_tokens=9")
     assert refused.exit_code == 2
-    assert "made from something else (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())
+    assert "another recipe (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())

@@ -52,7 +52,7 @@ def test_splits_are_found_where_nnunet_keeps_them_and_said(
     path = write(folder / "splits_final.json", TWO)
     dataset = open_dataset("nnunet", raw, splits=path if place == "given" else None)
     assert dataset.folds == FOLDS
-    assert f"folds are those of {path}" in capsys.readouterr().err
+    assert f"folds from {path}" in capsys.readouterr().err
 
 
 def test_without_splits_the_cache_draws_the_folds(nnunet: Path):

@@ -170,7 +170,7 @@ def test_another_table_under_the_same_name_is_refused(labelled: Path, encoder: T
     rows = [{"subject": name, "text": name} for name in ("A", "B")]
     import_texts(labelled, write_lines(tmp_path / "t.jsonl", *rows), "own", encoder)
     rows[0]["text"] = "corrected"
-    with pytest.raises(UserError, match=r"made from something else \(imported_file.sha256: .*give --variant NAME"):
+    with pytest.raises(UserError, match=r"another recipe \(imported_file.sha256: .*give --variant NAME"):
         import_texts(labelled, write_lines(tmp_path / "t.jsonl", *rows), "own", encoder)
     assert set(texts_of(labelled, "own").values()) == {"A", "B"}
 

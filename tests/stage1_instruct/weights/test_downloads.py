@@ -53,7 +53,7 @@ def test_killed_download_is_gone_on_with_by_the_next_command(
 ) -> None:
     site.cut_after = 300_000
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
-    with pytest.raises(UserError, match=r"ended after 300000 of .*goes on where it stopped"):
+    with pytest.raises(UserError, match=r"ended after 300000 of .*resumes"):
         download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), quiet)
     assert not (tmp_path / "m.pth").exists()
     download(site.url, tmp_path / "m.pth", Pin(len(CONTENT), SHA256), quiet)
