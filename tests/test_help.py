@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 import pytest
@@ -15,6 +16,7 @@ from zeus_union.stage2_segment.cli import main as zeus_segment
 
 GROUPS = {"zeus": zeus, "zeus-instruct": zeus_instruct, "zeus-segment": zeus_segment}
 COMMANDS = [(group, name) for group in GROUPS for name in GROUPS[group].commands]
+ROOT = Path(__file__).parents[1]
 SAID_BY_THEIR_NAME = {"--seed", "--weight-decay"}  # with their default they need no sentence
 
 
@@ -106,3 +108,17 @@ def test_many_options_stand_under_headings_and_only_what_every_command_has_under
         assert list(entries(shown(group, command), REST)) == ["-q", "-v", "--debug", "-h"]
     else:
         assert len(options) <= MANY + 3
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_shell_completes_commands_and_the_docs_name_the_variable_that_asks_for_it(
+    group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = f"_{group.replace('-', '_').upper()}_COMPLETE"
+    assert f'eval "$({variable}=bash_source {group})"' in (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("COMP_WORDS", f"{group} ")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv(variable, "bash_complete")
+    with pytest.raises(SystemExit):
+        GROUPS[group](prog_name=group)
+    assert capsys.readouterr().out.split() == [f"plain,{name}" for name in GROUPS[group].commands]
