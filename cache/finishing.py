@@ -10,7 +10,7 @@ from zeus_union.cache.layout import find_packed, shard_folder
 from zeus_union.cache.manifest import Manifest, Part, subjects_due
 from zeus_union.cache.pack import COPY_BELOW, PACK_BELOW, move_among_shards, part_bytes, write_index, write_packed
 from zeus_union.cache.shard import Files
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import some_of, warn
 
 
 def keep_complete(
@@ -36,7 +36,7 @@ def keep_complete(
     if lacking := "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in begun.items() if names):
         raise UserError(f"{path} is not finished: {lacking}; run the same build-cache command again")
     for layer in [layer for layer in parts if missing[layer] and layer not in index.parts]:
-        say(f"layer {layer} is left out: it is not finished, {some_of(missing[layer])} are missing")
+        warn(f"layer {layer} is left out because it is unfinished: {some_of(missing[layer])} missing")
         del parts[layer]
     return {layer: missing[layer] for layer in parts if missing[layer]}
 

@@ -89,6 +89,6 @@ def check_same_folds(path: Path, stored: Mapping[str, int], given: Mapping[str, 
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{path} was begun with other folds ({', '.join(list(changed.values())[:5])}{more}); a subject's fold never "
+            f"{path} was started with other folds ({', '.join(list(changed.values())[:5])}{more}); a subject's fold never "
             "changes, give another --out"
         )

@@ -206,7 +206,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; it holds the instruction texts: copy it beside the cache") from None
+        raise UserError(f"{path} is missing; it holds the instruction texts: copy it next to the cache") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())[:200]}); copy it again from where it came, "

@@ -21,7 +21,7 @@ from zeus_union.cache.folds import folds_of_labelled
 from zeus_union.cache.layout import CONSTANTS, LAYOUT, DatasetCard, kind_of, shard_folder
 from zeus_union.cache.recipe import canonical_json
 from zeus_union.cache.seal import check_seal
-from zeus_union.cache.terminal import some_of
+from zeus_union.cache.terminal import counted, some_of
 from zeus_union.cache.view_layers import view_of
 
 
@@ -238,9 +238,9 @@ def finished_so_far(index: Manifest, path: Path, allow_partial: bool) -> Manifes
     if not allow_partial or not done or "slices" not in parts:
         missing = "; ".join(f"{layer} lacks {some_of(names)}" for layer, names in lacking.items() if names)
         raise UserError(
-            f"{path} is unfinished: {len(done)} of {len(subjects)} subjects are finished"
+            f"{path} is unfinished: {len(done)} of {counted(len(subjects), 'subject')} finished"
             + (f" ({missing})" if missing else "")
-            + "; run the same build-cache command again, it goes on"
+            + "; run the same build-cache command again to continue"
             + (", or use what is finished with --allow-partial" if done else "")
         )
     kept = {

@@ -40,7 +40,7 @@ from zeus_union.cache.pack import (
 )
 from zeus_union.cache.recipe import describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files
-from zeus_union.cache.terminal import progress, some_of
+from zeus_union.cache.terminal import counted, progress, some_of
 from zeus_union.cache.verify import verify
 
 
@@ -83,7 +83,9 @@ def merge(first: Path, second: Path, target: Path, pack: bool | None = None) -> 
         _check_different_subjects(first, second, manifests[0], manifests[1])
         for path in (first, second):
             if findings := verify(path):
-                raise UserError(f"{path} is damaged ({len(findings)} findings; {findings[0]}); mend it first")
+                raise UserError(
+                    f"{path} is damaged ({counted(len(findings), 'finding')}; {findings[0]}); repair it first"
+                )
         joined = _join(manifests[0], manifests[1], sources[0], sources[1])
         check_uniform(joined.parts)
         remove_left(target)
@@ -103,7 +105,7 @@ def _check_alike(first: Path, second: Path, one: Manifest, other: Manifest) -> N
 
     if changed := differences(card(one), card(other)):
         raise UserError(
-            f"{first} and {second} are not of one kind ({describe(changed)}); build them with the same options"
+            f"{first} and {second} were built with different options ({describe(changed)}); build them with the same options"
         )
     for lacking, having in ((first, second), (second, first)):
         mine, theirs = (one, other) if lacking == first else (other, one)
@@ -115,7 +117,7 @@ def _check_alike(first: Path, second: Path, one: Manifest, other: Manifest) -> N
     for layer in one.parts:
         if changed := differences(one.recipes[layer], other.recipes[layer]):
             raise UserError(
-                f"layer {layer} of {first} and that of {second} were made from different things ({describe(changed)}); "
+                f"layer {layer} of {first} and that of {second} have different recipes ({describe(changed)}); "
                 "build one of them again with the options of the other"
             )
     folds = [Counter(fold for fold in manifest.folds.values() if fold != UNLABELLED) for manifest in (one, other)]
@@ -123,8 +125,8 @@ def _check_alike(first: Path, second: Path, one: Manifest, other: Manifest) -> N
     # Of fewer than five subjects each is a fold of its own: those are the first folds of five.
     if few and set(few) != set(many) and not (set(few) <= set(many) and max(few.values()) == 1):
         raise UserError(
-            f"{first} has {len(folds[0])} folds and {second} {len(folds[1])}; build one of them again with --splits that "
-            "has the folds of the other"
+            f"{first} has {counted(len(folds[0]), 'fold')} and {second} {len(folds[1])}; build one of them again with --splits "
+            "that has the folds of the other"
         )
 
 

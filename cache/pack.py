@@ -220,7 +220,7 @@ def finished_manifest(manifest: Manifest, path: Path) -> Manifest:
         UserError: a subject is missing in a layer, or it is a shard.
     """
     if manifest.state == "shard":
-        raise UserError(f"{path} is one subject's shard; give the cache file beside its .h5.d folder")
+        raise UserError(f"{path} is a single subject's shard; give the cache file next to its .h5.d folder")
     if manifest.state == "building":
         complete = finished_so_far(manifest, path, allow_partial=True)
         missing = [name for name in manifest.card.subjects if name not in complete.parts["slices"]]

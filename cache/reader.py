@@ -28,6 +28,7 @@ from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished
 from zeus_union.cache.pack import read_texts
 from zeus_union.cache.recipe import canonical_json, fingerprint
 from zeus_union.cache.shard import Files, rows_digest
+from zeus_union.cache.terminal import nearest
 from zeus_union.cache.view_layers import count_views, view_layer
 
 Rows = Sequence[int] | NDArray[np.integer]
@@ -73,7 +74,7 @@ class Cache:
         self._files = Files(self.path)
         self._manifest = self._files.manifest()
         if self._manifest.state == "shard":
-            raise UserError(f"{self.path} is one subject's shard; give the cache file beside its .h5.d folder")
+            raise UserError(f"{self.path} is a single subject's shard; give the cache file next to its .h5.d folder")
         if self._manifest.state == "building":
             self._manifest = finished_so_far(self._manifest, self.path, allow_partial)
         self._check_shards()
@@ -294,7 +295,8 @@ class Cache:
 
     def _layer(self, layer: str) -> Mapping[str, Part]:
         if layer not in self._manifest.parts:
-            raise UserError(f"{self.path} has no layer {layer}; it has {', '.join(self.layers)}")
+            close = nearest(layer, self.layers)
+            raise UserError(f"{self.path} has no layer {layer}; it has {', '.join(self.layers)}{close}")
         return self._manifest.parts[layer]
 
     def _part(self, layer: str, subject: str) -> Part:

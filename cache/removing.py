@@ -112,7 +112,7 @@ def remove(path: Path, subjects: Sequence[str], layers: Sequence[str] = ()) -> R
 def _alone(path: Path) -> Iterator[None]:
     with lock_if_possible(lock_path(path)) as ours:
         if not ours:
-            raise UserError(f"another process builds {path}; wait for it, or end it, before anything is taken out")
+            raise UserError(f"another process builds {path}; wait for it, or end it, before removing anything")
         yield
 
 
@@ -121,7 +121,7 @@ def _open(files: Files) -> Manifest:
         raise UserError(f"cache {files.path} does not exist")
     index = files.manifest()
     if index.state == "shard":
-        raise UserError(f"{files.path} is one subject's shard; give the cache file beside its .h5.d folder")
+        raise UserError(f"{files.path} is a single subject's shard; give the cache file next to its .h5.d folder")
     return index
 
 

@@ -115,7 +115,7 @@ class _OpenFile:
         try:
             self.fd = os.open(path, os.O_RDONLY | FLAGS)
         except FileNotFoundError:
-            raise UserError(f"{path} is missing; copy the shard folder {path.name} lies in beside the cache") from None
+            raise UserError(f"{path} is missing; copy the shard folder {path.name} lies in next to the cache") from None
 
     def has_seal(self, seal: bytes) -> bool:
         start = bytearray(SEAL_BYTES)

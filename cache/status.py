@@ -107,13 +107,13 @@ def read_status(path: Path | str) -> Status:
     if not path.is_file():
         if folder.is_dir():
             raise UserError(
-                f"{path} is missing and its shard folder {folder} is there; copy the index beside it, or run the same "
-                "build-cache command again: it goes on"
+                f"{path} is missing and its shard folder {folder} exists; copy the index next to it, or run the same "
+                "build-cache command again, which resumes"
             )
         raise UserError(f"cache {path} does not exist; zeus-instruct build-cache makes one")
     index = read_manifest(path)
     if index.state == "shard":
-        raise UserError(f"{path} is one subject's shard; give the cache file beside its .h5.d folder")
+        raise UserError(f"{path} is a single subject's shard; give the cache file next to its .h5.d folder")
     shards = _Shards(index, folder)
     holders = tuple(find_holders(path))
     layers = _layers(index, shards, {layer for holder in holders for layer in holder.layers})

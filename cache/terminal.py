@@ -145,32 +145,39 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
 
-class PanelOption(click.Option):
-    """An option that stands under a heading of its own in --help.
-
-    Args:
-        panel: the heading.
-    """
-
-    def __init__(self, *args: Any, panel: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.panel = panel
+# Headings of --help, in the order in which they stand there.
+DATA, MODEL, BASELINES, OPTIMISATION, SPEED, OUTPUT, REST = (
+    "Data and split",
+    "Model",
+    "Baselines only",
+    "Optimisation",
+    "Speed and memory",
+    "Output",
+    "Messages and help",
+)
 
 
 class PanelCommand(click.Command):
-    """A command whose --help shows the options of each `PanelOption` heading together, those without one last."""
+    """A command whose --help shows its options under headings; those under none come last, as `REST`.
+
+    Args:
+        panels: heading -> names of parameters, separated by spaces, in the order in which they are shown.
+    """
+
+    def __init__(self, *args: Any, panels: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.panels = {heading: tuple(names.split()) for heading, names in panels.items()}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {}
-        rest: list[tuple[str, str]] = []
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                records = panels.setdefault(parameter.panel, []) if isinstance(parameter, PanelOption) else rest
-                records.append(record)
-        for heading, listed in {**panels, "Where and how it runs": rest}.items():
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        records = {option: option.get_help_record(ctx) for option in options}
+        by_name = {parameter.name: parameter for parameter in records}
+        panels = {heading: [by_name[name] for name in names] for heading, names in self.panels.items()}
+        placed = {parameter for parameters in panels.values() for parameter in parameters}
+        panels[REST] = [parameter for parameter in records if parameter not in placed]
+        for heading, parameters in panels.items():
             with formatter.section(heading):
-                formatter.write_dl(listed)
+                formatter.write_dl([record for parameter in parameters if (record := records[parameter])])
 
 
 def _prepare_output() -> None:
@@ -339,14 +346,15 @@ def in_words(count: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """'1 subject', '3 subjects': a number with a noun whose plural ends in s (or 'ies' for 'y').
+    """'1 subject', '3 subjects': a number with a noun whose plural ends in s ('ies' for 'y', 'es' for 's').
 
-    >>> counted(1, "subject"), counted(0, "study")
-    ('1 subject', '0 studies')
+    >>> counted(1, "subject"), counted(0, "study"), counted(1200, "class")
+    ('1 subject', '0 studies', '1,200 classes')
     """
     if count == 1:
         return f"1 {noun}"
-    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {plural}"
 
 
 def time_in_words(seconds: float) -> str:

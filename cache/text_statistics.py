@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import say, warn
 
 CUT = "length"  # the stop reason of an answer that was cut at max_new_tokens
 PROMPT = "prompt"  # the instructor whose texts are the same on purpose
@@ -144,4 +144,4 @@ def warn_of_texts(cache: Cache, variants: Iterable[str]) -> None:
 
 def _say_warning(cache: Cache, variant: str, statistics: TextStatistics) -> None:
     if statistics.warning and cache.recipe(f"instructions/{variant}").get("instructor") != PROMPT:
-        say(f"warning: {variant}: {statistics.warning}")
+        warn(f"warning: {variant}: {statistics.warning}")

@@ -64,7 +64,7 @@ from zeus_union.cache.quantize import decode
 from zeus_union.cache.recipe import canonical_json, describe, differences, fingerprint
 from zeus_union.cache.rows import SubjectSlices, count_foreground, encode_rows, store_pieces
 from zeus_union.cache.shard import FileBuilder, Files, row_hashes, rows_digest
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import say, some_of, warn
 from zeus_union.cache.view_layers import made_from, view_layer, view_of
 
 _OPTIONAL = ("masks", "modality_masks", "native_masks")
@@ -311,7 +311,7 @@ class CacheWriter:
             elif kind_of(layer) == "instructions":
                 remedy = "give --variant NAME for a new one, or another --out"
             changed = describe(differences(begun, recipe))
-            raise UserError(f"layer {layer} of {self.path} was made from something else ({changed}); {remedy}")
+            raise UserError(f"layer {layer} of {self.path} has another recipe ({changed}); {remedy}")
 
     @contextmanager
     def claim(self, subject: str, wait: bool = False) -> Iterator[bool]:
@@ -488,7 +488,7 @@ class CacheWriter:
         parts = self._all_parts()
         if lacking := keep_complete(self.path, self._index, self.card.subjects, self._recipes, parts):
             names = ", ".join(f"{layer} ({some_of(subjects)})" for layer, subjects in lacking.items())
-            say(
+            warn(
                 f"{self.path} stays as it was: its new subjects are still missing in {names}. Build those layers for them too "
                 "(build-cache with their --variant, --views), or take a layer out with zeus-instruct remove --layer"
             )

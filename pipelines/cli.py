@@ -10,7 +10,23 @@ import click
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, FOLDER, ZeusGroup, existing, print_tables, say, split_names
+from zeus_union.cache.terminal import (
+    DATA,
+    FILE,
+    FOLDER,
+    MODEL,
+    OPTIMISATION,
+    OUTPUT,
+    SPEED,
+    PanelCommand,
+    ZeusGroup,
+    counted,
+    existing,
+    print_tables,
+    say,
+    split_names,
+    warn,
+)
 from zeus_union.pipelines.commands.segment import segment
 from zeus_union.stage2_segment.choices import RESIDENT
 from zeus_union.stage2_segment.run_options import (
@@ -60,10 +76,20 @@ def demo(
     from zeus_union.pipelines.demo import run_demo
 
     picture = run_demo(out, subjects, slice_step, epochs, caption_epochs, seed, device)
-    click.echo(f"look at {picture}; the masks are in {out / 'masks'}")
+    click.echo(f"{picture} shows the result; the masks are in {out / 'masks'}. Next: zeus report {out / 'run'}")
 
 
-@main.command(short_help="Train the rows of a grid from one cache")
+@main.command(
+    cls=PanelCommand,
+    panels={
+        DATA: "cache_path seeds folds allow_partial",
+        MODEL: "grid_name controls overrides weights skip_missing",
+        OPTIMISATION: "epochs minutes",
+        SPEED: "stacked at_once resident device",
+        OUTPUT: "out overwrite dry_run",
+    },
+    short_help="Train the rows of a grid from one cache",
+)
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @click.option(
     "--grid", "grid_name", required=True, help="table2, table3, table4, table5 (the paper's), controls, or a YAML file."
@@ -185,10 +211,10 @@ def ablate(
         try:
             run_ablation(cache, grid, runs, out, **how)
         except KeyboardInterrupt:
-            say("interrupted; the same command resumes")
+            say("interrupted; run the same command again to resume")
             raise
     click.echo(
-        f"tables and picture in {report_ablation(out)}\nNext: zeus report {out} makes a page of them for a browser"
+        f"tables and picture in {report_ablation(out)}. Next: zeus report {out} makes a page of them for a browser"
     )
 
 
@@ -230,15 +256,17 @@ def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
 
     card = export_runs(open_runs(runs), out, licence=licence)
     if licence is None:
-        say("no licence was given, so nobody knows what they may do with the weights; export again with --licence TEXT")
+        warn("no licence given: others cannot know what they may do with the weights; export again with --licence TEXT")
     unmeasured = sum(member["measured"] is None for member in card["members"])
     if unmeasured:
-        say(
-            f"{unmeasured} of {len(card['members'])} runs have no DSC in the model card: zeus-segment evaluate, then export"
+        warn(
+            f"{unmeasured} of {counted(len(card['members']), 'run')} without DSC in the model card: "
+            "run zeus-segment evaluate, then export again"
         )
     for part, name in {part: name for member in card["members"] for part, name in member["to_give"].items()}.items():
         say(f"not inside: {part}" + (f" ({name})" if name else "") + f"; whoever uses the file gives --set {part}=...")
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(card['members'])} run(s) of {card['dataset']}")
+    what = f"{out.stat().st_size / 1e6:.1f} MB, {counted(len(card['members']), 'run')} of {card['dataset']}"
+    click.echo(f"{out}: {what}. Next: zeus segment STUDY --run {out}")
 
 
 @main.command("import", short_help="Read a file of zeus export")
@@ -252,7 +280,8 @@ def import_(archive: Path, out: Path | None) -> None:
     from zeus_union.stage2_segment.sharing.importing import import_runs
 
     runs = import_runs(archive, out)
-    click.echo(f"{len(runs)} run(s) in {', '.join(map(str, runs))}")
+    members = "".join(f" --run {run}" for run in runs)
+    click.echo(f"{counted(len(runs), 'run')} in {', '.join(map(str, runs))}. Next: zeus segment STUDY{members}")
 
 
 @main.command(short_help="A page for a browser: curves, slices, texts")
@@ -303,7 +332,9 @@ def report(
     else:
         runs = open_runs([folder])
         if len(runs) != 1:
-            raise UserError(f"{folder} holds {len(runs)} runs; zeus import makes folders of them, report one of those")
+            raise UserError(
+                f"{folder} holds {counted(len(runs), 'run')}; zeus import unpacks them into folders, report one of those"
+            )
         picture, page = report_run(runs[0], cache, subjects, slices, out, results_of_shared([folder]))
         click.echo(f"picture in {picture}")
     click.echo(f"open {page} in a browser")

@@ -9,7 +9,7 @@ from pathlib import Path
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import print_tables, say
-from zeus_union.pipelines.report.picture import draw_run, telling_rows
+from zeus_union.pipelines.report.picture import draw_run, slices_of
 from zeus_union.stage1_instruct.building.loop import LAYERS, BuildOptions, build_cache
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import best_device, load_models
@@ -99,7 +99,7 @@ def run_demo(
 
         say("6/6 masks in the studies' own grids, and a picture")
         predict_run(run, cache, out / "masks", subjects=held_out, device=device)
-        rows = telling_rows(cache, held_out)
+        rows = slices_of(cache, held_out)
         predictions = load_trained(run, device=device).predict(cache, rows)
         picture = out / "picture.png"
         draw_run(cache, rows, predictions, profile.name, picture, "zeus demo: held-out phantoms")

@@ -9,9 +9,11 @@ from pathlib import Path
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import choose
 from zeus_union.stage1_instruct.public_data.sources import how_to_get
+from zeus_union.stage1_instruct.studies.data_root import find_root
+from zeus_union.stage1_instruct.studies.dataset_json import INSIDE, has_dataset_json
 from zeus_union.stage1_instruct.studies.labels import LABELS
 from zeus_union.stage1_instruct.studies.modality_terms import parse_terms
-from zeus_union.stage1_instruct.studies.msd import NAMES, open_msd
+from zeus_union.stage1_instruct.studies.msd import NAMES, PAPER_TASKS, open_msd
 from zeus_union.stage1_instruct.studies.nnunet import open_nnunet
 from zeus_union.stage1_instruct.studies.splits import find_splits, read_splits
 from zeus_union.stage1_instruct.studies.study import Dataset, Study
@@ -42,6 +44,17 @@ def _require_data(name: str, root: Path | None) -> None:
     raise UserError(f"the data root {folder} {state}; {command} gets the data, or give its folder with --data-root")
 
 
+def _data_root(name: str, root: Path) -> Path:
+    """The data set's folder, where `root` is one above it or inside it; the demo's is written where it is said."""
+    if name == "demo":
+        return root
+    if name == "chaos":
+        from zeus_union.stage1_instruct.studies.chaos import holds_subjects
+
+        return find_root(root, holds_subjects)
+    return find_root(root, has_dataset_json, INSIDE, PAPER_TASKS[name][0] if name in PAPER_TASKS else None)
+
+
 def open_dataset(
     name: str,
     root: Path | None = None,
@@ -57,7 +70,8 @@ def open_dataset(
 
     Args:
         name: one of `DATASETS`; 'demo' writes its phantoms into `root` if they are not there.
-        root: its folder; data/NAME if not given.
+        root: its folder; data/NAME if not given. A folder above the only data set in it, and imagesTr and the like inside
+            one, stand for it, which is said.
         labels: 'binary' (all classes merged), 'native' (the data set's own), 'regions' (nnU-Net's regions as classes
             that share no voxel) or 'default' (binary for msd-brain and msd-prostate, as the paper; else native).
         modalities: only these; the others are neither read nor checked.
@@ -73,7 +87,7 @@ def open_dataset(
     choose([name], DATASETS, "data set")
     choose([labels], LABELS, "way of labelling")
     _require_data(name, root)
-    root = default_root(name) if root is None else root
+    root = _data_root(name, default_root(name) if root is None else root)
     if trust_voxels and name in ("chaos", "demo"):
         raise UserError(f"--trust-voxels is for files with a header of their own, {name} is DICOM; leave it out")
     if name in NAMES:
@@ -91,7 +105,7 @@ def open_dataset(
         dataset = open_demo(root, labels, modalities)
     card = dataset.card
     if not card.subjects:
-        raise UserError(f"{root} holds no study that {name} can read")
+        raise UserError(f"{root} contains no study in the layout {name}")
     if instance is not None and not instance.strip():
         raise UserError("--instance is empty; say what to segment, or leave it out")
     card = replace(

@@ -99,7 +99,7 @@ def download(url: str, path: Path, pin: Pin, say: Say) -> Digests:
     went_on = part.exists()
     digests = _fill_and_check(url, part, path, pin, say)
     if went_on and not pin.fits(digests):
-        say(f"{path.name}: what was there of it is damaged; downloading all of it again")
+        say(f"{path.name}: the partial download is damaged; downloading all of it again")
         _forget(part)
         digests = _fill_and_check(url, part, path, pin, say)
     if not pin.fits(digests):
@@ -123,13 +123,13 @@ def only_here(lock: Path, what: str, say: Say) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            say(f"another process is fetching {what}; waiting for it")
+            say(f"another process is downloading {what}; waiting for it")
             held.acquire()
     except PermissionError:
         raise
     except (NotImplementedError, OSError) as error:
         # ENOSYS, ENOLCK, EOPNOTSUPP: some network file systems.
-        say(f"{lock.parent} lies on a file system without locks ({error}): fetch with one process at a time")
+        say(f"{lock.parent} is on a file system without locks ({error}): download with one process at a time")
     try:
         yield
     finally:
@@ -139,7 +139,7 @@ def only_here(lock: Path, what: str, say: Say) -> Iterator[None]:
 def _fill_and_check(url: str, part: Path, path: Path, pin: Pin, say: Say) -> Digests:
     _fill(url, part, path, pin, say)
     if part.stat().st_size > SLOW_TO_CHECK:
-        say(f"{path.name}: all of it is here; checking it")
+        say(f"{path.name}: fully downloaded; checking it")
     return digests_of(part)
 
 
@@ -162,7 +162,7 @@ def _fill(url: str, part: Path, path: Path, pin: Pin, say: Say) -> None:
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise UserError(
-                    f"{url} answers {error.code} {error.reason}; get it by hand and put it at {path}"
+                    f"{url} answers {error.code} {error.reason}; download it manually and put it at {path}"
                 ) from error
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
@@ -170,8 +170,8 @@ def _fill(url: str, part: Path, path: Path, pin: Pin, say: Say) -> None:
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         if attempt == ATTEMPTS:
             raise UserError(
-                f"{url} could not be downloaded ({reason}); check the network and run the same command again: it goes on "
-                f"where it stopped; or put the file at {path}"
+                f"{url} could not be downloaded ({reason}); check the network and run the same command again: it "
+                f"resumes; or put the file at {path}"
             )
         say(f"{path.name}: {reason}; trying again ({attempt + 1} of {ATTEMPTS})")
         time.sleep(PAUSE_S)
@@ -187,7 +187,7 @@ def _raise_if_local(error: Exception, part: Path) -> None:
     if is_full(error):
         raise NoSpaceError(
             f"no space left for {part} after {part.stat().st_size / 1e6:.0f} MB; free some and run the same command again: it "
-            "goes on where it stopped"
+            "resumes"
         ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR):
         raise OSError(error.errno, os.strerror(error.errno), str(part)) from error

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
-from zeus_union.cache.colours import class_hex
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.layout import kind_of
+from zeus_union.cache.page.drawing import class_patches, draw_slice_on
+from zeus_union.cache.page.telling import telling_rows
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import counted
+from zeus_union.cache.terminal import counted, nearest, some_of
 from zeus_union.cache.text_statistics import text_statistics
 
 
@@ -84,7 +84,7 @@ def describe(contents: Mapping[str, Any]) -> None:
 
 
 def pick_slice(cache: Cache, subject: str | None, number: int | None) -> int:
-    """The row of a slice; by default the one with the most foreground.
+    """The row of a slice; by default the one that shows most of every class, of the subject with the most foreground.
 
     Raises:
         UserError: no such subject or slice, naming those there are.
@@ -93,7 +93,8 @@ def pick_slice(cache: Cache, subject: str | None, number: int | None) -> int:
     wanted = np.ones(len(rows), dtype=bool)
     if subject is not None:
         if subject not in cache.subjects:
-            raise UserError(f"no subject {subject} in the cache; there are: {', '.join(cache.subjects)}")
+            close = nearest(subject, cache.subjects)
+            raise UserError(f"no subject {subject} in the cache; there are: {some_of(cache.subjects, 20)}{close}")
         wanted &= rows["subject"] == cache.subjects.index(subject)
     if number is not None:
         numbers = rows["number"][wanted]
@@ -101,7 +102,10 @@ def pick_slice(cache: Cache, subject: str | None, number: int | None) -> int:
         if not wanted.any():
             raise UserError(f"no slice {number} in the cache; there are: {', '.join(map(str, sorted(set(numbers))))}")
     candidates = np.flatnonzero(wanted)
-    return int(candidates[np.argmax(rows["foreground"][candidates])])
+    fullest = int(candidates[np.argmax(rows["foreground"][candidates])])
+    if number is not None:
+        return fullest
+    return int(telling_rows(cache, cache.rows_of([cache.subjects[rows["subject"][fullest]]]), 1)[0])
 
 
 def draw_slice(cache: Cache, row: int, variant: str | None, png: Path | None) -> None:
@@ -117,11 +121,17 @@ def draw_slice(cache: Cache, row: int, variant: str | None, png: Path | None) ->
 
     images = cache.images(np.array([row]))[0]
     mask = cache.masks(np.array([row]))[0] if cache.rows["labelled"][row] else None
+    grid = cache.grid(subject)
     figure = Figure(figsize=(4.2 * len(images), 6), layout="constrained")
     for axes, modality, image in zip(np.atleast_1d(figure.subplots(1, len(images))), cache.modalities, images):
-        show(axes, image, mask, cache.classes)
-        axes.set_title(f"{subject}, slice {number}, {modality}", fontsize=9)
+        draw_slice_on(axes, image, mask, cache.classes, grid, is_square=True)
+        empty = "" if mask is None or mask.any() else ": no class here"
+        axes.set_title(f"{subject}, slice {number}, {modality}{empty}", fontsize=9, parse_math=False)
         axes.set_xlabel(textwrap.fill(texts.get(modality, "(no instruction)"), 58), fontsize=8, loc="left")
+    if mask is not None:
+        figure.legend(
+            handles=class_patches(cache.classes), loc="outside lower center", ncols=6, fontsize=8, frameon=False
+        )
     figure.savefig(png, dpi=110)
     click.echo(f"picture in {png}")
 
@@ -138,26 +148,3 @@ def instruction_texts(cache: Cache, row: int, variant: str | None = None) -> dic
         for entry in table.select(["subject", "slice", "modality", "text"]).to_pylist()
         if entry["subject"] == subject and entry["slice"] == number
     }
-
-
-def show(
-    axes, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, classes: tuple[str, ...], aspect: float = 1.0
-) -> None:
-    """One picture in grey with the outline of each class, closed at the picture's edges too.
-
-    Args:
-        aspect: spacing of the rows by that of the columns.
-    """
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect=aspect)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if mask is None:
-        return
-    rows, columns = mask.shape
-    for label in range(1, len(classes) + 1):
-        if (mask == label).any():
-            inside = np.pad(mask == label, 1)
-            at = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
-            axes.contour(*at, inside, levels=[0.5], colors=[class_hex(label)], linewidths=1.2)
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)

@@ -15,10 +15,10 @@ from zeus_union.cache.fold_layers import only_variant
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.page.pictures import class_legend
 from zeus_union.cache.page.render import LINES, Chart, KeyFigure, PageTable, render_page
-from zeus_union.cache.page.slices import Said, Sentence, SliceView, SubjectView, subjects_json, voxels_of
-from zeus_union.cache.page.telling import telling_slices
+from zeus_union.cache.page.slices import Said, Sentence, SliceView, SubjectView, subjects_json
+from zeus_union.cache.page.telling import telling_slices, voxels_of
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import in_words
+from zeus_union.cache.terminal import counted, in_words
 from zeus_union.cache.text_statistics import CUT, TextStatistics, text_statistics
 
 TEMPLATE = Path(__file__).with_name("templates") / "cache.html.j2"
@@ -77,7 +77,7 @@ def _reservations(cache: Cache, statistics: Mapping[str, TextStatistics]) -> lis
     lines = [f"{name}: {of.warning}." for name, of in statistics.items() if of.warning]
     missing = len(cache.card.subjects) - len(cache.subjects)
     if missing:
-        lines.append(f"Unfinished: {missing} of {len(cache.card.subjects)} subjects are not built yet.")
+        lines.append(f"Unfinished: {missing} of {counted(len(cache.card.subjects), 'subject')} not built yet.")
     leaks = leaking(cache, cache.variants)
     if leaks:
         lines.append(f"Made from the true labels, and so upper bounds alone: {', '.join(leaks)}.")
@@ -92,7 +92,7 @@ def _figures(cache: Cache) -> list[KeyFigure]:
         KeyFigure("Slices", f"{len(cache.rows):,}", f"{labelled:,} with labels"),
         KeyFigure("Modalities", str(len(cache.modalities)), ", ".join(cache.modalities)),
         KeyFigure("Instruction layers", str(len(cache.variants)), ", ".join(cache.variants) or "none yet"),
-        KeyFigure("Size", in_words(size), f"in {len(cache.layers)} layers"),
+        KeyFigure("Size", in_words(size), f"in {counted(len(cache.layers), 'layer')}"),
     ]
 
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import nearest, some_of, warn
 
 PLAN = "ablation.json"  # the grid's rows and runs, so that the same command goes on
 RESULTS = "results.parquet"  # a line for each run, subject and class
@@ -57,12 +57,13 @@ def runs_of_row(ablation: Path, row: str, fold: int | None = None) -> list[Path]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{plan} is damaged ({error!r}); the command that wrote it writes it again") from error
     if row not in runs.values():
-        raise UserError(f"{ablation} has no row {row!r}; its rows: {', '.join(dict.fromkeys(runs.values()))}")
+        rows = tuple(dict.fromkeys(runs.values()))
+        raise UserError(f"{ablation} has no row {row!r}; its rows: {', '.join(rows)}{nearest(row, rows)}")
     stopped = json.loads((ablation / STOPPED).read_text()) if (ablation / STOPPED).is_file() else {}
     names = [name for name, of_row in runs.items() if of_row == row]
     left_out = [name for name in names if name in stopped]
     if left_out:
-        say(f"stopped while training, and so left out: {some_of(left_out)}")
+        warn(f"left out, because their training was stopped: {some_of(left_out)}")
     folders = [run_folder(ablation, name) for name in names if name not in stopped]
     if fold is not None:
         folders = [folder for folder in folders if load_config(folder).split.fold == fold]

@@ -56,7 +56,7 @@ def carried_profile(run: Path, given: Collection[str] = ()) -> dict[str, Any] | 
     if wanted := {part: name for part, name in to_give.items() if part not in given}:
         named = ", ".join(f"--set {part}=..." + (f" ({name})" if name else "") for part, name in wanted.items())
         raise UserError(
-            f"{name_of(run)} was shared without files of its own machine; give {named}, as they are called here"
+            f"{name_of(run)} was shared without files of the machine it was made on; give {named}, as they are called here"
         )
     return {**values, **dict.fromkeys(to_give, "none")}
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
@@ -65,6 +67,19 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """As `write_table`, for a spreadsheet: numbers in all their digits, empty what is not defined."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    cells = {name: [_defined(row.get(name)) for row in rows] for name in names}
+    buffer = io.BytesIO()
+    pc.write_csv(pa.table(cells), buffer, pc.WriteOptions(quoting_style="needed"))
+    write_atomically(path, buffer.getvalue())
+
+
+def _defined(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def name_of(run: Path) -> str:
     """What messages and results call a run: its folder, or the file that it was unpacked from for a while."""
     origin = run / UNPACKED_FROM
@@ -112,7 +127,7 @@ def load_weights(run: Path, which: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file, or damaged ({error}); train the run again") from error
+        raise UserError(f"{path} is not a safetensors file, or is damaged ({error}); train the run again") from error
 
 
 def _why_missing(run: Path, which: str) -> str:
@@ -142,7 +157,7 @@ def load_state(run: Path) -> dict[str, Any]:
     """
     path = run / STATE
     if not path.is_file():
-        raise UserError(f"{run} has no {STATE} to go on from; train again into another --out")
+        raise UserError(f"{run} has no {STATE} to resume from; train again into another --out")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -47,7 +47,7 @@ def choose_postprocessing(run: Path, cache: Cache, device: str | None = None, re
     config = checkpoint.load_config(run)
     if not config.split.validation:
         raise UserError(
-            f"{run} was trained without validation subjects, and post-processing is chosen on nobody else; train with a fold "
+            f"{run} was trained without validation subjects, and post-processing is chosen on those only; train with a fold "
             "that has some, or with --validation-subjects"
         )
     if not is_runs_cache(config, cache):

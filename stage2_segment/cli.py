@@ -15,8 +15,12 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import fingerprint
 from zeus_union.cache.system_errors import is_full
 from zeus_union.cache.terminal import (
+    DATA,
     FILE,
     FOLDER,
+    MODEL,
+    OUTPUT,
+    SPEED,
     PanelCommand,
     ZeusGroup,
     counted,
@@ -29,6 +33,7 @@ from zeus_union.cache.terminal import (
 from zeus_union.stage2_segment.ablation_folder import ensemble_of_row
 from zeus_union.stage2_segment.choices import RESIDENT, ZEUS
 from zeus_union.stage2_segment.options import BY_NAME, read_command_line, with_options
+from zeus_union.stage2_segment.options import panels as option_panels
 from zeus_union.stage2_segment.run_file import CACHE, read_run_file
 from zeus_union.stage2_segment.run_options import (
     chosen_runs,
@@ -79,7 +84,20 @@ def main() -> None:
     """
 
 
-@main.command("train", cls=PanelCommand, short_help="Train from a cache")
+_of_options = option_panels()
+
+
+@main.command(
+    "train",
+    cls=PanelCommand,
+    panels={
+        DATA: f"cache_path {_of_options.pop(DATA)} allow_partial",
+        **_of_options,
+        SPEED: "resident validate_every device",
+        OUTPUT: "out config resume overwrite",
+    },
+    short_help="Train from a cache",
+)
 @click.option("--cache", "cache_path", type=FILE, required=True, help="The cache to train from.")
 @with_options
 @click.option(
@@ -149,7 +167,7 @@ def train_command(
     try:
         train_run(cache_path, run, allow_partial=allow_partial, **how, **options)
     except KeyboardInterrupt:
-        say(f"interrupted; the same command resumes {run}")
+        say(f"interrupted; run the same command again to resume {run}")
         raise
     except OSError as error:
         if not is_full(error):
@@ -193,7 +211,17 @@ def _short_digest(values: Mapping[str, Any]) -> str:
     return fingerprint({name: str(value) for name, value in values.items()})[:8]
 
 
-@main.command("evaluate", short_help="DSC, IoU, HD95 and NSD of held-out subjects")
+@main.command(
+    "evaluate",
+    cls=PanelCommand,
+    panels={
+        MODEL: "runs ablation row of_fold weights",
+        DATA: "cache subjects modalities missing allow_partial",
+        SPEED: "workers device",
+        OUTPUT: "postprocess out as_json",
+    },
+    short_help="DSC, IoU, HD95 and NSD of held-out subjects",
+)
 @runs_options
 @click.option("--cache", type=FILE, help="Another cache than the one trained on.  [default: the first run's]")
 @weights_option
@@ -243,8 +271,8 @@ def evaluate_command(
     DSC   2 |P and T| / (|P| + |T|) of a class in a subject's volume, all its cached slices together
     IoU   |P and T| / |P or T|, likewise
     mIoU  mean IoU over the classes and the background, then over the subjects (the paper's), at 256 x 256
-    256   on the 256 x 256 pictures the decoder sees (the paper's), without post-processing; without it: in the
-          study's own grid, with the run's post-processing (dsc_raw in the file: without)
+    256 px: on the 256 x 256 pictures the decoder sees (the paper's), without post-processing
+    native: in the study's own grid, with the run's post-processing (dsc_raw in the file: without)
     HD95  95th percentile of the distances between the surfaces, the larger of both directions (MONAI's), mm
     NSD   share of the surface voxels of both within 2 mm of the other's (MONAI's)
     A class that is in neither truth nor prediction is not counted; in one of them only, DSC, IoU and NSD are 0 and
@@ -253,12 +281,12 @@ def evaluate_command(
     Training subjects are measured only where --subjects names them; they are known by name and by their source files.
     Of an ensemble those of any member are.
 
-    Writes evaluation.parquet and evaluation.json into the run folder, and missing.parquet with --missing; measured on
+    Writes evaluation.csv, .parquet and .json into the run folder, and missing.parquet with --missing; measured on
     another cache, or on the run's own after it was built again with other labels, evaluation-CACHE-DIGEST.json and so on.
     Of an ensemble also ensemble.json: the members, and the mean DSC between their masks.
     """
     from zeus_union.stage2_segment.evaluation import missing as without
-    from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run
+    from zeus_union.stage2_segment.evaluation.evaluate import as_table, evaluate_run, results_folder
     from zeus_union.stage2_segment.predict import agreement_table
     from zeus_union.stage2_segment.trained import open_cache
 
@@ -284,9 +312,25 @@ def evaluate_command(
     mean = summary["mean_over_classes"]["dsc"]
     figures = f"mean DSC {_figure(mean)}, mIoU with background at 256 {_figure(summary['miou_256'])}"
     click.echo(f"{figures}, of {counted(len(summary['subjects']), 'subject')} of {opened.path}")
+    next_step = (
+        f"zeus report {runs[0] if runs else members[0]}"
+        if len(members) == 1
+        else "zeus-segment predict, with the same runs"
+    )
+    click.echo(f"evaluation.csv, .parquet and .json in {results_folder(members, out)}. Next: {next_step}")
 
 
-@main.command("predict", short_help="Masks as NIfTI in each study's own grid")
+@main.command(
+    "predict",
+    cls=PanelCommand,
+    panels={
+        MODEL: "runs ablation row of_fold weights",
+        DATA: "cache subjects modalities allow_partial",
+        SPEED: "device",
+        OUTPUT: "out postprocess probabilities",
+    },
+    short_help="Masks as NIfTI in each study's own grid",
+)
 @runs_options
 @click.option("--cache", type=FILE, help="The cache with the studies to segment.  [default: the first run's]")
 @click.option("--out", type=FOLDER, required=True, help="Folder for SUBJECT.nii.gz.")
@@ -339,7 +383,7 @@ def predict_command(
         )
     if len(members) > 1:
         print_tables(agreement_table(read_agreement(out / ENSEMBLE), len(members)))
-    click.echo(f"{counted(len(written), 'mask')} of {opened.path} in {out}")
+    click.echo(f"{counted(len(written), 'mask')} of {opened.path} in {out}. Next: {_evaluate(runs, ablation, row)}")
 
 
 @main.command("postprocess", short_help="Choose a run's post-processing again")
@@ -360,18 +404,20 @@ def postprocess_command(run: Path, cache: Path | None, off: bool, device: str | 
     """
     from zeus_union.stage2_segment import checkpoint
     from zeus_union.stage2_segment.choose_postprocessing import as_table, choose_postprocessing, say_choices
+    from zeus_union.stage2_segment.chosen_postprocessing import FILE as POSTPROCESSING
     from zeus_union.stage2_segment.chosen_postprocessing import turn_off
     from zeus_union.stage2_segment.trained import open_cache
 
     config = checkpoint.load_config(run)
     if off:
         turn_off(run)
-        click.echo(f"{run} has no post-processing any more; zeus-segment postprocess --run {run} chooses it again")
+        click.echo(f"{run}: post-processing is off. Next: zeus-segment evaluate --run {run}")
         return
     with open_cache(run, cache) as opened:
         choose_postprocessing(run, opened, device)
     print_tables(*as_table(run, config))
     say_choices(run, config)
+    click.echo(f"{run / POSTPROCESSING} written. Next: zeus-segment evaluate --run {run}")
 
 
 @main.command("probe", short_help="Does a trained run listen to its texts?")
@@ -423,6 +469,8 @@ def probe_command(
     print_tables(text_table(texts))
     if sentences:
         print_tables(sentence_table(of_sentences, top))
+    files = " and ".join(str(run / name) for name in ("probe.parquet", *(["sentences.parquet"] if sentences else [])))
+    click.echo(f"{files} written. Next: zeus report {run} shows them beside its slices")
 
 
 @main.command("params", short_help="Trainable parameters, part by part")
@@ -458,6 +506,12 @@ def params_command(
         print_tables(by_modalities(len(cache.classes), cache.text_width(name)))
         if model == "all":
             print_tables(baselines_table(len(chosen), len(cache.classes)))
+
+
+def _evaluate(runs: tuple[Path, ...], ablation: Path | None, row: str | None) -> str:
+    """The command that measures the runs which predicted."""
+    chosen = "".join(f" --run {run}" for run in runs) if ablation is None else f" --ablation {ablation} --row {row!r}"
+    return f"zeus-segment evaluate{chosen}, where there are labels"
 
 
 def _figure(value: float | None) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from zeus_union.cache.grid import Grid
+from zeus_union.cache.terminal import counted
 from zeus_union.stage2_segment.nifti import to_every_slice
 
 
@@ -59,8 +60,8 @@ def filled_numbers(numbers: NDArray[np.integer], step: int) -> tuple[int, ...]:
 def describe_slices(count: int, numbers: NDArray[np.integer], step: int) -> str:
     """What became of each of a mask's `count` slices, for a line on the terminal; the others as for `fill_gaps`."""
     filled = len(filled_numbers(numbers, step))
-    segmented = f"{len(numbers)} of {count} slices were segmented" + (f" (one in {step})" if step > 1 else "")
-    parts = [f"{filled} between them were filled"] if filled else []
+    segmented = f"{len(numbers)} of {counted(count, 'slice')} segmented" + (f" (one in {step})" if step > 1 else "")
+    parts = [f"{filled} between them filled"] if filled else []
     parts += [f"{empty} stay 0"] if (empty := count - len(numbers) - filled) else []
     return ", ".join([segmented, *parts])
 

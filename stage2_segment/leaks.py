@@ -57,6 +57,6 @@ def check_leaks(cache: Cache, variants: Sequence[str], allow_leak: bool) -> tupl
     if leaks and not allow_leak:
         raise UserError(
             f"instructions {', '.join(leaks)} were made from the true labels: a run that reads them is an upper bound and no "
-            "result; insist with --allow-leak, or take it as a control (zeus ablate --controls oracle)"
+            "result; confirm with --allow-leak, or use it as a control (zeus ablate --controls oracle)"
         )
     return leaks

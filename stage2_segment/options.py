@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import PanelOption, choose, nearest, split_names
+from zeus_union.cache.terminal import BASELINES as BASELINES_ONLY
+from zeus_union.cache.terminal import DATA, MODEL, OPTIMISATION, choose, nearest, split_names
 from zeus_union.stage2_segment.choices import (
     ALIGNERS,
     BASELINES,
@@ -31,13 +32,6 @@ from zeus_union.stage2_segment.choices import (
 )
 from zeus_union.stage2_segment.recipe import RECIPES
 
-MODEL, BASELINE, READS, SPLIT, TRAINING = (
-    "Model",
-    "Baselines only",
-    "What is read",
-    "Who is trained on and tested on",
-    "How it is trained",
-)
 F = TypeVar("F", bound=Callable[..., Any])
 NAMES = "names"  # a type: names separated by commas
 OF_ZEUS, OF_BASELINES, OF_PRETRAINED = (ZEUS,), tuple(BASELINES), WITH_PRETRAINED
@@ -86,8 +80,6 @@ class Option:
         return click.option(
             f"{self.flag}/--no-{self.flag[2:]}" if is_switch else self.flag,
             self.name,
-            cls=PanelOption,
-            panel=self.panel,
             type=None if is_switch else self.click_type,
             default=self.default,
             show_default=self.default is not None,
@@ -190,7 +182,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "merge",
         "architecture.merge",
-        BASELINE,
+        BASELINES_ONLY,
         MERGES,
         "Hybrid fusion: feature maps side by side and a 1 x 1 convolution, or their mean.",
         default="concat",
@@ -199,7 +191,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "preset",
         "architecture.preset",
-        BASELINE,
+        BASELINES_ONLY,
         PRESETS,
         "Widths: the published network's, those that give Table 2's parameter counts, or a quarter of the published for a "
         "computer without a GPU.",
@@ -209,7 +201,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "pretrained",
         "inputs.pretrained",
-        BASELINE,
+        BASELINES_ONLY,
         click.Path(dir_okay=False, path_type=Path),
         "Weights for the encoders of transunet (torchvision's ResNet-50, timm's or Google's R50 + ViT-B/16) or "
         "pretrained_unet (an EfficientNet-b0 of efficientnet-pytorch, torchvision or timm). A grid's row whose file is not "
@@ -220,7 +212,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "augment",
         "recipe.augment",
-        BASELINE,
+        BASELINES_ONLY,
         click.BOOL,
         "Change every training slice at random before each step, as nnU-Net does (rotation, zoom, shift, deformation, grey "
         "values; never mirrored).  [default: paper no; stable yes]",
@@ -231,14 +223,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "modalities",
         "inputs.modalities",
-        READS,
+        DATA,
         NAMES,
         "Only these, separated by commas.  [default: all]",
     ),
     Option(
         "encoder",
         "inputs.encoder",
-        READS,
+        DATA,
         click.STRING,
         "Which embeddings.  [default: the only ones]",
         of=OF_ZEUS,
@@ -246,7 +238,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "variant",
         "inputs.variants",
-        READS,
+        DATA,
         NAMES,
         "Which instructions; with --instructions class one layer a class, separated by commas.  [default: the only ones]",
         of=OF_ZEUS,
@@ -254,7 +246,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "text",
         "inputs.text",
-        READS,
+        DATA,
         TEXTS,
         "none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
         "instruction, one for all slices, a random vector. oracle: captions from the true labels (zeus-instruct make-oracle), "
@@ -265,7 +257,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "views",
         "recipe.views",
-        READS,
+        DATA,
         click.IntRange(0),
         "Augmented copies of every training slice, of those that zeus-instruct build-cache --views made: each step draws the "
         "slice or one of them. 0: none.  [default: all the cache has; 0 with --recipe paper]",
@@ -275,7 +267,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "fold",
         "split.fold",
-        SPLIT,
+        DATA,
         click.IntRange(0),
         "The fold to hold out. An eighth of the others was drawn with it to validate on, where there are five or more.  "
         "[default: 0]",
@@ -284,21 +276,21 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "train_subjects",
         "split.train",
-        SPLIT,
+        DATA,
         NAMES,
         "Names instead of a fold.  [default: all labelled but the test subjects]",
     ),
     Option(
         "test_subjects",
         "split.test",
-        SPLIT,
+        DATA,
         NAMES,
         "Names instead of a fold.  [default: all labelled but the train subjects]",
     ),
     Option(
         "validation_subjects",
         "split.validation",
-        SPLIT,
+        DATA,
         NAMES,
         "Names to choose the best weights on, beside named training or test subjects; they are trained on by nothing.  "
         "[default: none; of a fold those drawn with it]",
@@ -306,7 +298,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "allow_seen",
         "inputs.seen",
-        SPLIT,
+        DATA,
         click.BOOL,
         "Test also on subjects that the instructions' projection was trained on; every table then says so.",
         default=False,
@@ -314,7 +306,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "allow_leak",
         "inputs.leaks",
-        SPLIT,
+        DATA,
         click.BOOL,
         "Train on instructions that were made from the true labels; every table then says so.",
         default=False,
@@ -322,7 +314,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "recipe",
         "recipe.name",
-        TRAINING,
+        OPTIMISATION,
         RECIPES,
         "paper: Zeus, section 4.1; on few slices it ends in empty masks. stable: AdamW with warm-up and clipping, Dice "
         "over the batch, two thirds of each batch with foreground.",
@@ -331,7 +323,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "epochs",
         "recipe.epochs",
-        TRAINING,
+        OPTIMISATION,
         click.IntRange(1),
         "Passes over the slices. With --resume more than before: the learning rate goes on as if so many had been planned, "
         "and rises with that.  [default: paper 300; stable 30, more for few slices]",
@@ -339,14 +331,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "batch_size",
         "recipe.batch_size",
-        TRAINING,
+        OPTIMISATION,
         click.IntRange(1),
         "Slices, each with all modalities.  [default: paper 10; stable 4]",
     ),
     Option(
         "lr",
         "recipe.lr_pretrained",
-        TRAINING,
+        OPTIMISATION,
         click.FloatRange(0, min_open=True),
         "Highest learning rate: of Zeus's pretrained decoder, of all of a baseline.  "
         "[default: paper 1e-3; stable 2e-4, a baseline 1e-3]",
@@ -354,7 +346,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "lr_new",
         "recipe.lr_new",
-        TRAINING,
+        OPTIMISATION,
         click.FloatRange(0, min_open=True),
         "Highest learning rate of what starts from nothing in Zeus: the aligner.  "
         "[default: as many times --lr as in the recipe: paper 1, stable 2]",
@@ -363,28 +355,28 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "foreground_share",
         "recipe.foreground_share",
-        TRAINING,
+        OPTIMISATION,
         click.FloatRange(0, 1),
         "Smallest share of slices with foreground in a batch; 1: no others.  [default: paper 0; stable 0.67]",
     ),
     Option(
         "class_weights",
         "recipe.class_weights",
-        TRAINING,
+        OPTIMISATION,
         CLASS_WEIGHTS,
         "inverse: classes weigh as 1 / sqrt(their pixels in the training slices).  [default: equal]",
     ),
     Option(
         "accumulate",
         "recipe.accumulate",
-        TRAINING,
+        OPTIMISATION,
         click.IntRange(1),
         "Batches that make one optimiser step.  [default: 1]",
     ),
     Option(
         "ema",
         "recipe.ema",
-        TRAINING,
+        OPTIMISATION,
         click.FloatRange(0, 1, max_open=True),
         "Keep the running mean of the weights with this decay, e.g. 0.99, which warms up: at step t it is (1 + t) / (10 + t) "
         "at most; 0: the weights themselves.  [default: 0]",
@@ -392,14 +384,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "modality_drop",
         "recipe.modality_drop",
-        TRAINING,
+        OPTIMISATION,
         click.FloatRange(0, 1, max_open=True),
         "Chance of each modality to be left out of a step, for studies that lack one.  [default: 0]",
     ),
     Option(
         "text_drop",
         "recipe.text_drop",
-        TRAINING,
+        OPTIMISATION,
         click.FloatRange(0, 1, max_open=True),
         "Chance of each slice to be answered without its text in a step, so that the learned token stays good alone; with "
         "the residual aligner.  [default: paper 0; stable 0.1]",
@@ -408,14 +400,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "precision",
         "recipe.precision",
-        TRAINING,
+        OPTIMISATION,
         PRECISIONS,
         "bf16: forward passes under autocast, weights and losses in fp32.  [default: fp32]",
     ),
     Option(
         "seed",
         "seed",
-        TRAINING,
+        OPTIMISATION,
         click.IntRange(0),
         "Of the weights that start from nothing and of the order of slices.",
         default=0,
@@ -423,6 +415,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
+
+
+def panels() -> dict[str, str]:
+    """As `PanelCommand` takes them."""
+    headings = dict.fromkeys(option.panel for option in OPTIONS)
+    return {heading: " ".join(option.name for option in OPTIONS if option.panel == heading) for heading in headings}
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:

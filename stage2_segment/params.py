@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from zeus_union.cache.terminal import counted
 from zeus_union.stage2_segment.baselines.table2 import PAPER, operations, rows, suggested_modalities
 from zeus_union.stage2_segment.choices import BASELINES, MLP, RESIDUAL
 from zeus_union.stage2_segment.model import Zeus, parameter_table
@@ -21,7 +22,7 @@ def totals(fusion: str, modalities: int, classes: int, text_width: int, aligner:
 
 def by_modalities(classes: int, text_width: int, most: int = 4) -> Table:
     """Stage 2's total for 1 to `most` modalities: late grows with them, hybrid does not."""
-    table = Table(title=f"stage 2 by number of modalities ({classes} classes, text {text_width})")
+    table = Table(title=f"stage 2 by number of modalities ({counted(classes, 'class')}, text {text_width})")
     table.add_column("fusion")
     for count in range(1, most + 1):
         table.add_column(str(count), justify="right")
@@ -37,7 +38,7 @@ def baselines_table(modalities: int, classes: int) -> Table:
     Args:
         modalities: that hybrid and late fusion are counted for; the paper does not say how many its counts are for.
     """
-    table = Table(title=f"baselines, {modalities} modalities, {classes} classes, in millions")
+    table = Table(title=f"baselines, {counted(modalities, 'modality')}, {counted(classes, 'class')}, in millions")
     for name in ("network", "fusion"):
         table.add_column(name)
     for name in ("published widths", "GFLOPs", "preset table2", "the paper's", "reference code", "the paper's fits"):
@@ -76,7 +77,8 @@ def as_table(modalities: int, classes: int, text_width: int) -> Table:
     this = {"modalities": modalities, "classes": classes, "text_width": text_width}
     cases = [
         (
-            f"{fusion}, {case['modalities']} modalities, {case['classes']} classes, text {case['text_width']}, {aligner}",
+            f"{fusion}, {counted(case['modalities'], 'modality')}, {counted(case['classes'], 'class')}, "
+            f"text {case['text_width']}, {aligner}",
             fusion,
             case,
             aligner,

@@ -18,7 +18,7 @@ from zeus_union.cache.fold_layers import base_of, base_variants, find_variant
 from zeus_union.cache.projections import FACTS
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
-from zeus_union.cache.terminal import choose, some_of
+from zeus_union.cache.terminal import choose, counted, nearest, some_of
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.baselines.pretrained import PUBLISHED, NoWeights, fitting_weights
 from zeus_union.stage2_segment.choices import MLP, NEEDS_PRETRAINED, RESIDUAL, ZEUS
@@ -197,7 +197,7 @@ def _variants(
     if instructions == "modality":
         if wanted and len(wanted) > 1:
             raise UserError(
-                f"--variant names {len(wanted)} layers, one is read; --instructions class reads one for each class"
+                f"--variant names {counted(len(wanted), 'layer')}, one is read; --instructions class reads one for each class"
             )
         return (_variant(cache, wanted[0] if wanted else None, split),)
     if not wanted or len(wanted) != len(cache.classes):
@@ -243,8 +243,9 @@ def _only(wanted: str | None, available: Sequence[str], what: str, kind: str) ->
         raise UserError(f"the cache has no {kind} layer; zeus-instruct build-cache --layers {kind} adds one")
     if wanted is not None and wanted not in available:
         how = f"--variant {wanted} --set ..." if what == "variant" else "--models ..."
+        close = nearest(wanted, available)
         raise UserError(
-            f"the cache has no layer {kind}/{wanted}; it has {', '.join(available)}; "
+            f"the cache has no layer {kind}/{wanted}; it has {', '.join(available)}{close or ';'} "
             f"zeus-instruct build-cache {how} with the cache's --dataset and --out adds it"
         )
     if wanted is None and len(available) > 1:

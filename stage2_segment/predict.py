@@ -13,7 +13,7 @@ from rich.table import Table
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import choose, progress, say
+from zeus_union.cache.terminal import choose, counted, progress, say
 from zeus_union.stage2_segment.checkpoint import write_json
 from zeus_union.stage2_segment.chosen_postprocessing import postprocessing_of
 from zeus_union.stage2_segment.ensemble import DEFINITIONS, check_members_cache, describe_members, load_members
@@ -115,7 +115,7 @@ def write_agreement(out: Path, runs: Sequence[Path], which: str, agreement: dict
             before = earlier["agreement"] if earlier["members"] == described else {}
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"{path} is none that zeus wrote ({error!r}); choose another --out or move it away"
+                f"{path} was not written by zeus ({error!r}); choose another --out or move it away"
             ) from error
     write_json(path, {"members": described, "definitions": DEFINITIONS, "agreement": {**before, **agreement}})
     return path
@@ -128,7 +128,7 @@ def read_agreement(path: Path) -> dict[str, dict[str, float | None]]:
 
 def agreement_table(agreement: dict[str, dict[str, float | None]], members: int) -> Table:
     """One line per subject and class."""
-    table = Table(title=f"{members} members: DSC of their pairs")
+    table = Table(title=f"{counted(members, 'member')}: DSC of their pairs")
     for name in ("subject", "class"):
         table.add_column(name)
     table.add_column("mean DSC", justify="right")

@@ -99,6 +99,6 @@ def check_unseen(cache: Cache, variants: Sequence[str], test: Sequence[str], all
         raise UserError(
             f"the projection of instructions {', '.join(variants)} was trained on {', '.join(seen)}, which this run would be "
             "tested on; train one without them (zeus-instruct train-projection) into another --variant, hold out others, or "
-            "insist with --allow-seen"
+            "confirm with --allow-seen"
         )
     return seen

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from zeus_union.cache.terminal import PanelOption
+from zeus_union.cache.terminal import REST, PanelCommand
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage2_segment.cli import main as zeus_segment
 
 GROUPS = {"zeus": zeus, "zeus-instruct": zeus_instruct, "zeus-segment": zeus_segment}
 COMMANDS = [(group, name) for group in GROUPS for name in GROUPS[group].commands]
+ROOT = Path(__file__).parents[1]
 SAID_BY_THEIR_NAME = {"--seed", "--weight-decay"}  # with their default they need no sentence
 
 
@@ -40,9 +42,8 @@ def entries(text: str, heading: str) -> dict[str, str]:
 def option_entries(group: str, command: str) -> dict[str, str]:
     """What --help lists of a command's options, under whichever headings."""
     text = shown(group, command)
-    options = GROUPS[group].commands[command].params
-    panels = dict.fromkeys(option.panel for option in options if isinstance(option, PanelOption))
-    headings = [*panels, "Where and how it runs"] if panels else ["Options"]
+    of = GROUPS[group].commands[command]
+    headings = [*of.panels, REST] if isinstance(of, PanelCommand) else ["Options"]
     return {name: entry for heading in headings for name, entry in entries(text, heading).items()}
 
 
@@ -88,3 +89,36 @@ def test_usage_names_the_command_and_what_it_cannot_do_without(group: str, comma
     for param in GROUPS[group].commands[command].params:
         if isinstance(param, click.Option) and not param.multiple:
             assert ("[required]" in listed[param.opts[0]]) == param.required, param.name
+
+
+MANY = 10  # options beyond which a list without headings is not read
+
+
+@pytest.mark.parametrize(("group", "command"), COMMANDS)
+def test_many_options_stand_under_headings_and_only_what_every_command_has_under_the_last(
+    group: str, command: str
+) -> None:
+    of = GROUPS[group].commands[command]
+    options = [parameter for parameter in of.params if isinstance(parameter, click.Option)]
+    if isinstance(of, PanelCommand):
+        placed = [name for names in of.panels.values() for name in names]
+        assert sorted(placed) == sorted(
+            option.name or "" for option in options if option.expose_value or option.is_eager
+        )
+        assert list(entries(shown(group, command), REST)) == ["-q", "-v", "--debug", "-h"]
+    else:
+        assert len(options) <= MANY + 3
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_shell_completes_commands_and_the_docs_name_the_variable_that_asks_for_it(
+    group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = f"_{group.replace('-', '_').upper()}_COMPLETE"
+    assert f'eval "$({variable}=bash_source {group})"' in (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("COMP_WORDS", f"{group} ")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv(variable, "bash_complete")
+    with pytest.raises(SystemExit):
+        GROUPS[group](prog_name=group)
+    assert capsys.readouterr().out.split() == [f"plain,{name}" for name in GROUPS[group].commands]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.page.pictures import errors_url, image_url, labels_url
-from zeus_union.cache.page.telling import sides, telling_slices
+from zeus_union.cache.page.telling import sides, telling_slices, voxels_of
 
 MOST_SLICES = 40  # of a subject: enough to leaf through, and a page stays small
 MOST_BYTES = 12 << 20  # of all pictures of a page, so that it stays under 20 MB with plotly
@@ -159,11 +159,6 @@ def _mask(view: SliceView) -> NDArray[np.uint8]:
 def _voxels(view: SubjectView) -> NDArray[np.intp]:
     """(slices, classes) of `telling_slices`."""
     return np.stack([voxels_of(_mask(part), len(view.classes)) for part in view.slices])
-
-
-def voxels_of(mask: NDArray[np.uint8], classes: int) -> NDArray[np.intp]:
-    """(classes,): how many pixels of each class a label map has."""
-    return np.bincount(mask.ravel(), minlength=classes + 1)[1 : classes + 1]
 
 
 def _first(parts: Sequence[SliceView]) -> int:

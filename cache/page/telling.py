@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.grid import VIEWS, Grid
+from zeus_union.cache.reader import Cache
 
 # What a picture's sides are called along each axis of the patient: towards - and towards +.
 _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -39,6 +40,23 @@ def telling_slices(voxels: NDArray[np.intp], count: int = 3) -> list[int]:
         score[chosen] = -np.inf
         chosen.append(int(score.argmax()))
     return sorted(chosen)
+
+
+def telling_rows(cache: Cache, rows: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """`count` of a subject's rows that show as much of every class as so many can; without labels, spread over all."""
+    if len(rows) <= count:
+        return rows
+    classes = len(cache.classes)
+    if cache.rows["labelled"][rows].all():
+        voxels = np.stack([voxels_of(np.where(mask > classes, 0, mask), classes) for mask in cache.masks(rows)])
+    else:
+        voxels = np.zeros((len(rows), classes), np.intp)
+    return rows[telling_slices(voxels, count)]
+
+
+def voxels_of(mask: NDArray[np.uint8], classes: int) -> NDArray[np.intp]:
+    """(classes,): how many pixels of each class a label map has."""
+    return np.bincount(mask.ravel(), minlength=classes + 1)[1 : classes + 1]
 
 
 def sides(grid: Grid) -> dict[str, str]:

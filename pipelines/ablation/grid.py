@@ -11,7 +11,7 @@ from typing import Any
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import choose, say
+from zeus_union.cache.terminal import choose, nearest, warn
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in, read_named_yaml
 from zeus_union.stage2_segment.baselines.pretrained import PUBLISHED
 from zeus_union.stage2_segment.choices import TEXTS, ZEUS
@@ -91,12 +91,14 @@ def read_grid(
     """
     path, values = read_named_yaml(FOLDER, name_or_yaml, "grid")
     if "pretrained" in overrides and not Path(overrides["pretrained"]).is_file():
-        raise UserError(f"--set pretrained={overrides['pretrained']}: there is no such file of weights")
+        raise UserError(f"--set pretrained={overrides['pretrained']}: the file does not exist")
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path}: expected a mapping with the keys {', '.join(KEYS)}; found a {type(values).__name__}")
     unknown = [str(key) for key in values if key not in KEYS]
     if unknown:
-        raise UserError(f"{path} has the unknown key {', '.join(unknown)}; there are: {', '.join(KEYS)}")
+        raise UserError(
+            f"{path} has the unknown key {', '.join(unknown)}; there are: {', '.join(KEYS)}{nearest(unknown[0], KEYS)}"
+        )
     for key, kind in {"options": dict, "rows": list, "lists": dict, "controls": list}.items():
         if not isinstance(values.get(key, kind()), kind):
             raise UserError(f"{path}, {key}: expected a {'list' if kind is list else 'mapping'}, found {values[key]!r}")
@@ -134,7 +136,7 @@ def read_weights(assignments: Sequence[str]) -> dict[str, Path]:
     for text in assignments:
         model, _, file = text.partition("=")
         if model not in PUBLISHED or not Path(file).is_file():
-            what = f"no weights at {file}" if model in PUBLISHED else f"{model!r} is no model with published weights"
+            what = f"no weights at {file}" if model in PUBLISHED else f"{model!r} is not a model with published weights"
             raise UserError(
                 f"--pretrained {text}: {what}; expected MODEL=FILE with a MODEL of {', '.join(PUBLISHED)}, "
                 "e.g. --pretrained pretrained_unet=efficientnet-b0.pth"
@@ -154,7 +156,8 @@ def _row(
     for numbers in paper.values() if isinstance(paper, dict) else [None]:
         if not isinstance(numbers, list) or len(numbers) != 2:
             raise UserError(f"{where}, paper: expected DATASET: [DSC, mIoU], found {paper!r}")
-    for_all, row, above = (read_row(part, where) for part in (common, value.get("set", {}), overrides))
+    for_all, row = (read_row(part, where) for part in (common, value.get("set", {})))
+    above = read_row(overrides, "--set")
     options = {**for_all, **row, **above}
     if options.get("model") in weights:
         options["pretrained"] = weights[options["model"]]
@@ -200,7 +203,7 @@ def with_possible_oracle(grid: AblationGrid, cache: Cache) -> AblationGrid:
     rows = tuple(row for row in grid.rows if row.control != UPPER_BOUND)
     if len(rows) == len(grid.rows) or leaking(cache, cache.variants):
         return grid
-    say(f"no upper bound: {cache.path} has no captions from the true labels; zeus-instruct make-oracle {cache.path}")
+    warn(f"no upper bound: {cache.path} has no captions from the true labels; zeus-instruct make-oracle {cache.path}")
     return replace(grid, rows=rows)
 
 

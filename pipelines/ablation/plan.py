@@ -13,7 +13,7 @@ import torch
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import warn
 from zeus_union.pipelines.ablation.grid import PROMPT, AblationGrid, GridRow
 from zeus_union.pipelines.ablation.timing import StepTimes, batches_an_epoch
 from zeus_union.stage2_segment.ablation_folder import PLAN, run_folder
@@ -63,11 +63,11 @@ def plan_ablation(
                 _planned(cache, row, seed, fold, out) for fold in ([None] if named else folds) for seed in grid.seeds
             ]
         except NoWeights as error:
-            say(f"row {row.name} is not run: {error}")
+            warn(f"row {row.name} is not run: {error}")
             continue
         except UserError as error:
             if skip_missing:
-                say(f"row {row.name} is left out: {error}")
+                warn(f"row {row.name} is left out: {error}")
                 continue
             how = f"; --set instructor={PROMPT} makes the layer" if row.options.get("variant") == (PROMPT,) else ""
             raise UserError(f"row {row.name}: {error}{how}; --skip-missing leaves such rows out") from error
@@ -96,7 +96,9 @@ def _equal_time(
     if (out / PLAN).exists():
         before = json.loads((out / PLAN).read_text(encoding="utf-8"))
         if before["minutes"] != minutes:
-            raise UserError(f"{out} was begun with minutes: {before['minutes']}; repeat them, or choose another --out")
+            raise UserError(
+                f"{out} was started with minutes: {before['minutes']}; repeat them, or choose another --out"
+            )
         begun = before["runs"]
     times = times or StepTimes(pick_device(None))
     planned, longer = [], {}
@@ -111,7 +113,7 @@ def _equal_time(
         config = replace(run.config, recipe=replace(run.config.recipe, epochs=epochs))
         planned.append(replace(run, config=config))
     if longer:
-        say(
+        warn(
             f"one epoch takes longer than {minutes:g} minutes; one epoch is trained anyway: {', '.join(longer.values())}"
         )
     return planned

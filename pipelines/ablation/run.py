@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.log import log_to
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import progress, say
+from zeus_union.cache.terminal import counted, progress, say, warn
 from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.pipelines.ablation.grid import AblationGrid, paper_figures
 from zeus_union.pipelines.ablation.memory import runs_at_once
@@ -77,7 +77,7 @@ def _train_and_score(
     finished = {line["run"] for line in results} | set(stopped)
     waiting = [run for run in runs if run.name not in finished]
     if len(waiting) < len(runs):
-        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+        say(f"{len(runs) - len(waiting)} of {counted(len(runs), 'run')} finished already")
     instructed = [run.config.inputs for run in waiting if run.config.inputs.text == "instruction"]
     warn_of_texts(cache, (variant for inputs in instructed for variant in inputs.texts_read))
     stacked = accelerator.device.type == "cuda" if stacked is None else stacked
@@ -90,7 +90,7 @@ def _train_and_score(
         start = time.monotonic()
         first = group[0].config
         split = f"fold {first.split.fold}" if first.split.fold is not None else "named subjects"
-        say(f"pass {number} of {len(passes)}: {len(group)} runs side by side, {split}, seed {first.seed}")
+        say(f"pass {number} of {len(passes)}: {counted(len(group), 'run')} side by side, {split}, seed {first.seed}")
         learners = [
             Learner(cache, run.config, run_folder(out, run.name), accelerator, _begun(out, run), run.pretrained)
             for run in group
@@ -133,6 +133,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
     trained = {run.row for run in runs}
     now: dict[str, Any] = {
         "title": grid.title,
+        "dataset": cache.card.name,
         "reference": grid.reference,
         "cache": {layer: cache.fingerprint(layer) for layer in cache.layers},
         "content": _content(cache, runs),
@@ -178,7 +179,7 @@ def _enter(cache: Cache, grid: AblationGrid, runs: Sequence[PlannedRun], out: Pa
             if _begun(out, run):
                 check_same_plan(run_folder(out, run.name), run.config)
     elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and holds no ablation; choose another --out")
+        raise UserError(f"{out} exists and is not an ablation; choose another --out")
     write_json(path, now)
 
 
@@ -206,7 +207,7 @@ def _choose_postprocessing(cache: Cache, trained: Sequence[TrainedRun], resident
     reasons = {run.folder: why_not_chosen(run.folder, run.config) for run in trained}
     without = [reason for reason in reasons.values() if reason is not None]
     if without:
-        say(f"{len(without)} of {len(trained)} runs: {without[0]}")
+        warn(f"{len(without)} of {counted(len(trained), 'run')}: {without[0]}")
     choosing = {run.folder: run for run in trained if reasons[run.folder] is None}
     if not choosing:
         return

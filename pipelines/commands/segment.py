@@ -12,7 +12,18 @@ import click
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FOLDER, print_tables, say, some_of
+from zeus_union.cache.terminal import (
+    DATA,
+    FOLDER,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    PanelCommand,
+    counted,
+    print_tables,
+    say,
+    some_of,
+)
 from zeus_union.stage2_segment.run_options import chosen_runs, probabilities_option, runs_options
 
 if TYPE_CHECKING:
@@ -23,7 +34,16 @@ if TYPE_CHECKING:
 ANYTHING = click.Path(path_type=Path)
 
 
-@click.command(short_help="Masks and volumes of new studies")
+@click.command(
+    cls=PanelCommand,
+    panels={
+        DATA: "choices register only_list",
+        MODEL: "runs ablation row of_fold which profile overrides send_images_to",
+        SPEED: "slice_step part device",
+        OUTPUT: "out overwrite probabilities postprocess report",
+    },
+    short_help="Masks and volumes of new studies",
+)
 @click.argument("studies", type=ANYTHING, metavar="STUDY...", nargs=-1, required=True)
 @runs_options
 @click.option(
@@ -112,7 +132,7 @@ def segment(
 
     OUT/STUDY gets mask.nii.gz, statistics, preview.png, instructions.json, and mask.dcm (DICOM-SEG) of a DICOM study. What
     is there already is left as it is: the same command resumes. A study that cannot be segmented goes to
-    OUT/failures.csv, the others go on.
+    OUT/failures.csv, the others are segmented.
 
     \b
     zeus segment patient7 --run runs/brats
@@ -159,8 +179,8 @@ def segment(
     )
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(sources)} studies could not be segmented: {some_of(list(failures))} (see failures*.csv "
-            f"in {out}); the same command takes up only those"
+            f"{len(failures)} of {counted(len(sources), 'study')} could not be segmented: {some_of(list(failures))} "
+            f"(see failures*.csv in {out}); the same command tries only those again"
         )
     click.echo(f"results in {out}")
 

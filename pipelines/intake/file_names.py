@@ -133,7 +133,7 @@ def find_modalities(
             file that is not there or chosen twice.
     """
     if not study.is_dir():
-        raise UserError(f"{study} is no folder; give one with a file for each of {', '.join(wanted)}")
+        raise UserError(f"{study} is not a folder; give one with a file for each of {', '.join(wanted)}")
     modalities = _chosen_files(study, wanted, chosen or {})
     taken = {path.resolve() for path in modalities.values()}
     candidates: dict[str, list[tuple[Path, Reading]]] = {name: [] for name in wanted if name not in modalities}
@@ -149,12 +149,12 @@ def find_modalities(
         paths = [path.name for path, _ in fitting]
         if len(fitting) > 1:
             raise UserError(
-                f"{study} has several files of {name}: {', '.join(paths)}; say which with --modality {name}=FILE"
+                f"{study} has several files of {name}: {', '.join(paths)}; choose one with --modality {name}=FILE"
             )
         if fitting and fitting[0][1].doubts:
             raise UserError(
-                f"{study}: {paths[0]} could be {name}, but its name also says {', '.join(fitting[0][1].doubts)}; say which file "
-                f"is {name} with --modality {name}=FILE"
+                f"{study}: {paths[0]} could be {name}, but its name also contains {', '.join(fitting[0][1].doubts)}; name the "
+                f"file with --modality {name}=FILE"
             )
         if fitting:
             modalities[name] = fitting[0][0]
@@ -207,7 +207,7 @@ def find_volumes(
     named = read_name(stem_of(study), wanted, channels, known)
     if named is None or named.doubts:
         raise UserError(
-            f"{study}: its name does not say which of {', '.join(wanted)} it is; say it with --modality {wanted[0]}={study.name}"
+            f"{study}: its name does not tell which of {', '.join(wanted)} it is; name it with --modality {wanted[0]}={study.name}"
         )
     return {named.modality: VolumeFile(study, _reason(study, named.modality, {}))}
 

@@ -138,7 +138,7 @@ def _best(folder: Path, stacks: Sequence[Stack], wanted: Wanted, view: str | Non
         fitting = kept
     if len(fitting) > 1:
         raise UserError(
-            f"{folder}: several series can be {wanted.name}: {some_of([stack.named for stack, _ in fitting])}; say which "
+            f"{folder}: several series match {wanted.name}: {some_of([stack.named for stack, _ in fitting])}; choose one "
             f"with --modality {wanted.name}={fitting[0][0].label}"
         )
     stack, reason = fitting[0]
@@ -189,7 +189,7 @@ def _chosen(folder: Path, stacks: Sequence[Stack], wanted: Wanted, text: str) ->
             matching = fitting if len(fitting) == 1 else matching
         if len(matching) > 1:
             raise UserError(
-                f"--modality {wanted.name}={text} is said of several series of {folder}: "
+                f"--modality {wanted.name}={text} matches several series of {folder}: "
                 f"{some_of([stack.named for stack in matching])}; give one of the numbers, e.g. "
                 f"{wanted.name}={matching[0].label}"
             )
@@ -208,7 +208,7 @@ def _check_each_once(folder: Path, taken: Mapping[str, Taken]) -> None:
         other = names.setdefault(id(entry.stack), name)
         if other != name:
             raise UserError(
-                f"{folder}: series {entry.stack.named} can be {other} and {name}; a series holds one modality, say which "
+                f"{folder}: series {entry.stack.named} can be {other} and {name}; a series holds one modality, choose one "
                 f"with --modality {name}=SERIES"
             )
 

@@ -152,7 +152,7 @@ def _check(
     ]
     if any(doubts):
         raise UserError(
-            f"{what}: the registration gives no result to rely on: {', '.join(filter(None, doubts))}; are they of one patient "
+            f"{what}: the registration result is not reliable: {', '.join(filter(None, doubts))}; are they of one patient "
             "and one part of the body? register them with another program and give the result with --modality"
         )
 

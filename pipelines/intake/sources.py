@@ -77,7 +77,7 @@ def sources_in(
         first = Wanted.of(wanted[0], terms.get(wanted[0], ""))
         reasons = [f"{stack.named}: {judge(first, stack).reason}" for stack in stacks]
         raise UserError(
-            f"{folder} has no series of {', '.join(wanted)} (for {wanted[0]}: {some_of(reasons, 4)}); say which it is with "
+            f"{folder} has no series of {', '.join(wanted)} (for {wanted[0]}: {some_of(reasons, 4)}); choose one with "
             f"--modality {wanted[0]}=SERIES, or see all with --list"
         )
     return {name: sources[name] for name in wanted if name in sources}

@@ -9,6 +9,7 @@ import nibabel
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import VIEWS, Grid
+from zeus_union.cache.terminal import counted
 from zeus_union.pipelines.intake.tags import component, description, image_words, text_of
 from zeus_union.pipelines.intake.traits import Traits, words_of
 from zeus_union.stage1_instruct.studies.depth import reading
@@ -75,7 +76,7 @@ class Stack:
 
     @property
     def size_in_words(self) -> str:
-        return f"{len(self.frames)} slice{'s' * (len(self.frames) != 1)}"
+        return f"{counted(len(self.frames), 'slice')}"
 
     @property
     def grid(self) -> Grid | None:

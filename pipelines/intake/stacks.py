@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import some_of
+from zeus_union.cache.terminal import counted, some_of
 from zeus_union.pipelines.intake.stack import Stack
 from zeus_union.pipelines.intake.tags import component, description, image_words, numbers_of, text_of, traits_of_tags
 from zeus_union.pipelines.intake.traits import Traits, read_words
@@ -213,7 +213,7 @@ def _check_one_study(folder: Path, frames: Sequence[Frame]) -> None:
             for frame in studies.values()
         ]
         raise UserError(
-            f"{folder} holds {len(studies)} studies: {some_of(sorted(named))}; give a folder for each study"
+            f"{folder} holds {counted(len(studies), 'study')}: {some_of(sorted(named))}; give a folder for each study"
         )
 
 

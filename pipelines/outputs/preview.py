@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,16 +12,14 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from zeus_union.cache.colours import class_hex
-from zeus_union.cache.grid import Grid
-from zeus_union.cache.page.telling import sides, telling_slices
+from zeus_union.cache.page.drawing import LEGEND, draw_slice_on
+from zeus_union.cache.page.telling import telling_slices
 from zeus_union.pipelines.outputs.statistics import ClassStatistics, volume_text, voxels_by_slice
 from zeus_union.pipelines.segment.segmentation import Segmentation
-from zeus_union.stage1_instruct.inspect import show
 from zeus_union.stage1_instruct.studies.intensity import CT_WINDOW, foreground, is_ct, percentile_bounds, to_grey
 
 SLICES = 3
 MODALITIES = 4  # rows; further modalities are named
-LEGEND = 24  # classes; further ones are counted
 _WIDTH = 3.2  # inches of a picture
 _TALLEST = 2.0  # height by width, beyond which a picture gets narrower
 
@@ -43,8 +40,7 @@ def draw_preview(segmentation: Segmentation, path: Path) -> Path:
     for line, (modality, image) in zip(pictures, images.items()):
         greys = slice_greys(grid.to_slices(image)[numbers], modality)
         for axes, number, grey, mask in zip(line, numbers, greys, masks):
-            show(axes, grey, mask, segmentation.classes, aspect)
-            _mark_sides(axes, grid)
+            draw_slice_on(axes, grey, mask, segmentation.classes, grid)
             axes.set_title(
                 f"{modality}, slice {number} of 0 to {grid.slice_shape[0] - 1}"
                 + ("" if mask.any() else ": nothing predicted"),
@@ -63,24 +59,6 @@ def slice_greys(slices: NDArray[np.float32], modality: str) -> NDArray[np.uint8]
     if is_ct(modality):
         return to_grey(slices, CT_WINDOW.bounds)
     return to_grey(slices, percentile_bounds(slices, *foreground(slices)))
-
-
-def _mark_sides(axes: Any, grid: Grid) -> None:
-    anchors = {"left": (0.02, 0.5), "right": (0.98, 0.5), "top": (0.5, 0.98), "bottom": (0.5, 0.02)}
-    for side, letter in sides(grid).items():
-        across, up = anchors[side]
-        axes.text(
-            across,
-            up,
-            letter,
-            transform=axes.transAxes,
-            color="white",
-            fontsize=9,
-            fontweight="bold",
-            ha={"left": "left", "right": "right"}.get(side, "center"),
-            va={"top": "top", "bottom": "bottom"}.get(side, "center"),
-            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.5, "pad": 1.0},
-        )
 
 
 def _title(figure: Figure, segmentation: Segmentation, modalities: Sequence[str]) -> None:

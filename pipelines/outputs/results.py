@@ -10,7 +10,7 @@ from typing import Any
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import say, some_of, warn
 from zeus_union.pipelines.outputs.codes import class_code
 from zeus_union.pipelines.outputs.dicom_mask import has_highdicom, write_dicom_mask
 from zeus_union.pipelines.outputs.label_files import itk_snap_labels, slicer_colours
@@ -162,7 +162,7 @@ def _write_dicom(segmentation: Segmentation, path: Path) -> None:
     try:
         write_dicom_mask(path, segmentation, codes)
     except UserError as error:
-        say(f"{segmentation.study}: {DICOM_MASK} is not written: {error}")
+        warn(f"{segmentation.study}: {DICOM_MASK} is not written: {error}")
 
 
 @lru_cache

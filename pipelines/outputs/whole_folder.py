@@ -59,7 +59,7 @@ def whole_folder(folder: Path, replace: bool, ours: Callable[[str], bool]) -> It
 def _check_replaceable(folder: Path, replace: bool, ours: Callable[[str], bool]) -> None:
     """Raises UserError: something of that name is there that has to stay; an empty folder has not."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} exists and is no folder of results; choose another --out or remove it")
+        raise UserError(f"{folder} exists and is not a folder of results; choose another --out or remove it")
     names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     if names and not replace:
         raise UserError(f"{folder} exists already; give --overwrite to write it again, or another --out")

@@ -45,6 +45,12 @@ class AblationReport:
     verdict: str
 
     @property
+    def title(self) -> str:
+        """Data set and grid."""
+        dataset = self.plan.get("dataset")
+        return f"{dataset}: {self.plan['title']}" if dataset else str(self.plan["title"])
+
+    @property
     def leaks(self) -> dict[str, Sequence[str]]:
         """Row -> its instructions that were made from the true labels."""
         return {run["row"]: run["leaks"] for run in self.plan["runs"].values() if run["leaks"]}
@@ -57,7 +63,7 @@ def read_ablation(folder: Path, reference: str | None = None) -> AblationReport:
     stopped_runs = json.loads(stopped_file.read_text()) if stopped_file.exists() else {}
     stopped = {plan["runs"][run]["row"]: why for run, why in stopped_runs.items()}
     if not (folder / RESULTS).exists():
-        why = "; ".join(stopped_runs.values()) or "the same zeus ablate command goes on"
+        why = "; ".join(stopped_runs.values()) or "the same zeus ablate command resumes"
         raise UserError(f"{folder} has no results: {why}")
     results = pq.read_table(folder / RESULTS).to_pylist()
     order = {row: index for index, row in enumerate(plan["rows"])}
@@ -115,5 +121,5 @@ def report_ablation(folder: Path, reference: str | None = None) -> Path:
     write_measurements(folder, report.results)
     summaries = summarise(report.results, reference=report.reference)
     scores = subject_scores(report.results, "dsc", None)
-    draw_forest(summaries, folder / "table.png", report.plan["title"], scores)
+    draw_forest(summaries, folder / "table.png", report.title, scores)
     return folder

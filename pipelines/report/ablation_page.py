@@ -13,7 +13,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.page.pictures import class_legend, error_legend
 from zeus_union.cache.page.render import Chart, KeyFigure, PageTable, render_page, write_page
 from zeus_union.cache.page.slices import SubjectView, subjects_json
-from zeus_union.cache.terminal import progress, say
+from zeus_union.cache.terminal import progress, warn
 from zeus_union.pipelines.report.ablation import AblationReport, read_ablation
 from zeus_union.pipelines.report.charts import POINT, REFERENCE, PointRow, curve_charts, points_chart
 from zeus_union.pipelines.report.reproduce import train_command
@@ -55,7 +55,7 @@ def write_ablation_page(
     except UserError as error:
         if cache_path is not None or subjects is not None:
             raise
-        say(f"the page has no slices: {error}")
+        warn(f"the page has no slices: {error}")
         views, without = [], "The cache of this ablation was not there when this page was written, so it has no slices."
     names = list(report.plan["runs"])
     html = render_page(

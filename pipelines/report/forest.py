@@ -31,7 +31,7 @@ def draw_forest(
     Args:
         out: PNG.
         scores: row -> subject -> score, of `subject_scores`: a small dot each, below the bar.
-        label: of the horizontal axis.
+        label: of the horizontal axis, which is a share from 0 to 1.
     """
     names = [textwrap.fill(summary.row, 36) for summary in summaries]
     height = sum(0.34 + 0.16 * (name.count("\n")) for name in names)
@@ -47,8 +47,12 @@ def draw_forest(
         )
         axes.plot([summary.low, summary.high], [position, position], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot(summary.mean, position, "o", color=colour, markersize=6)
+        beside = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "va": "center", "color": colour}
+        axes.text(1.02, position, _value(summary), **beside)
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
+    # A share of 1: an axis that begins elsewhere would make a small difference look large.
+    axes.set_xlim(0, 1)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -60,6 +64,13 @@ def draw_forest(
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     write_atomically(out, png.getvalue())
+
+
+def _value(summary: Summary) -> str:
+    if not is_defined(summary.mean):
+        return "nothing measured"
+    interval = f" [{summary.low:.3f}, {summary.high:.3f}]" if is_defined(summary.low) else ""
+    return f"{summary.mean:.3f}{interval}"
 
 
 def _key(summaries: Sequence[Summary], subjects: bool) -> list[Line2D]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from zeus_union.cache.reader import Cache
-from zeus_union.pipelines.report.tables import UNDEFINED, Sheet
+from zeus_union.pipelines.report.tables import UNDEFINED, Sheet, Shown
 
 FILE = Path(__file__).with_name("published.yaml")
 
@@ -71,4 +71,4 @@ def with_published(sheet: Sheet, published: Sequence[Published], subjects: Seque
 
 
 def _cell(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:.3f}"
+    return UNDEFINED if value is None else Shown(f"{value:.3f}", value)

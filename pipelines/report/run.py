@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 from zeus_union.cache.page.render import write_page
 from zeus_union.cache.terminal import choose, split_names
 from zeus_union.pipelines.report.curves import draw_curves
-from zeus_union.pipelines.report.picture import draw_run, telling_rows
+from zeus_union.pipelines.report.picture import draw_run, slices_of
 from zeus_union.pipelines.report.run_page import PAGE, run_page
 from zeus_union.stage2_segment.checkpoint import METRICS, load_config
 from zeus_union.stage2_segment.evaluation.evaluate import subjects_to_measure
 from zeus_union.stage2_segment.inputs.layers import layers_read
 from zeus_union.stage2_segment.trained import load_trained, open_cache
 
-LEAK_NOTE = "; an upper bound, no result: its instructions were made from the true labels"
+LEAK_NOTE = "; an upper bound, not a result: its instructions were made from the true labels"
 
 
 def report_run(
@@ -43,7 +43,7 @@ def report_run(
             wanted = choose(split_names(subjects), cache.subjects, "subject")
         else:
             wanted = subjects_to_measure([config], cache, None)
-        rows = telling_rows(cache, wanted, slices)
+        rows = slices_of(cache, wanted, slices)
         picture = out or results / "picture.png"
         trained = load_trained(run)
         draw_run(
@@ -53,6 +53,7 @@ def report_run(
             next(iter(layers_read(config, cache)), None),
             picture,
             f"{run.name}: {config.architecture.fusion} fusion" + (LEAK_NOTE if config.inputs.leaks else ""),
+            config.inputs.modalities,
         )
         html = run_page(trained, cache, wanted, subjects is not None, results.resolve().name, results)
     return picture, write_page(results / PAGE, html)

@@ -13,7 +13,7 @@ from zeus_union.cache.page.pictures import class_legend, error_legend
 from zeus_union.cache.page.render import KeyFigure, PageTable, render_page
 from zeus_union.cache.page.slices import subjects_json
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import progress
+from zeus_union.cache.terminal import counted, progress
 from zeus_union.pipelines.report.charts import PointRow, curve_charts, points_chart
 from zeus_union.pipelines.report.probe_tables import probe_answer, probe_table
 from zeus_union.pipelines.report.reproduce import facts, train_command
@@ -22,8 +22,8 @@ from zeus_union.pipelines.report.statistics import Result, Summary, subject_scor
 from zeus_union.stage2_segment.checkpoint import METRICS
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.evaluation.evaluate import NAMES, results_path
-from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined, mean_over_subjects
+from zeus_union.stage2_segment.evaluation.evaluate import NAMES, mean_cell, results_path
+from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined
 from zeus_union.stage2_segment.marks import spoken
 from zeus_union.stage2_segment.trained import TrainedRun
 
@@ -110,7 +110,7 @@ def class_table(results: Sequence[Result]) -> PageTable:
         f"HD95: {DEFINITIONS['HD95']}.",
         f"NSD: {DEFINITIONS['NSD']}.",
         f"256 px: {DEFINITIONS['256'].partition(';')[0]}.",
-        f"Empty: {DEFINITIONS['empty']}. (1 of {total}) means that one of {total} subjects counts.",
+        f"Empty: {DEFINITIONS['empty']}. (1 of {total}) means that one of {counted(total, 'subject')} counts.",
         "95 % interval: of the mean over the subjects, Student's t on the logit of the mean; none for fewer than 5 subjects.",
     )
     columns = ("class", "DSC", "95 % interval", "IoU", "HD95 mm", "NSD", "DSC (256 px)", "IoU (256 px)", "subjects")
@@ -129,15 +129,6 @@ def _class_line(title: str, results: Sequence[Result], name: str | None) -> tupl
     interval = f"[{summary.low:.3f}, {summary.high:.3f}]" if is_defined(summary.low) else "-"
     order = ("iou", "hd95_mm", "nsd", "dsc_256", "iou_256")
     return (title, cells["dsc"], interval, *(cells[key] for key in order), subjects)
-
-
-def mean_cell(pairs: Sequence[tuple[str, float | None]], digits: int, total: int) -> str:
-    """A mean over subjects, and over how many of them where it is not all."""
-    mean = mean_over_subjects(pairs)
-    if not is_defined(mean):
-        return "-"
-    counted = len({subject for subject, value in pairs if value is not None and is_defined(value)})
-    return f"{mean:.{digits}f}" + (f" ({counted} of {total})" if counted < total else "")
 
 
 def class_points(results: Sequence[Result], classes: Sequence[str]) -> Any:
@@ -184,13 +175,9 @@ def _lead(config: RunConfig) -> str:
     split = f"fold {config.split.fold} held out" if config.split.fold is not None else "named subjects held out"
     return (
         f"{model}, {config.architecture.fusion} fusion, of {', '.join(config.inputs.modalities)}: "
-        f"{', '.join(config.inputs.classes)}. Trained on {_count(len(config.split.train), 'subject')} of "
-        f"{config.inputs.card.name}, {split} ({_count(len(config.split.test), 'subject')})."
+        f"{', '.join(config.inputs.classes)}. Trained on {counted(len(config.split.train), 'subject')} of "
+        f"{config.inputs.card.name}, {split} ({counted(len(config.split.test), 'subject')})."
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _reservations(config: RunConfig) -> list[str]:
@@ -208,7 +195,7 @@ def _figures(results: Sequence[Result], metrics: Sequence[Mapping[str, Any]]) ->
         pairs = {key: [(line["subject"], line[key]) for line in results] for key in NAMES}
         total = len({line["subject"] for line in results})
         figures = [
-            KeyFigure("Mean DSC", _number(summary.mean), interval or f"over {_count(total, 'subject')}, no interval"),
+            KeyFigure("Mean DSC", _number(summary.mean), interval or f"over {counted(total, 'subject')}, no interval"),
             KeyFigure("HD95", f"{mean_cell(pairs['hd95_mm'], 1, total)} mm", "distance of the surfaces"),
             KeyFigure("NSD", mean_cell(pairs["nsd"], 3, total), "surface within 2 mm"),
             KeyFigure("Subjects", str(total), "held out, measured"),

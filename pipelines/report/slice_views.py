@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from zeus_union.cache.page.slices import MOST_SLICES, Said, Sentence, SliceView, SubjectView, voxels_of
-from zeus_union.cache.page.telling import telling_slices
+from zeus_union.cache.page.slices import MOST_SLICES, Said, Sentence, SliceView, SubjectView
+from zeus_union.cache.page.telling import telling_rows
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.text_statistics import CUT
 from zeus_union.stage2_segment.evaluation.metrics import dsc, is_defined, overlap_counts
@@ -37,7 +37,7 @@ def subject_view(
         probed: sentence -> how much of the mask it moves, where `zeus-segment probe --sentences` measured it.
     """
     every = cache.rows_of([subject])
-    rows = _telling_rows(cache, every)
+    rows = telling_rows(cache, every, MOST_SLICES)
     modalities = tuple(name for name in cache.modalities if name in trained.config.inputs.modalities)
     images = cache.images(rows)[:, [cache.modalities.index(name) for name in modalities]]
     truth = cache.masks(rows) if cache.rows["labelled"][rows].all() else None
@@ -68,16 +68,6 @@ def subject_view(
         left_out=len(every) - len(rows),
         compared=compared[0] if compared else "",
     )
-
-
-def _telling_rows(cache: Cache, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    if len(rows) <= MOST_SLICES:
-        return rows
-    if not cache.rows["labelled"][rows].all():
-        return rows[np.linspace(0, len(rows) - 1, MOST_SLICES).astype(int)]
-    classes = len(cache.classes)
-    voxels = np.stack([voxels_of(np.where(mask > classes, 0, mask), classes) for mask in cache.masks(rows)])
-    return rows[telling_slices(voxels, MOST_SLICES)]
 
 
 def slice_scores(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, float]:

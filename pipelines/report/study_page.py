@@ -16,6 +16,7 @@ from zeus_union.cache.page.pictures import class_legend
 from zeus_union.cache.page.render import KeyFigure, PageTable, render_page, write_page
 from zeus_union.cache.page.slices import MOST_SLICES, Said, Sentence, SliceView, SubjectView, subjects_json
 from zeus_union.cache.page.telling import telling_slices
+from zeus_union.cache.terminal import counted
 from zeus_union.cache.text_statistics import CUT
 from zeus_union.pipelines.intake.study import open_study
 from zeus_union.pipelines.outputs.preview import slice_greys
@@ -160,7 +161,7 @@ def _reservations(statistics: Mapping[str, Any], mask: NDArray[np.uint8]) -> lis
         lines.append(f"Segmented without {', '.join(statistics['missing_modalities'])}, which the study does not have.")
     if grid["segmented_slices"] < grid["slices"]:
         lines.append(
-            f"{grid['segmented_slices']} of {grid['slices']} slices were segmented; those between are interpolated."
+            f"{grid['segmented_slices']} of {counted(grid['slices'], 'slice')} segmented; those between are interpolated."
         )
     if not mask.any():
         lines.append("Nothing was predicted.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zeus_union.cache.atomic import write_atomically
-from zeus_union.cache.terminal import terminal_width
+from zeus_union.cache.terminal import counted, terminal_width
 from zeus_union.pipelines.report.statistics import (
     FEWEST,
     Result,
@@ -28,6 +29,7 @@ from zeus_union.pipelines.report.statistics import (
 from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined, mean_defined
 
 UNDEFINED, NOT_RUN = "-", "not run"
+INTERVAL, ITS = "95 % interval", "its"  # of column heads
 SIGNIFICANT = 0.05
 LONGEST_NUMBER, LONGEST_TEXT = 16, 26  # characters of a cell in the terminal: an interval, a row's name
 LATEX = {
@@ -41,11 +43,23 @@ LATEX = {
 }
 
 
+class Shown(str):
+    """A cell as people read it, which knows the numbers that it shows: one, or the two ends of an interval."""
+
+    values: tuple[float, ...]
+
+    def __new__(cls, text: str, *values: float) -> Shown:
+        cell = super().__new__(cls, text)
+        cell.values = values
+        return cell
+
+
 @dataclass(frozen=True)
 class Sheet:
     """A table as text, its first column the rows' names.
 
     Attributes:
+        rows: cells; those that show numbers are `Shown`.
         best: (row, column) of the cells to mark.
     """
 
@@ -73,9 +87,13 @@ class Sheet:
         return f"**{_markdown(self.title)}**\n\n{table}\n" + (f"\n{notes}\n" if notes else "")
 
     def as_csv(self) -> str:
-        """Header and rows alone: title and notes would be lines of other columns."""
+        """Header and rows alone, for a program: numbers in all their digits, those that are undefined empty.
+
+        An interval is two columns, ci_low and ci_high.
+        """
+        columns = [_csv_column(name, [line[index] for line in self.rows]) for index, name in enumerate(self.columns)]
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+        csv.writer(out, lineterminator="\n").writerows(zip(*(line for lines in columns for line in lines)))
         return out.getvalue()
 
     def as_latex(self) -> str:
@@ -147,6 +165,20 @@ class Sheet:
         ]
 
 
+def _csv_column(name: str, cells: Sequence[str]) -> list[list[str]]:
+    """A column, or the two of an interval, each with its head first; the text of a column without numbers as it is."""
+    width = max((len(cell.values) for cell in cells if isinstance(cell, Shown)), default=0)
+    if not width:
+        return [[name, *("" if cell == UNDEFINED else cell for cell in cells)]]
+    numbers = [cell.values if isinstance(cell, Shown) else (math.nan,) * width for cell in cells]
+    of = name.removesuffix(INTERVAL).strip().replace(ITS, "difference")
+    heads = [name] if width == 1 else [f"{of} {end}".strip() for end in ("ci_low", "ci_high")]
+    return [
+        [head, *(repr(float(values[part])) if is_defined(values[part]) else "" for values in numbers)]
+        for part, head in enumerate(heads)
+    ]
+
+
 def write_sheets(folder: Path, stem: str, sheet: Sheet) -> None:
     """FOLDER/STEM.md, .csv and .tex, each whole or not there at all; replaces what had the names."""
     for ending, text in (("md", sheet.as_markdown()), ("csv", sheet.as_csv()), ("tex", sheet.as_latex())):
@@ -188,12 +220,12 @@ def ablation_sheet(
     names = [name for name in known if name in summaries or name in stopped or name in not_run]
     cells: dict[str, list[str]] = {
         "row": names,
-        "params (M)": [_number(params[name] / 1e6, 2) if name in params else UNDEFINED for name in names],
+        "params (M)": [_number(params[name] / 1e6 if name in params else None, 2) for name in names],
         "DSC mean": [
             NOT_RUN if name in not_run else cell
             for name, cell in zip(names, _column(names, summaries, lambda summary: _number(summary.mean)))
         ],
-        "95 % interval": _column(names, summaries, _interval),
+        INTERVAL: _column(names, summaries, _interval),
         "sd over subjects": _column(names, summaries, lambda summary: _number(summary.sd_subjects)),
         "sd over seeds": _column(names, summaries, lambda summary: _number(summary.sd_seeds)),
         "pooled DSC": [_number(together.get(name)) for name in names],
@@ -204,7 +236,7 @@ def ablation_sheet(
         cells["difference to reference"] = _column(
             names, summaries, lambda summary: _number(summary.difference, sign="+")
         )
-        cells["its 95 % interval"] = _column(names, summaries, _difference_interval)
+        cells[f"{ITS} {INTERVAL}"] = _column(names, summaries, _difference_interval)
         cells["p (Holm)"] = _column(names, summaries, lambda summary: _p(summary.p_holm))
     if any(name in paper for name in names):
         cells["paper's DSC %"] = [_number(paper.get(name, {}).get("dsc"), 2) for name in names]
@@ -248,7 +280,7 @@ def class_sheet(
     for name in dict.fromkeys(line["class"] for line in results):
         summaries = {summary.row: summary for summary in summarise(results, class_name=name)}
         cells[f"{name} DSC"] = _column(cells["row"], summaries, lambda summary: _number(summary.mean))
-        cells[f"{name} 95 % interval"] = _column(cells["row"], summaries, _interval)
+        cells[f"{name} {INTERVAL}"] = _column(cells["row"], summaries, _interval)
         means[f"{name} DSC"] = {row: summary.mean for row, summary in summaries.items() if row not in (leaks or {})}
     notes = [
         f"DSC: {DEFINITIONS['DSC']}, in the study's own grid",
@@ -288,7 +320,7 @@ def _without(by_row: Mapping[str, float], leaks: Mapping[str, Sequence[str]] | N
 
 def _leak_notes(leaks: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
     rows = "; ".join(f"{row} ({', '.join(variants)})" for row, variants in leaks.items() if row in names)
-    return [f"an upper bound, no result: made from the true labels are the instructions of {rows}"] * bool(rows)
+    return [f"an upper bound, not a result: made from the true labels are the instructions of {rows}"] * bool(rows)
 
 
 def _sheet(
@@ -333,10 +365,10 @@ def _incomplete_distances(results: Sequence[Result]) -> list[str]:
     """Which rows' HD95 leaves measurements out: a row that finds nothing would otherwise look no worse for it."""
     lacking = []
     for row in dict.fromkeys(line["row"] for line in results):
-        counted = [line for line in results if line["row"] == row and is_defined(line["dsc"])]
-        defined = sum(is_defined(line["hd95_mm"]) for line in counted)
-        if defined < len(counted):
-            lacking.append(f"{row} {defined} of {len(counted)}")
+        measured = [line for line in results if line["row"] == row and is_defined(line["dsc"])]
+        defined = sum(is_defined(line["hd95_mm"]) for line in measured)
+        if defined < len(measured):
+            lacking.append(f"{row} {defined} of {len(measured)}")
     return [f"HD95 counts only some of the measurements (subjects, classes, runs): {'; '.join(lacking)}"] * bool(
         lacking
     )
@@ -348,7 +380,7 @@ def _interval_note(results: Sequence[Result]) -> str:
         seeds.setdefault(line["row"], set()).add(line["seed"])
     scores = subject_scores(results, "dsc", None)
     sizes = {
-        row: f"{_count(len(by_subject), 'subject')}, {_count(len(seeds[row]), 'seed')}"
+        row: f"{counted(len(by_subject), 'subject')}, {counted(len(seeds[row]), 'seed')}"
         for row, by_subject in scores.items()
     }
     if len(set(sizes.values())) == 1:
@@ -373,26 +405,24 @@ def _test_notes(summaries: Sequence[Summary], reference: str) -> list[str]:
     if tests:
         notes.append(
             "p (Holm): two-sided paired Wilcoxon signed-rank test over those subjects, seeds averaged first, "
-            f"Holm-corrected for {_count(tests, 'comparison')}"
+            f"Holm-corrected for {counted(tests, 'comparison')}"
         )
     subjects = max(summary.common for summary in compared)
     best = min(1.0, smallest_p(subjects) if subjects else 1.0)
     if best > SIGNIFICANT:
-        notes.append(f"with {_count(subjects, 'subject')} no difference can reach p < {SIGNIFICANT:g}")
+        notes.append(f"with {counted(subjects, 'subject')} no difference can reach p < {SIGNIFICANT:g}")
     elif best * tests > SIGNIFICANT:
         notes.append(
-            f"with {_count(subjects, 'subject')} and {tests} comparisons no difference can reach p < {SIGNIFICANT:g} "
+            f"with {counted(subjects, 'subject')} and {tests} comparisons no difference can reach p < {SIGNIFICANT:g} "
             "after Holm's correction"
         )
     return notes
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    return f"{value:{sign}.{digits}f}" if value is not None and is_defined(value) else UNDEFINED
+    if value is None or not is_defined(value):
+        return Shown(UNDEFINED, math.nan)
+    return Shown(f"{value:{sign}.{digits}f}", value)
 
 
 def _interval(summary: Summary) -> str:
@@ -404,11 +434,12 @@ def _difference_interval(summary: Summary) -> str:
 
 
 def _bounds(low: float, high: float, sign: str = "") -> str:
-    return f"[{_number(low, sign=sign)}, {_number(high, sign=sign)}]" if is_defined(low) else UNDEFINED
+    text = f"[{_number(low, sign=sign)}, {_number(high, sign=sign)}]" if is_defined(low) else UNDEFINED
+    return Shown(text, low, high)
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else _number(value)
+    return Shown("<0.001", value) if value < 0.001 else _number(value)
 
 
 def _one_line(text: str) -> str:

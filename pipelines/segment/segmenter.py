@@ -17,7 +17,7 @@ from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import Instruction
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say, say_table
+from zeus_union.cache.terminal import say, say_table, warn
 from zeus_union.pipelines.intake.study import OpenedStudy, open_study
 from zeus_union.pipelines.intake.tables import choice_table
 from zeus_union.pipelines.segment.frozen import frozen_parts
@@ -154,7 +154,7 @@ class Segmenter:
             if loss is None
             else f"without it the run lost {loss:.3f} DSC on its test subjects"
         )
-        say(
+        warn(
             f"{opened.name} has no {', '.join(opened.missing)}; the mask comes from {', '.join(opened.images)} alone: {cost}"
         )
 
@@ -165,7 +165,7 @@ class Segmenter:
             if trained_by_run_or_projection(config).among(cache, [subject])
         ]
         if known:
-            say(f"{subject} was trained on ({', '.join(known)}): its mask is better than that of a new study")
+            warn(f"{subject} was trained on ({', '.join(known)}): its mask is better than that of a new study")
 
     def _pictures(self, out: Path, modalities: Sequence[str], slice_step: int) -> BuildOptions:
         windows = windows_in(self._configs[0].inputs.windows)

@@ -18,7 +18,7 @@ import pydicom
 from zeus_union.cache.atomic import make_folder, write_atomically
 from zeus_union.cache.errors import JobError, UserError, first_line
 from zeus_union.cache.locks import NoLocksError, acquire
-from zeus_union.cache.terminal import progress_bar, say, some_of
+from zeus_union.cache.terminal import counted, progress_bar, say, some_of, warn
 from zeus_union.pipelines.intake.file_names import ENDINGS
 from zeus_union.pipelines.intake.study import given_name
 from zeus_union.pipelines.segment.segmentation import MADE_BY, Segmentation
@@ -146,7 +146,9 @@ def segment_studies(
     made_by = segmenter.made_by(how.get("slice_step", 1))
     waiting = [source for source in mine if overwrite or not _finished(out / source.name, made_by)]
     if len(waiting) < len(mine):
-        say(f"{len(mine) - len(waiting)} of {len(mine)} studies have results in {out}; --overwrite segments them again")
+        say(
+            f"{len(mine) - len(waiting)} of {counted(len(mine), 'study')} with results in {out}; --overwrite segments them again"
+        )
     failures: dict[str, str] = {}
     elsewhere: list[str] = []
     with progress_bar() as bar:
@@ -161,7 +163,7 @@ def segment_studies(
                         raise error
                     if error is not None:
                         failures[source.name] = _reason(error)
-                        say(f"{source.name} is left out: {failures[source.name]}")
+                        warn(f"{source.name} is left out: {failures[source.name]}")
             bar.advance(task)
     if elsewhere:
         say(f"another process is segmenting {some_of(elsewhere)} into {out}: left to it")

@@ -21,7 +21,7 @@ from zeus_union.cache.devices import release_memory
 from zeus_union.cache.errors import UserError, first_line
 from zeus_union.cache.grid import square_indices, to_square
 from zeus_union.cache.quantize import check_finite, quantise
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import warn
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.threads import Channel, Worker, ends_the_job_only
 from zeus_union.stage1_instruct.models.batching import is_out_of_memory
@@ -118,8 +118,8 @@ class OnDevice:
                 continue
             # Only here, after the except block, is the traceback gone that kept the failed batch's tensors alive.
             self.at_once = max(1, self.at_once // 2)
-            say(
-                f"{self._encoder.name}: out of memory; going on with {self.at_once} pictures at a time. To have the bytes of "
+            warn(
+                f"{self._encoder.name}: out of memory; continuing with {self.at_once} pictures at a time. To have the bytes of "
                 f"one build in another, give both --batch-size {self.at_once}"
             )
             release_memory()

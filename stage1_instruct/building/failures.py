@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import counted, some_of, warn
 
 
 class BuildFailures(UserError):
@@ -20,12 +20,12 @@ class BuildFailures(UserError):
         self.reasons = dict(reasons)
         first, reason = next(iter(self.reasons.items()))
         super().__init__(
-            f"{len(reasons)} of {total} subjects could not be built and {out} stays unfinished: {some_of(list(reasons))} "
-            f"({first}: {reason}); mend or leave them out with --subjects under another --out, and run the same command "
-            "again: it takes up only those"
+            f"{len(reasons)} of {counted(total, 'subject')} could not be built and {out} stays unfinished: "
+            f"{some_of(list(reasons))} ({first}: {reason}); repair them, or leave them out with --subjects under another "
+            "--out, and run the same command again: it tries only those"
         )
 
     def say(self) -> None:
         """One line for each subject."""
         for subject, reason in self.reasons.items():
-            say(f"not built: {subject}: {reason}")
+            warn(f"not built: {subject}: {reason}")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import base_of
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import counted, say, some_of, warn
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
@@ -43,7 +43,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     and no more. A file
     system without locks needs `options.part`.
 
-    A subject that cannot be built is left out, and the others go on.
+    A subject that cannot be built is left out, and the others are segmented.
 
     Only models of which something is missing are loaded, all of them before the first subject.
 
@@ -60,7 +60,10 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     _check_processes(writer, options)
     if writer.new_subjects:
         old = len(card.subjects) - len(writer.new_subjects)
-        say(f"{len(writer.new_subjects)} new subjects join the {old} of {options.out}: {some_of(writer.new_subjects)}")
+        say(
+            f"adding {counted(len(writer.new_subjects), 'new subject')} to the {old} of {options.out}: "
+            f"{some_of(writer.new_subjects)}"
+        )
     report = BuildReport()
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
@@ -90,8 +93,8 @@ def _check_processes(writer: CacheWriter, options: BuildOptions) -> None:
         return
     remedy = "several processes need --part I/N each (or --part slurm in a job array)"
     if int(os.environ.get("WORLD_SIZE") or 1) > 1 or tasks_of_srun(os.environ) > 1:
-        raise UserError(f"the file system of {options.out} has no locks: {remedy}")
-    say(f"the file system of {options.out} has no locks: this process must be the only one; {remedy}")
+        raise UserError(f"the file system of {options.out} does not support locks: {remedy}")
+    warn(f"the file system of {options.out} does not support locks: run only one process, since {remedy}")
 
 
 def _finish(build: Build) -> None:
@@ -101,7 +104,7 @@ def _finish(build: Build) -> None:
     if options.part is not None:
         if missing := find_missing(build, build.dataset.card.subjects):
             say(
-                f"part {options.part} of {options.out} is built; {len(missing)} subjects of other parts are missing, and the "
+                f"part {options.part} of {options.out} is built; {counted(len(missing), 'subject')} of other parts missing: the "
                 "last part to end finishes the cache (or the same command without --part)"
             )
             return

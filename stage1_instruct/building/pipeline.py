@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import progress_bar, say
+from zeus_union.cache.terminal import counted, progress_bar, say, warn
 from zeus_union.cache.view_layers import view_layer, view_of
 from zeus_union.stage1_instruct.building.encoding import (
     EmbeddingsOfSubject,
@@ -274,10 +274,10 @@ class Pipeline:
         now = time.perf_counter()
         left = report.time_left(work.count, report.elapsed + now - self._started)
         say(
-            f"{work.subject}: {work.count} slice-modalities in {now - work.begun:.0f} s "
+            f"{work.subject}: {counted(work.count, 'slice-modality')} in {now - work.begun:.0f} s "
             f"({report.subjects} of {self._count}){left}"
         )
 
     def _leave_out(self, subject: str, error: UserError) -> None:
         self._build.report.failures[subject] = str(error)
-        say(f"{subject} is left out: {error}")
+        warn(f"{subject} is left out: {error}")

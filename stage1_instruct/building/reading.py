@@ -111,7 +111,7 @@ def _read_study(build: Build, subject: str, needs: Needs) -> Pictures:
         windows = windows_of(build.dataset.card.terms, options.windows)
         slices = slicing.study_to_slices(study, step=options.slice_step, view=options.view, windows=windows)
     if slices.grid.view != "axial":
-        say(f"{subject}: {slices.grid.view} slices")
+        say(f"{subject}: cut into {slices.grid.view} slices")
     pictures = Pictures(slices, sources)
     for part in ("reading", "slicing"):
         report.add(part, 0.0, pictures.count)

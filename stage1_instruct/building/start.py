@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
-from zeus_union.cache.terminal import in_words, say
+from zeus_union.cache.terminal import counted, in_words, say, warn
 from zeus_union.stage1_instruct.building.forecast import (
     StudySize,
     finished_parts,
@@ -47,16 +47,16 @@ def look_ahead(build: Build, subjects: Sequence[str]) -> Build:
     failures = check_studies(dataset, missing, "headers", keep)
     report.failures |= failures
     for subject, reason in failures.items():
-        say(f"{subject} will be left out: {reason}")
+        warn(f"{subject} will be left out: {reason}")
     encoder = build.layers.embeddings.partition("/")[2]
     expected = forecast(dataset, encoder, options, texts, sizes=sizes)
     room = require_room(dataset, options, expected)
     report.ahead = expected.slice_modalities
     free = in_words(shutil.disk_usage(options.out.parent).free)
     say(
-        f"{options.out}: {len(sizes)} subjects to build, at most {expected.slice_modalities:,} slice-modalities and "
-        f"{in_words(expected.bytes)} on disk ({free} free); how long it takes is said behind the first subject"
+        f"{options.out}: {counted(len(sizes), 'subject')} to build, at most {expected.slice_modalities:,} slice-modalities and "
+        f"{in_words(expected.bytes)} on disk ({free} free); the time it takes is shown after the first subject"
     )
     if room:
-        say(room)
+        warn(room)
     return checked

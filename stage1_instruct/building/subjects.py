@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE
 from zeus_union.cache.recipe import fingerprint
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, say, warn
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.cached import check_can_be_made
 from zeus_union.stage1_instruct.building.parts import Share
@@ -239,11 +239,11 @@ def build_subjects(build: Build, subjects: Sequence[str]) -> None:
     waiting = [subject for subject in missing if subject not in report.failures]
     failed = len(report.failures.keys() & set(subjects) - missing.keys())
     if finished := len(subjects) - len(missing) - failed:
-        say(f"{finished} of {len(subjects)} subjects are finished already")
+        say(f"{finished} of {counted(len(subjects), 'subject')} finished already")
     if build.options.check and waiting and build.projection is None and not dataset.cached_recipe:
         report.failures |= check_studies(dataset, waiting, "headers")
         for subject in set(report.failures) - before:
-            say(f"{subject} will be left out: {report.failures[subject]}")
+            warn(f"{subject} will be left out: {report.failures[subject]}")
         waiting = [subject for subject in waiting if subject not in report.failures]
     _load_models(build, {layer for subject in waiting for layer in missing[subject]})
     build_waiting(build, waiting)

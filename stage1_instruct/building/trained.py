@@ -15,7 +15,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.fold_layers import variant_of_split
 from zeus_union.cache.layout import shard_folder
 from zeus_union.cache.manifest import read_manifest
-from zeus_union.cache.terminal import choose, say, some_of
+from zeus_union.cache.terminal import choose, say, some_of, warn
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.captioned import captions_of, features_of
 from zeus_union.stage1_instruct.building.report import BuildReport
@@ -68,7 +68,7 @@ def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, 
         rest = [subject for subject in subjects if subject not in candidates]
         build_subjects(build, [subject for subject in subjects if subject in candidates])
         if build.report.failures:
-            say("a projection is trained when its training subjects are built; the pictures of the others go on")
+            say("a projection is trained once its training subjects are built; building the pictures of the others")
             build_subjects(build, rest)
             return build
         wanted = [_labelled(build, split) for split in wanted]
@@ -76,7 +76,7 @@ def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, 
             nobody = f"{build.options.out} has no labelled subject to train a projection on"
             if splits.asked:
                 raise UserError(f"{nobody} for fold {lacking[0].fold}; label more, or leave the fold out")
-            say(f"{nobody}: the texts come from an untrained one; --projection RUN takes that of a run")
+            warn(f"{nobody}: the texts come from an untrained one; --projection RUN takes that of a run")
             return None
     try:
         # Whoever finds one in training goes on with the pictures, and asks again when these are done.
@@ -93,7 +93,7 @@ def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, 
             instructions |= layers.instructions
     except LeftOutError as left_out:
         build_subjects(build, rest)
-        say(str(left_out))
+        warn(str(left_out))
         build.report.without_texts = True
         return build
     return replace(build, layers=replace(build.layers, instructions=instructions))

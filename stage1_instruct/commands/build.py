@@ -12,7 +12,19 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, choose, say, split_names
+from zeus_union.cache.terminal import (
+    DATA,
+    FILE,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    PanelCommand,
+    choose,
+    counted,
+    say,
+    split_names,
+    warn,
+)
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     open_studies,
@@ -46,7 +58,19 @@ READING = (
 )
 
 
-@click.command("build-cache", short_help="Run the frozen models over every slice")
+@click.command(
+    "build-cache",
+    cls=PanelCommand,
+    panels={
+        DATA: "dataset_name data_root modalities subjects labels trust_voxels terms instance splits",
+        "Slices and views": "slice_step view windows views mirror_views",
+        MODEL: "profile overrides variant grid per_class text_window seed send_images_to",
+        "Projection": "projection fold folds train_subjects",
+        SPEED: "batch_size part device",
+        OUTPUT: "out layers store pack dry_run",
+    },
+    short_help="Run the frozen models over every slice",
+)
 @partial(with_data, required=False)
 @with_models
 @send_option
@@ -179,7 +203,7 @@ def build_cache_command(
     zeus-instruct status shows them. Where the file system has no locks (it says so), each process needs --part; the last
     one, or the same command without it, finishes.
 
-    A study that cannot be read is left out and named at the end; mend it, and the same command takes up only that.
+    A study that cannot be read is left out and named at the end; repair it, and the same command builds only that.
 
     \b
     zeus-instruct build-cache --dataset chaos --data-root CHAOS
@@ -195,7 +219,9 @@ def build_cache_command(
     chosen = {name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     dataset = _open_data(chosen, given)
     card = dataset.card
-    say(f"{card.name}: {len(card.subjects)} subjects, {', '.join(card.modalities)}; to segment: {card.instance}")
+    say(
+        f"{card.name}: {counted(len(card.subjects), 'subject')}, {', '.join(card.modalities)}; to segment: {card.instance}"
+    )
     parts = parse_overrides(overrides)
     if text_window:
         parts["text_window"] = text_window
@@ -229,7 +255,7 @@ def _open_data(chosen: Collection[str], given: dict[str, Any]) -> Dataset:
     reading = {name: given.pop(name) for name in READING}
     name, root = reading["dataset_name"], reading["data_root"]
     if name is None and (given["out"] is None or root is not None):
-        raise click.UsageError("Missing option '--dataset' (or --out alone, for a cache that is there).")
+        raise click.UsageError("Missing option '--dataset' (or --out alone, for an existing cache).")
     out = given["out"] = given["out"] or Path("cache") / f"{name}.h5"
     if name is not None and not (out.is_file() and is_missing(name, root)):
         return open_studies(**reading)
@@ -378,7 +404,7 @@ def _build_rows(
         return
     _say_views(out)
     click.echo(
-        f"{out} is complete: {len(dataset.card.subjects)} subjects. Next: {'; '.join(dict.fromkeys(next_steps))}"
+        f"{out} is complete: {counted(len(dataset.card.subjects), 'subject')}. Next: {'; '.join(dict.fromkeys(next_steps))}"
     )
 
 
@@ -422,7 +448,7 @@ def _say_views(path: Path) -> None:
         views = Counter(cache.grid(subject).view for subject in cache.subjects)
     if len(views) > 1:
         counts = ", ".join(f"{count} {view}" for view, count in views.most_common())
-        say(f"{path} mixes views, since its studies were acquired so: {counts}; --view gives all of them one")
+        warn(f"{path} mixes views, since its studies were acquired so: {counts}; --view gives all of them one")
 
 
 def _say_report(report: BuildReport) -> None:
@@ -430,8 +456,8 @@ def _say_report(report: BuildReport) -> None:
         say(f"  {part}: busy for {seconds:.3f} s a slice-modality, {report.share(part):.0%} of the time")
     say(f"  peak memory {report.peak_memory_bytes() / 2**30:.1f} GiB")
     if report.cut_by_encoder:
-        say(
-            f"  of {report.done['text encoder']} texts {report.cut_by_encoder} are longer than the text encoder reads: their "
-            "ends do not count, and texts that differ there only get the same vector. Fewer max_new_tokens or classes, "
-            "--per-class, --text-window extended or mean (MedCLIP), or another text encoder"
+        warn(
+            f"  {report.cut_by_encoder} of {counted(report.done['text encoder'], 'text')} longer than the text encoder reads: "
+            "their ends are ignored. Remedies: fewer max_new_tokens or classes, --per-class, --text-window extended or mean "
+            "(MedCLIP), or another text encoder"
         )

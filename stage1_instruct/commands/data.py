@@ -34,9 +34,14 @@ def check(voxels: bool, **reading: Any) -> None:
         click.echo(f"WRONG  {subject}: {' '.join(reason.split())}")
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(subjects)} studies cannot be used; mend them, or leave them out with --subjects"
+            f"{len(failures)} of {counted(len(subjects), 'study')} cannot be used; repair them, or leave them out with --subjects"
         )
-    click.echo(f"{counted(len(subjects), 'study')} of {dataset.card.name}: in order")
+    name, root = dataset.card.name, reading["data_root"]
+    where = "" if root is None else f" --data-root {root}"
+    click.echo(
+        f"{counted(len(subjects), 'study')} of {name}: in order. Next: zeus-instruct build-cache --dataset {name}{where}, with "
+        "the same options"
+    )
 
 
 @click.command("make-demo", short_help="Write phantom patients to disk")
@@ -55,4 +60,5 @@ def make_demo(layout: str, out: Path, subjects: int, seed: int) -> None:
     from zeus_union.stage1_instruct.phantom.write import write_demo
 
     write_demo(layout, out, subjects=subjects, seed=seed)
-    click.echo(f"{subjects} phantoms in {out}")
+    step = f"zeus-instruct build-cache --dataset {layout} --data-root {out}"
+    click.echo(f"{counted(subjects, 'phantom')} in {out}. Next: {step}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zeus_union.cache.terminal import in_words, say, time_in_words
+from zeus_union.cache.terminal import counted, in_words, time_in_words, warn
 from zeus_union.cache.view_layers import view_of
 
 if TYPE_CHECKING:
@@ -43,17 +43,18 @@ def dry_run(
     missing = forecast(dataset, profiles[0].encoder, options, instructions)
     for layer in missing.layers:
         click.echo(
-            f"{layer.layer}: {layer.subjects} subjects to build, at most {layer.slice_modalities} slice-modalities, "
+            f"{layer.layer}: {counted(layer.subjects, 'subject')} to build, "
+            f"at most {counted(layer.slice_modalities, 'slice-modality')}, "
             f"{layer.bytes / 2**20:,.0f} MiB"
         )
     of_views = sum(layer.bytes for layer in missing.layers if view_of(layer.layer)) / 2**20
-    click.echo(f"in all {missing.bytes / 2**20:,.0f} MiB, {of_views:,.0f} of them views")
+    click.echo(f"in total {missing.bytes / 2**20:,.0f} MiB, {of_views:,.0f} of them views")
     if missing.packs:
         click.echo(
             f"and {in_words(missing.packs)} more for a while, to pack them into one file (--no-pack does without)"
         )
     for subject, reason in missing.failures.items():
-        say(f"{subject} would be left out: {reason}")
+        warn(f"{subject} would be left out: {reason}")
     if room := require_room(dataset, options, missing):
         click.echo(room)
     if any(layer.subjects for layer in missing.layers):

@@ -69,7 +69,7 @@ def _fetch_weights(profile: str, overrides: tuple[str, ...]) -> None:
     from zeus_union.stage1_instruct.weights.store import zeus_home
 
     fetch(load_profile(profile, parse_overrides(overrides)))
-    click.echo(f"the weights of {profile} are in {zeus_home()}")
+    click.echo(f"the weights of {profile} are in {zeus_home()}. Next: zeus-instruct doctor --models {profile}")
 
 
 def _fetch_data(name: str, data_root: Path | None, unlabelled: bool, keep_archive: bool) -> None:

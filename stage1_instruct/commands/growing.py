@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, existing, say, some_of
+from zeus_union.cache.terminal import FILE, counted, existing, some_of, warn
 
 if TYPE_CHECKING:
     from zeus_union.cache.removing import Removal
@@ -34,7 +34,7 @@ def merge_command(first: Path, second: Path, out: Path, pack: bool | None) -> No
     from zeus_union.cache.merging import merge
 
     merged = merge(existing(first, "the cache"), existing(second, "the cache"), out, pack)
-    click.echo(f"{out} holds {len(merged)} subjects. Next: zeus-segment train --cache {out}")
+    click.echo(f"{out} holds {counted(len(merged), 'subject')}. Next: zeus-segment train --cache {out}")
 
 
 @click.command("remove", short_help="Take subjects or layers out of a cache")
@@ -78,6 +78,6 @@ def _size(count: int) -> str:
 
 def _say_consequences(removal: Removal) -> None:
     for fold in removal.untested:
-        say(f"fold {fold} tests nobody without them")
+        warn(f"fold {fold} has no test subject left without them")
     if removal.learned:
-        say(f"the projection behind {some_of(removal.learned)} has learned from them, and stays")
+        warn(f"the projection behind {some_of(removal.learned)} has learned from them, and stays")

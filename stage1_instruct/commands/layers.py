@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zeus_union.cache.terminal import FILE, existing
+from zeus_union.cache.terminal import FILE, counted, existing
 from zeus_union.stage1_instruct.commands.shared import load_text_encoder, with_models
 
 
@@ -71,7 +71,10 @@ def export_texts_command(cache: Path, file: Path, variant: str, allow_partial: b
 
     with Cache(existing(cache, "the cache"), allow_partial=allow_partial) as opened:
         count = export_texts(opened, variant, file)
-    click.echo(f"{count} texts of {variant} in {file}")
+    click.echo(
+        f"{counted(count, 'text')} of {variant} in {file}. Next, when they are edited: "
+        f"zeus-instruct import-texts {cache} {file} --variant NAME"
+    )
 
 
 @click.command("make-oracle", short_help="Captions from the true labels: upper bound")
@@ -106,6 +109,6 @@ def make_oracle_command(
     names = make_oracle(cache, encoder, per_class)
     more = " --instructions class" if per_class else ""
     click.echo(
-        f"{', '.join(names)} of {cache}: captions from the true labels, an upper bound and no result. "
+        f"{', '.join(names)} of {cache}: captions from the true labels, an upper bound, not a result. "
         f"Next: zeus-segment train --cache {cache} --text oracle --allow-leak{more}"
     )

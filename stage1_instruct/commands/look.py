@@ -82,4 +82,4 @@ def pack(cache: Path, out: Path) -> None:
     from zeus_union.cache.pack import pack as pack_cache
 
     pack_cache(existing(cache, "the cache"), out)
-    click.echo(f"{out} holds all of {cache}")
+    click.echo(f"{out} holds all of {cache}. Next: zeus-segment train --cache {out}")

@@ -29,4 +29,4 @@ def doctor(profile: str, overrides: tuple[str, ...], device: str | None, send_im
         sound = sound and finding.sound
     if not sound:
         raise click.exceptions.Exit(2)
-    click.echo(f"{profile} is ready")
+    click.echo(f"{profile} is ready. Next: zeus-instruct build-cache --models {profile}")

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import describe, differences
-from zeus_union.cache.terminal import FOLDER, choose, say, split_names
+from zeus_union.cache.terminal import FOLDER, choose, split_names, warn
 
 if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
@@ -152,5 +152,5 @@ def load_text_encoder(
             f"instructions/{name} of {cache.path} was made with another text encoder than that of {profile} ({changed}); "
             "give the --models and --set that build-cache was given for it"
         )
-    say(f"another text encoder than that of instructions/{name} ({changed}): a run on one says little of the other")
+    warn(f"another text encoder than that of instructions/{name} ({changed}): a run on one says little of the other")
     return encoder

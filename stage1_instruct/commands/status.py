@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zeus_union.cache.terminal import FILE, in_words, print_tables, time_in_words
+from zeus_union.cache.terminal import FILE, counted, in_words, print_tables, time_in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,8 +52,8 @@ def _as_json(read: Status) -> dict[str, Any]:
 
 def _headline(read: Status) -> str:
     if read.complete:
-        return f"{read.path} is finished ({read.state}): {read.subjects} subjects"
-    return f"{read.path} is unfinished: {read.finished} of {read.subjects} subjects are finished in all layers"
+        return f"{read.path} is finished ({read.state}): {counted(read.subjects, 'subject')}"
+    return f"{read.path} is unfinished: {read.finished} of {counted(read.subjects, 'subject')} finished in all layers"
 
 
 def _layers_table(read: Status) -> Table:
@@ -107,5 +107,5 @@ def _outlook(read: Status) -> str:
         each = read.seconds_left / max(1, sum(layer.slice_modalities_due - layer.slice_modalities for layer in missing))
         left = f"about {time_in_words(read.seconds_left)} left, at {each:.3g} s a slice-modality and layer"
     if not at_work and read.locks is not False:
-        return f"nobody is at work: the same build-cache command goes on{last}. {left}"
+        return f"no process is at work: the same build-cache command resumes{last}. {left}"
     return f"{at_work} at work{last}. {left}" if at_work else f"{left}{last}"

@@ -9,7 +9,19 @@ import click
 from click.core import ParameterSource
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import FILE, choose, existing, split_names
+from zeus_union.cache.terminal import (
+    DATA,
+    FILE,
+    MODEL,
+    OPTIMISATION,
+    OUTPUT,
+    SPEED,
+    PanelCommand,
+    choose,
+    counted,
+    existing,
+    split_names,
+)
 from zeus_union.stage1_instruct.commands.shared import (
     load_models,
     with_models,
@@ -31,10 +43,23 @@ def make_pairs_command(cache: Path, subjects: str | None, out: Path) -> None:
 
     with Cache(existing(cache, "the cache")) as opened:
         count = make_pairs(opened, choose(split_names(subjects), opened.subjects, "subject"), out)
-    click.echo(f"{count} captions in {out}")
+    click.echo(
+        f"{counted(count, 'caption')} in {out}. Next: zeus-instruct train-projection --pairs {out} --cache {cache}"
+    )
 
 
-@click.command("train-projection", short_help="Teach the LLM to see: vision to text")
+@click.command(
+    "train-projection",
+    cls=PanelCommand,
+    panels={
+        DATA: "pairs cache variant per_class fold train_subjects held_out",
+        MODEL: "profile overrides start lora_rank",
+        OPTIMISATION: "epochs lr warm_up weight_decay batch_size seed",
+        SPEED: "at_once precision device",
+        OUTPUT: "out",
+    },
+    short_help="Teach the LLM to see: vision to text",
+)
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
@@ -129,7 +154,10 @@ def train_projection_command(
         start=start,
         **options,
     )
-    click.echo(f"trained: {written}")
+    click.echo(
+        f"{written} is trained. Next: zeus-instruct build-cache --models {models.profile.name}"
+        f"{'' if out is None else f' --set projection={out}'}"
+    )
 
 
 def _refuse_of_pairs(context: click.Context) -> None:
@@ -187,4 +215,4 @@ def sentences(
         models = load_models(profile, parse_overrides(overrides), device, text_only=True)
         out = out or cache.with_name(f"{cache.stem}.{variant}.sentences.parquet")
         count = write_sentences(opened, variant, models.text_encoder, out, chosen)
-    click.echo(f"{count} sentences in {out}. Next: zeus-segment probe --run RUN --sentences {out}")
+    click.echo(f"{counted(count, 'sentence')} in {out}. Next: zeus-segment probe --run RUN --sentences {out}")

@@ -11,7 +11,7 @@ import torch
 
 from zeus_union.cache import devices
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say as say_to_terminal
+from zeus_union.cache.terminal import warn
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
 from zeus_union.stage1_instruct.models.instructor import BareQuestion, Instructor
@@ -40,7 +40,7 @@ class Models:
         self,
         profile: Profile,
         device: str | torch.device,
-        say: Callable[[str], None] = say_to_terminal,
+        say: Callable[[str], None] = warn,
         batch_size: int | None = None,
         send_images_to: str | None = None,
         loaded: LoadedOnce | None = None,
@@ -175,13 +175,14 @@ class Models:
 def load_models(
     profile: Profile,
     device: str | torch.device = "cpu",
-    say: Callable[[str], None] = say_to_terminal,
+    say: Callable[[str], None] = warn,
     batch_size: int | None = None,
     send_images_to: str | None = None,
 ) -> Models:
     """The profile's models; nothing is loaded before it is used.
 
     Args:
+        say: told what may make the texts worthless or slow: an untrained projection, memory that ran out.
         batch_size: pictures at a time through the image encoder; None: as many as fit.
         send_images_to: with instructor = server the host that pictures may be sent to, where it is not this machine.
     """

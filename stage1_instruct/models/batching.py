@@ -60,7 +60,7 @@ def run_in_batches(
             continue
         # Only here, after the except block, is the traceback gone that kept the failed batch's tensors alive.
         size = (stop - at) // 2
-        say(f"{what}: out of memory with {stop - at} at a time; going on with {size}")
+        say(f"{what}: out of memory with {stop - at} at a time; continuing with {size}")
         release_memory()
     return parts, size
 

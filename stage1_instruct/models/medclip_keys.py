@@ -98,7 +98,7 @@ def read_checkpoint(path: Path, variant: str | None = None) -> dict[str, Tensor]
     held = _variant_of(state)
     if held is None:
         raise UserError(
-            f"{path} is no MedCLIP checkpoint: it holds {next(iter(state))} and {len(state) - 1} more, "
+            f"{path} is not a MedCLIP checkpoint: it holds {next(iter(state))} and {len(state) - 1} more, "
             "expected vision_model.*, text_model.* and logit_scale"
         )
     if variant is not None and variant != held:

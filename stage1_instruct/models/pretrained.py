@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from zeus_union.cache.errors import UserError, first_line
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, warn
 from zeus_union.stage1_instruct.weights.store import path_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +97,7 @@ def load_pretrained(
             f"({', '.join(ordinary[:3])} would have no embedding)"
         )
     if own_code(folder):
-        say(f"{part} comes with Python code of its own: it is not run, transformers' {type(model).__name__} is used")
+        warn(f"{part} ships its own Python code, which is not run: transformers' {type(model).__name__} is used")
     if not options:
         model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
@@ -240,7 +240,7 @@ def _check_shards(folder: Path, part: str, what: str) -> None:
         if missing:
             raise UserError(
                 f"the {what} {part} is not complete: {folder / missing[0]} is missing "
-                f"({len(missing)} of the {len(shards)} files that {index.name} names)"
+                f"({len(missing)} of {counted(len(shards), 'file')} named by {index.name})"
             )
 
 

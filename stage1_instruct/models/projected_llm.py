@@ -240,7 +240,7 @@ class ProjectedLLM:
         connector, facts = read_connector(path)
         if connector.kind != self._profile.connector:
             raise UserError(
-                f"the projection {path} is of the kind {connector.kind}, the profile wants {self._profile.connector}; "
+                f"the projection {path} is of the kind {connector.kind}, the profile asks for {self._profile.connector}; "
                 f"--set connector={connector.kind}, or train another (zeus-instruct train-projection)"
             )
         if not facts:

@@ -101,7 +101,7 @@ class ServedModel:
             self._say(f"{endpoint.address} counts no tokens: whether {endpoint.model} looks at pictures is not known")
         elif with_picture <= without:
             raise UserError(
-                f"{endpoint.model} at {endpoint.address} takes no pictures: a question has {without} tokens with and without "
+                f"{endpoint.model} at {endpoint.address} accepts no images: a question has {without} tokens with and without "
                 "one; serve a vision-language model (llama.cpp needs its --mmproj)"
             )
 

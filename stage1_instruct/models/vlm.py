@@ -172,7 +172,7 @@ class VisionLanguageModel:
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(
                 f"the {WHAT} {self._profile.model} cannot read a picture with a question by its chat template "
-                f"({first_line(error)}); see to chat_template.jinja, or choose another model"
+                f"({first_line(error)}); check chat_template.jinja, or choose another model"
             ) from error
 
     def _generation(self, answer: Answer, prompt_tokens: int) -> Generation:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import nearest
 
 
 def names_in(folder: Path) -> tuple[str, ...]:
@@ -27,7 +28,9 @@ def read_named_yaml(folder: Path, name_or_yaml: str, what: str) -> tuple[Path, A
     is_file = name_or_yaml.endswith((".yaml", ".yml"))
     path = Path(name_or_yaml) if is_file else folder / f"{name_or_yaml}.yaml"
     if not path.is_file():
-        raise UserError(f"no {what} {name_or_yaml}; there are: {', '.join(names_in(folder))}, or give a YAML file")
+        names = names_in(folder)
+        close = "" if is_file else nearest(name_or_yaml, names)
+        raise UserError(f"no {what} {name_or_yaml}; there are: {', '.join(names)}, or give a YAML file{close}")
     try:
         return path, yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import nearest
 from zeus_union.stage1_instruct.models.language.prompts import TEMPLATES
 from zeus_union.stage1_instruct.profiles.named_yaml import read_named_yaml
 from zeus_union.stage1_instruct.weights.sources import source_of
@@ -106,7 +107,10 @@ class Profile:
     def __post_init__(self) -> None:
         for part, values in CHOICES.items():
             if getattr(self, part) not in values:
-                raise UserError(f"{part} = {getattr(self, part)!r} is unknown; there are: {', '.join(values)}")
+                value = getattr(self, part)
+                raise UserError(
+                    f"{part} = {value!r} is unknown; there are: {', '.join(values)}{nearest(str(value), values)}"
+                )
         for part in ("vision_grid", "projection_hidden", "max_new_tokens", "llm_batch", "parallel"):
             value = getattr(self, part)
             if value is not None and value < 1:
@@ -283,7 +287,10 @@ def _profile(values: Mapping[Any, Any], where: str) -> Profile:
     fields = {field.name: str(field.type) for field in dataclasses.fields(Profile)}
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
-        raise UserError(f"unknown part {', '.join(unknown)} in {where} or --set; there are: {', '.join(fields)}")
+        raise UserError(
+            f"unknown part {', '.join(unknown)} in {where} or --set; there are: {', '.join(fields)}"
+            f"{nearest(unknown[0], fields)}"
+        )
     required = [field.name for field in dataclasses.fields(Profile) if field.default is dataclasses.MISSING]
     missing = [key for key in required if key not in values]
     if missing:

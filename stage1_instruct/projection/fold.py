@@ -22,6 +22,7 @@ from torch import Tensor
 from zeus_union.cache.devices import synchronise
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE, FACTS, HALF
+from zeus_union.cache.terminal import counted, warn
 from zeus_union.stage1_instruct.models.bridge.connectors import Connector
 from zeus_union.stage1_instruct.projection.label_captions import CAPTIONS
 from zeus_union.stage1_instruct.projection.loop import Alone, Progress, TrainingRecipe, fit, steps_in_all
@@ -195,9 +196,9 @@ def train_fold_projection(
     if two is not None:
         trainings += [(f"{HALF}0", two[1], two[0]), (f"{HALF}1", two[0], two[1])]
     else:
-        say(f"one training subject ({split.train[0]}): its own texts come from the projection that was trained on it")
+        warn(f"one training subject ({split.train[0]}): its own texts come from the projection that was trained on it")
     if len(split.train) in (2, 3):
-        say(
+        warn(
             f"{len(split.train)} training subjects: the projections behind their own texts learn from one or two patients"
         )
     chosen = {name: draw(captioned, subjects, count, recipe.seed) for name, subjects, _ in trainings}
@@ -214,7 +215,7 @@ def train_fold_projection(
     if limit is not None and minutes > limit:
         raise TooLongError(minutes)
     say(
-        f"training {len(trainings)} projection{'s' if len(trainings) > 1 else ''} on captions of {', '.join(split.train)}: "
+        f"training {counted(len(trainings), 'projection')} on captions of {', '.join(split.train)}: "
         f"about {max(minutes, 1):.0f} min"
     )
     connectors: dict[str, Connector] = {}
@@ -234,8 +235,8 @@ def train_fold_projection(
         title = f"projection {number} of {len(trainings)}"
         losses[name] = fit(task, rows, (), recipe, Alone(), progress, _nothing, title)
         say(
-            f"{title}: {steps_in_all(len(rows), recipe)} steps on {len(rows)} captions of {', '.join(subjects)}; "
-            f"last loss {losses[name]:.3f}"
+            f"{title}: {counted(steps_in_all(len(rows), recipe), 'step')} on "
+            f"{counted(len(rows), 'caption')} of {', '.join(subjects)}; last loss {losses[name]:.3f}"
         )
         if name == EVERYONE:
             say(f"  it says: {task.say(rows[0])}")

@@ -123,13 +123,13 @@ class Progress:
             before, epoch = state["plan"], int(state["epoch"])
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise UserError(
-                f"{self.path} is no state of an unfinished training; delete it to begin again ({error})"
+                f"{self.path} is not the state of an unfinished training; delete it to start again ({error})"
             ) from error
         changed = differences(before, dict(self.plan))
         if changed:
             raise UserError(
                 f"{self.path} is of a training with other options ({describe(changed)}); "
-                "repeat them to go on, or delete it to begin again"
+                "repeat them to resume, or delete it to start again"
             )
         task.connector.load_state_dict(state["connector"])
         task.llm.model.load_state_dict(state["lora"], strict=False)
@@ -171,7 +171,7 @@ def fit(
     total = steps_in_all(len(training), recipe)
     begun = progress.restore(task, optimizer, scaler) if progress else 0
     if begun:
-        say(f"going on after epoch {begun} of {epochs}")
+        say(f"resuming after epoch {begun} of {epochs}")
     quarter = max(1, round(epochs / 4))
     epoch_loss, saved = math.nan, time.monotonic()
     with progress_bar() as bar:

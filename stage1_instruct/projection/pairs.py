@@ -103,7 +103,7 @@ def _xraygpt_pairs(folder: Path) -> list[Pair]:
         named = [(str(entry["image_id"]), entry["caption"]) for entry in annotations]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder} is no folder of pairs: expected filter_cap.json with annotations of image_id and caption, and "
+            f"{folder} is not a folder of pairs: expected filter_cap.json with annotations of image_id and caption, and "
             f"image/ ({error})"
         ) from error
     kinds = {file.stem: file.name for file in (folder / "image").glob("*") if file.suffix in (".jpg", ".png")}

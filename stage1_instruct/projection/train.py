@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import counted
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.models.bridge.connectors import (
     Connector,
@@ -80,9 +81,11 @@ def train_projection(
     if start is None and task.connector.kind != "none":
         task.connector.standardise_by(task.features[training].to(models.device))
     steps = steps_in_all(len(training), recipe)
-    say(f"{len(training)} pairs to learn from, {len(held_out)} held out, {steps} steps; in {precision_name(task)}")
+    say(
+        f"{counted(len(training), 'training pair')}, {len(held_out)} held out, {counted(steps, 'step')}; in {precision_name(task)}"
+    )
     if recipe.held_out and not held_out:
-        say(f"all pairs are of {pairs[0].patient}: none is held out, and no loss here tells how it does on others")
+        say(f"all pairs are of {pairs[0].patient}: none is held out, so the loss on unseen subjects is unknown")
 
     sample = (held_out or training)[0]
     before = task.say(sample)
@@ -124,7 +127,7 @@ def _task(
     if recipe.precision not in PRECISIONS:
         raise UserError(f"precision {recipe.precision!r} is unknown; there are: {', '.join(PRECISIONS)}")
     if recipe.precision == "fp16" and models.device.type not in TAKES_FP16:
-        raise UserError("training in fp16 needs a GPU; take precision bf16 or fp32 here")
+        raise UserError("training in fp16 needs a GPU; use --precision bf16 or fp32")
     whole = models.profile.llm_precision == "fp32"
     if recipe.precision == "fp32" and not whole:
         raise UserError(
@@ -186,7 +189,7 @@ def _connector(models: Models, recipe: TrainingRecipe, start: Path | None) -> Co
         return models.projected_llm.new_projection(recipe.seed)
     connector, _ = load_connector(start, models.projected_llm.vision.width, models.projected_llm.llm.width)
     if connector.kind != models.profile.connector:
-        raise UserError(f"{start} is of the kind {connector.kind}, the profile wants {models.profile.connector}")
+        raise UserError(f"{start} is of the kind {connector.kind}, the profile asks for {models.profile.connector}")
     return connector
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from zeus_union.cache.atomic import RESUMES, make_folder, require_space
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose, in_words
+from zeus_union.cache.terminal import choose, counted, in_words
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.archives import Limits, Remedies, Unpacked, unpack
 from zeus_union.stage1_instruct.datasets import default_root, open_dataset
@@ -65,7 +65,7 @@ def fetch_dataset(
     missing = [archive for archive in wanted if not _is_present(archive, folder)]
     ours = any(_is_present(archive, folder) for archive in data_set.archives)
     if not missing or (not ours and _was_put_there(name, root, say)):
-        say(f"{name} is in {root} already; nothing was fetched")
+        say(f"{name} is already in {root}; nothing was downloaded")
         return root
     _say_what(name, data_set, missing, root, say)
     make_folder(folder.parent)
@@ -81,7 +81,7 @@ def fetch_dataset(
 
 def _say_what(name: str, data_set: PublicData, archives: Sequence[Archive], root: Path, say: Say) -> None:
     say(f"{name}: {data_set.title}")
-    say(f"licence {data_set.licence}; what its authors ask to be cited: {data_set.page}")
+    say(f"licence {data_set.licence}; cite: {data_set.page}")
     for archive in archives:
         about = "" if archive.size else "about "
         say(
@@ -128,7 +128,7 @@ def _was_put_there(name: str, root: Path, say: Say) -> bool:
             f"{root} is not empty and holds no {name} ({error}); move it away, or give another folder with --data-root"
         ) from error
     say(
-        f"{root} holds {len(dataset.card.subjects)} subjects that this command has not fetched; they are left as they are"
+        f"{root} holds {counted(len(dataset.card.subjects), 'subject')} that this command did not download; nothing is changed"
     )
     return True
 
@@ -137,7 +137,7 @@ def _require_free(targets: Sequence[Path]) -> None:
     """Raises a UserError where something else lies in a folder that an archive is to be unpacked into."""
     for target in targets:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise UserError(f"{target} is there already and was not fetched by this command; move it away")
+            raise UserError(f"{target} exists already and was not downloaded by this command; move it away")
 
 
 def _require_space(name: str, archives: Sequence[Archive], parent: Path) -> None:
@@ -171,9 +171,9 @@ def _install(name: str, data_set: PublicData, archive: Archive, folder: Path, ke
         _rename(work / archive.into, folder / archive.into)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"{len(subjects)} subjects are in {folder / archive.into}")
+    say(f"{counted(len(subjects), 'subject')} in {folder / archive.into}")
     if was_there:
-        say(f"{path} was there already and stays")
+        say(f"{path} existed before and is kept")
     elif not keep_archive:
         path.unlink()
 
@@ -184,7 +184,7 @@ def _checked(archive: Archive, path: Path, say: Say) -> Digests:
     Raises:
         UserError: it is another file than the published one.
     """
-    say(f"{path} is there already; checking it")
+    say(f"{path} exists already; checking it")
     digests = digests_of(path)
     if not archive.pin.fits(digests):
         raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, warn
 from zeus_union.stage1_instruct.studies.names import subject_names
 
 TEST = "-test"
@@ -49,7 +49,7 @@ def subjects_of(training: Sequence[Case], test: Sequence[Case], where: Path) -> 
         taken.add(renamed[name])
     if both := [name for name, new in renamed.items() if name != new]:
         listed = ", ".join(f"{name} is {renamed[name]}" for name in both[:5])
-        say(f"{len(both)} test cases have a training case's name; of the test cases {listed}")
+        warn(f"{counted(len(both), 'test case')} with the name of a training case, renamed: {listed}")
     listed_as = [(case.name, case) for case in training] + [(renamed[case.name], case) for case in test]
     subjects = subject_names(name for name, _ in listed_as)
     return {subjects[name]: case for name, case in listed_as}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
-from zeus_union.cache.terminal import choose, say
+from zeus_union.cache.terminal import choose, counted, say, warn
 from zeus_union.stage1_instruct.studies.dicom import (
     Frame,
     Series,
@@ -90,10 +90,9 @@ def _subject_folders(root: Path) -> dict[str, Path]:
     """Subject -> its folder, wherever below `root` CHAOS keeps them."""
     if not root.is_dir():
         raise UserError(f"the data root {root} does not exist; give the folder that holds CHAOS's MR with --data-root")
-    bases = [_child(_child(root, split), "MR") for split in ("Test_Sets", "Train_Sets")] + [_child(root, "MR"), root]
     subjects: dict[str, Path] = {}
     incomplete = []
-    for folder in (path for base in bases if base.is_dir() for path in sorted(base.iterdir(), key=_natural)):
+    for folder in (path for base in _bases(root) for path in sorted(base.iterdir(), key=_natural)):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         if not _child(folder, "T1DUAL").is_dir():
@@ -110,13 +109,27 @@ def _subject_folders(root: Path) -> dict[str, Path]:
             f"{root} holds no MR/SUBJECT/T1DUAL folder; give the folder that holds CHAOS's MR with --data-root"
         )
     if incomplete:
-        say(f"left out, for they have no T1DUAL folder: {', '.join(str(folder) for folder in incomplete)}")
+        warn(f"left out, because they have no T1DUAL folder: {', '.join(str(folder) for folder in incomplete)}")
     renamed = [
         f"{path.name!r} is {name}" for name, path in subjects.items() if not path.name.isascii() or " " in path.name
     ]
     if renamed:
-        say(f"subjects whose folders have other letters: {', '.join(renamed)}")
+        say(f"subjects renamed from their folders: {', '.join(renamed)}")
     return subjects
+
+
+def _bases(root: Path) -> list[Path]:
+    """The folders in `root`, and itself, that may hold subjects' folders."""
+    bases = [_child(_child(root, split), "MR") for split in ("Test_Sets", "Train_Sets")] + [_child(root, "MR"), root]
+    return [base for base in bases if base.is_dir()]
+
+
+def holds_subjects(folder: Path) -> bool:
+    """Whether a folder is CHAOS's, as far as it can be seen."""
+    try:
+        return any(_child(path, "T1DUAL").is_dir() for base in _bases(folder) for path in base.iterdir())
+    except (OSError, UserError):
+        return False
 
 
 def _natural(path: Path) -> tuple[tuple[int, int, str], ...]:
@@ -162,8 +175,8 @@ def _labelled(folders: Mapping[str, Path]) -> list[str]:
         elif not t2 and _child(folder, "T2SPIR").is_dir():
             without_t2.append(subject)
     if unlabelled:
-        say(
-            f"{len(unlabelled)} of {len(folders)} subjects have no labels, for neither T1DUAL nor T2SPIR has pictures in a "
+        warn(
+            f"{len(unlabelled)} of {counted(len(folders), 'subject')} without labels: neither T1DUAL nor T2SPIR has pictures in a "
             f"folder Ground: {', '.join(sorted(unlabelled))}"
         )
     if on_t2:

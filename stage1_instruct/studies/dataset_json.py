@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zeus_union.cache.errors import UserError
+
+INSIDE = frozenset(("imagestr", "labelstr", "imagests", "labelsts"))
+
+
+def has_dataset_json(folder: Path) -> bool:
+    """Whether a folder is that of a data set in one of the two layouts, as far as it can be seen."""
+    return os.path.isfile(folder / "dataset.json")
 
 
 def read_dataset_json(root: Path, required: Mapping[str, type]) -> dict[str, Any]:

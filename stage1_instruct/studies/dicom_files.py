@@ -10,7 +10,7 @@ from pathlib import Path
 import pydicom
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import warn
 
 # A file that is called so has to be DICOM: one that is none is damaged, not a stranger.
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -97,7 +97,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             if name.startswith("."):
                 continue
             if not path.exists():
-                raise UserError(f"{path} is a link to a file that is not there; bring the file or remove the link")
+                raise UserError(f"{path} is a link to a file that is not there; restore the file or remove the link")
             if path.is_file():
                 yield path
 
@@ -112,9 +112,10 @@ def _check_strangers(folder: Path, files: Iterable[Path], strangers: Sequence[Pa
     for path in strangers:
         if (path.parent, re.sub(r"[0-9]+", "#", path.name)) in patterns:
             raise UserError(
-                f"{path} cannot be read as DICOM, though it is called like the DICOM files beside it; copy it again or remove it"
+                f"{path} cannot be read as DICOM, although its name is like those of the DICOM files next "
+                f"to it; copy it again or remove it"
             )
     if strangers and patterns:
         named = ", ".join(path.relative_to(folder).as_posix() for path in strangers[:3])
         more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
-        say(f"{folder}: {named}{more} passed by, not DICOM")
+        warn(f"{folder}: {named}{more} skipped, not DICOM")

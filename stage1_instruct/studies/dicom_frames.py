@@ -194,7 +194,7 @@ def place_of(frame: Frame) -> Place:
         )
     directions = tag_numbers(frame, "ImageOrientationPatient", 6).reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
-        raise UserError(f"{path} has ImageOrientationPatient {directions.tolist()}, which is no pair of right angles")
+        raise UserError(f"{path} has ImageOrientationPatient {directions.tolist()}, which are not at right angles")
     spacing = tag_numbers(frame, "PixelSpacing", 2)
     if (spacing <= 0).any():
         raise UserError(f"{path} has PixelSpacing {spacing.tolist()}, expected millimetres above 0; correct the file")

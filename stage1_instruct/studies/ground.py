@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import counted
 from zeus_union.stage1_instruct.studies.dicom import Series
 from zeus_union.stage1_instruct.studies.dicom_files import LEFTOVERS, natural_key
 from zeus_union.stage1_instruct.studies.pairing import pair_pictures
@@ -53,8 +54,8 @@ def ground_pictures(folder: Path) -> list[Path]:
     pictures = [path for path in entries if path.suffix.lower() in PICTURES or (path.is_file() and _is_picture(path))]
     if entries and not pictures:
         raise UserError(
-            f"{folder} holds {len(entries)} files, e.g. {min(path.name for path in entries)}, and no picture; expected one PNG "
-            "or TIFF a slice, or no folder where the subject has no labels"
+            f"{folder} holds {counted(len(entries), 'file')}, e.g. {min(path.name for path in entries)}, and no picture; "
+            "expected one PNG or TIFF a slice, or no folder where the subject has no labels"
         )
     return sorted(pictures, key=lambda path: natural_key(path.name))
 

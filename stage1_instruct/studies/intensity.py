@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import nearest
 
 PERCENTILES = (0.5, 99.5)
 BY_PERCENTILES = "percentiles"
@@ -61,7 +62,9 @@ def windows_of(terms: Mapping[str, str], given: Mapping[str, Window | None]) -> 
     """
     unknown = [name for name in given if name not in terms]
     if unknown:
-        raise UserError(f"a window is given for {', '.join(unknown)}; the modalities are {', '.join(terms)}")
+        raise UserError(
+            f"a window is given for {', '.join(unknown)}; the modalities are {', '.join(terms)}{nearest(unknown[0], terms)}"
+        )
     return {name: given.get(name, CT_WINDOW if is_ct(term) else None) for name, term in terms.items()}
 
 

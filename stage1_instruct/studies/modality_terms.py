@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import choose, say
+from zeus_union.cache.terminal import choose, warn
 
 
 @cache
@@ -42,8 +42,8 @@ def terms_of(channels: Mapping[str, str]) -> dict[str, str]:
     for modality, channel in channels.items():
         term = term_of(channel)
         if term is None:
-            say(
-                f"channel {channel} says no modality; instructions call it {channel!r}, --term {modality}=TERM otherwise"
+            warn(
+                f"channel {channel} does not name a modality; instructions call it {channel!r}, --term {modality}=TERM otherwise"
             )
         terms[modality] = term or channel
     return terms

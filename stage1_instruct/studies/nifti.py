@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import SAME_PLACE, Grid
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import warn
 from zeus_union.stage1_instruct.studies.file_formats import Geometry, load_array
 
 
@@ -91,7 +91,7 @@ def fill_non_finite(volume: NDArray[np.float32], where: str) -> NDArray[np.float
             "repair the file, or leave the modality out with --modalities"
         )
     lowest = volume[finite].min()
-    say(f"{where}: {count} of {volume.size} voxels are NaN or infinite; taken as background, {lowest:g}")
+    warn(f"{where}: {count} of {volume.size} voxels are NaN or infinite; taken as background, {lowest:g}")
     return np.where(finite, volume, lowest)
 
 
@@ -123,7 +123,7 @@ def onto_grid(
     if turned_grid.same_as(reference):
         return np.ascontiguousarray(turned)
     if trust_voxels and grid.shape == reference.shape:
-        say(
+        warn(
             f"{path} is laid voxel on voxel on {reference_path}, though {_differences(grid, reference)} (--trust-voxels)"
         )
         return volume

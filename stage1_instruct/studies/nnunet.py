@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.layout import DatasetCard
-from zeus_union.cache.terminal import choose, say
+from zeus_union.cache.terminal import choose, counted, warn
 from zeus_union.stage1_instruct.studies.cases import Case, source_names, subjects_of
 from zeus_union.stage1_instruct.studies.dataset_json import channel_names, channel_numbers, read_dataset_json
 from zeus_union.stage1_instruct.studies.file_formats import ENDINGS, PICTURES, data_files, ending_of
@@ -97,7 +97,7 @@ def _training(root: Path, values: Mapping[str, Any], ending: str, channels: int)
         return _scan(root, "Tr", ending, channels)
     file = root / "dataset.json"
     if not isinstance(values["dataset"], dict):
-        raise UserError(f"{file}: dataset is no object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
+        raise UserError(f"{file}: dataset is not an object; expected {{CASE: {{'images': [...], 'label': ...}}}}")
     cases = []
     for name, entry in values["dataset"].items():
         images = entry.get("images") if isinstance(entry, dict) else None
@@ -108,7 +108,9 @@ def _training(root: Path, values: Mapping[str, Any], ending: str, channels: int)
         paths = [root / os.path.expandvars(str(path)) for path in listed]
         count = len(paths) - 1
         if count != channels and not (count < channels and ending.lower() in PICTURES):
-            raise UserError(f"{file}: case {name} of dataset has {count} images for {channels} channels")
+            raise UserError(
+                f"{file}: case {name} of dataset has {counted(count, 'image')} for {counted(channels, 'channel')}"
+            )
         cases.append(Case(name, tuple(paths[:-1]), paths[-1]))
     return cases
 
@@ -129,8 +131,9 @@ def _scan(root: Path, part: str, ending: str, channels: int) -> list[Case]:
             unclear.append(path.name)
     if unclear:
         listed = ", ".join(unclear[:3]) + (" and more" if len(unclear) > 3 else "")
-        say(
-            f"{folder}: {len(unclear)} files are no CASE_0000{ending} of {channels} channels and are left out: {listed}"
+        warn(
+            f"{folder}: left out: {counted(len(unclear), 'file')} not named CASE_0000{ending} "
+            f"(or not one of {counted(channels, 'channel')}): {listed}"
         )
     cases = []
     for name, present in numbers.items():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, warn
 
 # Endings that are no part of a name; others are ('IM.001' is number 1).
 _ENDING = re.compile(r"\.(dcm|dicom|ima|png|tiff?|bmp|gif|jpe?g|jp2|pgm)$", re.IGNORECASE)
@@ -31,7 +31,7 @@ def pair_pictures(folder: Path, slices: Sequence[str], pictures: Sequence[Path])
     slice_numbers, picture_numbers = name_numbers(slices), name_numbers([path.name for path in pictures])
     if len(pictures) != len(slices):
         raise UserError(
-            f"{folder} holds {len(pictures)} label pictures for {len(slices)} slices; one each is needed"
+            f"{folder} holds {counted(len(pictures), 'label picture')} for {counted(len(slices), 'slice')}; one each is needed"
             + _unmatched(slices, slice_numbers, pictures, picture_numbers)
         )
     if len(by_stem) == len(pictures) and set(by_stem) == {_stem(name) for name in slices}:
@@ -56,7 +56,7 @@ def pair_pictures(folder: Path, slices: Sequence[str], pictures: Sequence[Path])
             f"body ({', '.join(slices[:3])}); give the DICOM files their original names"
         )
     if not same_numbers:
-        say(
+        warn(
             f"{folder}: pictures {min(picture_numbers)} to {max(picture_numbers)} are taken for slices {min(slice_numbers)} "
             f"to {max(slice_numbers)}, by order"
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import THICK, Grid, to_square
+from zeus_union.cache.terminal import counted
 from zeus_union.stage1_instruct.studies import intensity
 from zeus_union.stage1_instruct.studies.intensity import PERCENTILES, Window
 from zeus_union.stage1_instruct.studies.study import Study
@@ -110,7 +111,7 @@ def study_to_slices(
         taken = np.flatnonzero(shows[numbers])
         if not len(taken):
             raise UserError(
-                f"{study.subject}: none of the {len(numbers)} slices taken (of {grid.slice_shape[0]}) shows anything; "
+                f"{study.subject}: nothing to see in {counted(len(numbers), 'slice')} taken of {grid.slice_shape[0]}; "
                 "check its files, take a smaller --slice-step, or leave it out with --subjects"
             )
     numbers = numbers[taken]

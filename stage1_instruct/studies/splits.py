@@ -9,7 +9,7 @@ from typing import Any
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import UNLABELLED
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, say, warn
 from zeus_union.stage1_instruct.studies.names import same_name
 
 FILE = "splits_final.json"
@@ -57,11 +57,17 @@ def read_splits(path: Path, subjects: Mapping[str, str]) -> dict[str, int]:
         raise UserError(
             f"{path} tests none of the data set's cases ({_names(by_case.keys())}); give the splits of this one"
         )
-    say(f"folds are those of {path}: {len(splits)} folds, {len(folds)} of {len(by_case)} labelled subjects are tested")
+    say(
+        f"folds from {path}: {counted(len(splits), 'fold')}, "
+        f"{len(folds)} of {counted(len(by_case), 'labelled subject')} tested"
+    )
     if gone:
-        say(f"{path} names cases that are not here: {_names(gone)}")
+        warn(f"{path} names cases that do not exist here: {_names(gone)}")
     if left_out:
-        say(f"{path} neither trains on nor tests some cases, they are trained on here: {'; '.join(left_out)}")
+        warn(
+            f"{path} lists some cases neither for training nor for testing; they are used for training "
+            f"here: {'; '.join(left_out)}"
+        )
     return {subject: folds.get(subject, UNLABELLED) for subject in by_case.values()}
 
 

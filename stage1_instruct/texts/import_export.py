@@ -12,7 +12,7 @@ from zeus_union.cache.layout import kind_of, parquet_path
 from zeus_union.cache.leaks import LEAK, leak_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import sha256_file
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, warn
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
 from zeus_union.stage1_instruct.texts.layers import TextLayer, add_text_layers
@@ -63,7 +63,7 @@ def import_texts(
             for class_name, texts in matched.by_class.items()
         }
     if matched.filled:
-        say(f"{matched.filled} slices and modalities have no text in {file}: {fill!r} stands for them")
+        warn(f"{counted(matched.filled, 'slice-modality')} without a text in {file}: filled with {fill!r}")
     add_text_layers(path, layers, encoder)
     return tuple(names.values())
 
@@ -78,9 +78,7 @@ def _copied_leak(cache: Cache, by_class: Mapping[str | None, Mapping[Cell, str]]
         for texts in by_class.values():
             same = [cell for cell, text in texts.items() if text and text == stored[cell]]
             if same and 2 * len(same) >= sum(map(bool, stored.values())):
-                say(
-                    f"these texts are those of instructions/{variant}: the layer is marked as a leak of {leak}, as that is"
-                )
+                warn(f"these texts equal those of instructions/{variant}: the layer is marked as a leak of {leak} too")
                 return leak
     return None
 

@@ -101,7 +101,7 @@ def measure_knowledge(
         notes.append(f"warning: {variant}: {warning}")
     targets = find_targets(cache, rows)
     if not targets:
-        raise UserError(f"all labelled slices of {cache.path} show the same: there is nothing to know of them")
+        raise UserError(f"all labelled slices of {cache.path} show the same classes: there is nothing to predict")
     text = cache.text_embeddings(variant, rows).reshape(len(rows), -1)
     features = {TEXT: text, SHUFFLED: text[np.random.default_rng(seed).permutation(len(rows))]}
     if encoder is not None:

@@ -53,7 +53,7 @@ def add_text_layers(path: Path, layers: Mapping[str, TextLayer], encoder: Instru
         writer.begin_layer(layer, {**wanted.recipe, "text_encoder": encoder.recipe()})
     waiting = {(layer, subject) for layer in layers for subject in card.subjects if not writer.finished(layer, subject)}
     if not waiting and all(layer in cache.layers for layer in layers):
-        say(f"{', '.join(layers)} of {path} is there already, from the same texts")
+        say(f"{', '.join(layers)} of {path} exists already, from the same texts")
         return
     here = {subject for _, subject in waiting}
     distinct = list(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import counted, nearest, some_of, warn
 from zeus_union.stage1_instruct.texts.text_file import FEWEST_SHOWN, TextRow
 
 Cell = tuple[str, int, str]  # subject, slice number, modality
@@ -93,8 +93,9 @@ def _check_names(rows: Sequence[TextRow], cache: Cache, name: str) -> None:
                 unknown.setdefault(value, row.line)
         if unknown:
             lines = [f"{value} (line {line})" for value, line in unknown.items()]
+            close = nearest(next(iter(unknown)), names)
             raise UserError(
-                f"{name} has the unknown {what} {some_of(lines, FEWEST_SHOWN)}; {cache.path} has {some_of(names)}"
+                f"{name} has the unknown {what} {some_of(lines, FEWEST_SHOWN)}; {cache.path} has {some_of(names)}{close}"
             )
 
 
@@ -111,9 +112,9 @@ def _kept_slices(rows: Sequence[TextRow], cache: Cache, name: str) -> list[TextR
         raise UserError(f"{name} names slices that are not there: {some_of(outside, FEWEST_SHOWN)}")
     kept = [row for row in rows if row.slice_number is None or row.slice_number in of_subject[row.subject]]
     if len(kept) < len(rows):
-        say(
-            f"{len(rows) - len(kept)} of {len(rows)} texts are of slices that the cache does not keep "
-            f"(one in {cache.card.slice_step}): left out"
+        warn(
+            f"left out: {len(rows) - len(kept)} of {counted(len(rows), 'text')}, of slices that the cache does not keep "
+            f"(it keeps one in {cache.card.slice_step})"
         )
     return kept
 

@@ -11,7 +11,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.leaks import LEAK, ORACLE, TRUE_LABELS
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say, some_of
+from zeus_union.cache.terminal import some_of, warn
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
 from zeus_union.stage1_instruct.projection.label_captions import CAPTIONS, caption
@@ -36,7 +36,7 @@ def make_oracle(path: Path, encoder: InstructionEncoder, per_class: bool = False
         if not labelled:
             raise UserError(f"none of the subjects of {path} is labelled: the oracle's captions are made from labels")
         if without := [name for name in cache.subjects if name not in labelled]:
-            say(f"{some_of(without)}: no labels, so no caption; their texts are empty")
+            warn(f"{some_of(without)}: no labels, so no caption; their texts are empty")
         names = {ORACLE: cache.card.instance}
         if per_class:
             names = class_variants(ORACLE, cache.classes)

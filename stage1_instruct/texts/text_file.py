@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from zeus_union.cache.atomic import write_atomically
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import some_of
+from zeus_union.cache.terminal import counted, some_of
 
 REQUIRED = ("subject", "text")
 OPTIONAL = ("slice", "modality", "class")
@@ -68,7 +68,7 @@ def read_text_file(path: Path) -> list[TextRow]:
         except ValueError as error:
             wrong.append(f"line {line}: {error}")
     if wrong:
-        raise UserError(f"{path} has {len(wrong)} rows that cannot be used: {some_of(wrong, FEWEST_SHOWN)}")
+        raise UserError(f"{path}: {counted(len(wrong), 'unusable row')}: {some_of(wrong, FEWEST_SHOWN)}")
     if not rows:
         raise UserError(f"{path} has no row below its columns {', '.join(columns)}")
     return rows
@@ -105,8 +105,8 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
             unknown
         )
         raise UserError(
-            f"{path} has the columns {some_of(columns)}; it {' and '.join(wrong)}: subject and text have to be there, "
-            "slice, modality and class may be; rename or remove the others"
+            f"{path} has the columns {some_of(columns)}; it {' and '.join(wrong)}: subject and text are required, "
+            "slice, modality and class optional; rename or remove the others"
         )
 
 
@@ -220,7 +220,9 @@ def _read_parquet(path: Path) -> tuple[list[str], list[_Record]]:
         table = pq.read_table(path)
         return table.column_names, list(enumerate(table.to_pylist(), 1))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is no Parquet table ({' '.join(str(error).split())[:200]}); save it again") from error
+        raise UserError(
+            f"{path} is not a Parquet table ({' '.join(str(error).split())[:200]}); save it again"
+        ) from error
 
 
 def _read_json_lines(path: Path) -> tuple[list[str], list[_Record]]:
@@ -234,7 +236,7 @@ def _read_json_lines(path: Path) -> tuple[list[str], list[_Record]]:
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); expected an object a line") from error
         if not isinstance(values, dict):
-            raise UserError(f'{path}, line {number} is no object; expected e.g. {{"subject": "A", "text": "..."}}')
+            raise UserError(f'{path}, line {number} is not an object; expected e.g. {{"subject": "A", "text": "..."}}')
         records.append((number, values))
     if not records:
         raise UserError(f"{path} is empty; expected an object a line with {', '.join(COLUMNS)}")

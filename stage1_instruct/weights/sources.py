@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.terminal import nearest
 from zeus_union.stage1_instruct.weights.files import CONVERTERS
 
 
@@ -146,7 +147,8 @@ def _source(values: Mapping[str, Any], where: str) -> Source:
     unknown = sorted(fields.keys() - {field.name for field in declared})
     if unknown:
         names = ", ".join(field.name for field in declared)
-        raise UserError(f"{where} has the unknown key {', '.join(unknown)}; a {kind} has: {names}")
+        close = nearest(unknown[0], names.split(", "))
+        raise UserError(f"{where} has the unknown key {', '.join(unknown)}; a {kind} has: {names}{close}")
     missing = [field.name for field in declared if field.default is dataclasses.MISSING and field.name not in fields]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}")
@@ -178,7 +180,7 @@ def source_of(part: str) -> Source | None:
         return None
     repository = part.removeprefix(HUB_PREFIX)
     if not _HUB_ID.fullmatch(repository):
-        raise UserError(f"{part!r} is no model on the Hugging Face hub, expected {HUB_PREFIX}OWNER/NAME")
+        raise UserError(f"{part!r} is not a model on the Hugging Face hub, expected {HUB_PREFIX}OWNER/NAME")
     return Hub(repository, MODEL_FILES, 0, repository, "see its page")
 
 

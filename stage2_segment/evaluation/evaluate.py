@@ -16,13 +16,13 @@ from rich.table import Table
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.leaks import leaking
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import choose, progress, say
+from zeus_union.cache.terminal import choose, counted, progress, say, warn
 from zeus_union.cache.view_layers import view_of
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing, postprocessing_of
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.ensemble import as_runs, check_members_cache, ensemble_folder, load_members
-from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, mean_defined, mean_over_subjects
+from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, mean_defined, mean_over_subjects, subject_means
 from zeus_union.stage2_segment.evaluation.scoring import SubjectScores, begin_scoring
 from zeus_union.stage2_segment.evaluation.surfaces import SURFACE_TOLERANCE_MM, workers
 from zeus_union.stage2_segment.inputs.layers import layers_read
@@ -32,7 +32,14 @@ from zeus_union.stage2_segment.predict import write_agreement
 from zeus_union.stage2_segment.trained import open_cache
 from zeus_union.stage2_segment.training_subjects import trained_by_projection, trained_by_run
 
-NAMES = {"dsc_256": "DSC 256", "iou_256": "IoU 256", "dsc": "DSC", "iou": "IoU", "hd95_mm": "HD95 mm", "nsd": "NSD"}
+NAMES = {
+    "dsc_256": "DSC (256 px)",
+    "iou_256": "IoU (256 px)",
+    "dsc": "DSC (native)",
+    "iou": "IoU (native)",
+    "hd95_mm": "HD95 mm",
+    "nsd": "NSD",
+}
 AT_ONCE = 4  # subjects whose label maps wait to be measured while the next are predicted
 
 
@@ -109,7 +116,7 @@ def evaluate_run(
     postprocess: bool = True,
     threads: int | None = None,
 ) -> Evaluation:
-    """`measure_run`, written to evaluation.parquet and evaluation.json (see `results_path`).
+    """`measure_run`, written to evaluation.parquet, .csv and .json (see `results_path`).
 
     Of several runs also ensemble.json with how far they agree.
 
@@ -125,6 +132,7 @@ def evaluate_run(
         )
         path = results_path(folder, [checkpoint.load_config(name) for name in runs], opened, "evaluation.json")
     checkpoint.write_table(path.with_suffix(".parquet"), evaluation.rows)
+    checkpoint.write_csv(path.with_suffix(".csv"), evaluation.rows)
     checkpoint.write_json(path, evaluation.summary())
     if len(runs) > 1:
         write_agreement(folder, runs, which, evaluation.agreement)
@@ -246,8 +254,8 @@ def subjects_to_measure(configs: Sequence[RunConfig], cache: Cache, wanted: Sequ
         wanted = [name for name in of_each[0] if all(name in names for names in of_each)]
         if labelled and not wanted:
             raise UserError(
-                f"no subject of {cache.path} is held out by all {len(configs)} runs: each was trained on what others were "
-                "tested on, as folds are; take runs of one fold, a cache that none was trained on, or name --subjects"
+                f"no subject of {cache.path} is held out by all {counted(len(configs), 'run')}: each was trained on what "
+                "others were tested on, as folds are; take runs of one fold, a cache that none was trained on, or name --subjects"
             )
     chosen = choose(wanted, cache.subjects, "subject")
     without = [name for name in chosen if name not in labelled]
@@ -266,10 +274,12 @@ def _untrained(config: RunConfig, cache: Cache, labelled: Sequence[str]) -> tupl
     if labelled and not kept:
         raise UserError(
             f"the run (or its projection) was trained on every labelled subject of {cache.path}: {', '.join(left_out)}; "
-            "--subjects measures those it names all the same"
+            "name them with --subjects to measure them anyway"
         )
     if left_out:
-        say(f"trained on, and so not measured (--subjects measures them all the same): {', '.join(left_out)}")
+        warn(
+            f"not measured, because they were trained on (name them with --subjects to measure them anyway): {', '.join(left_out)}"
+        )
     return kept
 
 
@@ -286,17 +296,19 @@ def as_table(evaluation: Evaluation) -> Table:
     for row in evaluation.rows:
         table.add_row(row["subject"], row["class"], *_cells(row))
     table.add_section()
-    summary = evaluation.summary()
-    for name, values in summary["classes"].items():
-        table.add_row("mean", name, *_cells(values))
-    if len(summary["classes"]) > 1:
-        table.add_row("mean", "over classes", *_cells(summary["mean_over_classes"]))
+    classes = list(dict.fromkeys(row["class"] for row in evaluation.rows))
+    for name in classes:
+        table.add_row("mean", name, *_mean_cells(evaluation, [name]))
+    if len(classes) > 1:
+        table.add_row("mean", "over classes", *_mean_cells(evaluation, classes))
     return table
 
 
 def _whose(evaluation: Evaluation) -> str:
     return (
-        f"{len(evaluation.members)} runs together, {evaluation.weights}" if evaluation.members else evaluation.weights
+        f"{counted(len(evaluation.members), 'run')} together, {evaluation.weights}"
+        if evaluation.members
+        else evaluation.weights
     )
 
 
@@ -312,7 +324,7 @@ def _reservations(evaluation: Evaluation) -> str:
     named = [
         f"{what}: {', '.join(subjects)}"
         for what, subjects in (
-            ("an upper bound, no result: made from the true labels are the instructions", evaluation.leaks),
+            ("an upper bound, not a result: made from the true labels are the instructions", evaluation.leaks),
             (f"{'a member' if evaluation.members else 'the run'} was trained on", evaluation.trained_on),
             ("the instructions' projection was trained on", evaluation.seen),
         )
@@ -323,6 +335,26 @@ def _reservations(evaluation: Evaluation) -> str:
 
 def _cells(values: dict[str, Any]) -> list[str]:
     return [_number(values[key], 2 if key == "hd95_mm" else 4) for key in NAMES]
+
+
+def _mean_cells(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
+    total = len(evaluation.miou_256)
+    rows = [row for row in evaluation.rows if row["class"] in classes]
+    return [
+        mean_cell([(row["subject"], row[key]) for row in rows], 2 if key == "hd95_mm" else 4, total) for key in NAMES
+    ]
+
+
+def mean_cell(scores: Sequence[tuple[str, float | None]], digits: int, total: int) -> str:
+    """A mean over subjects; where not all of them count, also how many do: '0.8123 (1 of 3)'.
+
+    Args:
+        scores: (subject, score of a class).
+        total: how many subjects there are.
+    """
+    subjects = len(subject_means(scores))
+    some = f" ({subjects} of {total})" if 0 < subjects < total else ""
+    return _number(mean_over_subjects(scores), digits) + some
 
 
 def _number(value: float | None, digits: int) -> str:

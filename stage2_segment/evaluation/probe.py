@@ -185,7 +185,7 @@ def _read_sentences(path: Path, config: RunConfig, cache: Cache) -> dict[tuple[s
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no Parquet table ({error}); zeus-instruct sentences writes it") from error
+        raise UserError(f"{path} is not a Parquet table ({error}); zeus-instruct sentences writes it") from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; zeus-instruct sentences writes it")

@@ -7,7 +7,7 @@ from typing import Any
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import warn
 from zeus_union.stage2_segment.config import Inputs
 
 
@@ -34,7 +34,7 @@ def say_other_views(inputs: Inputs, cache: Cache) -> None:
     if other:
         subject, view = next(iter(other.items()))
         more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-        say(
+        warn(
             f"{subject}{more} of {cache.path}: cut into {view} slices, the run was trained on {', '.join(inputs.views)} ones; "
             "--view builds a cache with those"
         )

@@ -8,6 +8,7 @@ from datetime import date
 from importlib.metadata import version
 from typing import Any
 
+from zeus_union.cache.terminal import counted
 from zeus_union.stage2_segment.carried import PROFILE, TO_GIVE
 from zeus_union.stage2_segment.checkpoint import weights_name
 from zeus_union.stage2_segment.chosen_postprocessing import WEIGHTS
@@ -136,8 +137,8 @@ def _lines_of(number: int, member: Mapping[str, Any]) -> list[str]:
         f"### Run {number}",
         "",
         f"- {member['model']}, {member['fusion']} fusion, text: {member['text']}; seed {member['seed']}",
-        f"- {fold}: trained on {member['training_subjects']} subjects, validated on {member['validation_subjects']}, "
-        f"tested on {member['held_out_subjects']}; recipe {recipe['name']}, {recipe['epochs']} epochs",
+        f"- {fold}: trained on {counted(member['training_subjects'], 'subject')}, validated on {member['validation_subjects']}, "
+        f"tested on {member['held_out_subjects']}; recipe {recipe['name']}, {counted(recipe['epochs'], 'epoch')}",
         f"- Frozen models: {models or 'none are named; give the --models that made its cache'}",
         "",
     ]

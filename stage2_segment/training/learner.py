@@ -24,7 +24,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
-from zeus_union.cache.terminal import say
+from zeus_union.cache.terminal import counted, say
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.baselines.pretrained import load_pretrained
 from zeus_union.stage2_segment.carried import carry
@@ -404,7 +404,7 @@ def _open_folder(
     more = config.recipe.epochs > before.recipe.epochs
     if more and complete and not resume:
         raise UserError(
-            f"{run} is complete after {before.recipe.epochs} epochs; --resume with --epochs {config.recipe.epochs} trains "
+            f"{run} is complete ({counted(before.recipe.epochs, 'epoch')}); --resume with --epochs {config.recipe.epochs} trains "
             "it further, --overwrite starts again"
         )
     # More epochs go on from where the run is; all else has to be as it was.
@@ -417,7 +417,7 @@ def _open_folder(
 
 
 def check_same_plan(run: Path, config: RunConfig, before: RunConfig | None = None) -> None:
-    """Raises UserError: the run in that folder was begun with other options or on other data, naming what differs.
+    """Raises UserError: the run in that folder was started with other options or on other data, naming what differs.
 
     Args:
         before: what the run was planned as; None: as its folder says.
@@ -428,12 +428,12 @@ def check_same_plan(run: Path, config: RunConfig, before: RunConfig | None = Non
     data = sorted(name.removeprefix("inputs.content.") for name in changed if name.startswith("inputs.content."))
     if data and all(name.startswith(("inputs.content.", "inputs.training_sources")) for name in changed):
         raise UserError(
-            f"{run} was begun on other data: the cache's {', '.join(data)} of its subjects were built again since, from "
+            f"{run} was started on other data: the cache's {', '.join(data)} of its subjects were built again since, from "
             "other images or labels; choose another --out, or give the cache as it was"
         )
     if changed:
         raise UserError(
-            f"{run} was begun with other options ({describe(changed)}); repeat them, or choose another --out; "
+            f"{run} was started with other options ({describe(changed)}); repeat them, or choose another --out; "
             "--overwrite starts again"
         )
 

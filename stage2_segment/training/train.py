@@ -16,13 +16,13 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import VALIDATED_FROM
 from zeus_union.cache.log import log_to
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import counted, detail, progress_bar, say
+from zeus_union.cache.terminal import counted, detail, progress_bar, say, some_of, warn
 from zeus_union.cache.text_statistics import warn_of_texts
 from zeus_union.stage2_segment.checkpoint import only_trainer
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.choose_postprocessing import choose_postprocessing, say_choices, why_not_chosen
 from zeus_union.stage2_segment.chosen_postprocessing import FILE as POSTPROCESSING
-from zeus_union.stage2_segment.config import RunConfig, Split
+from zeus_union.stage2_segment.config import Inputs, RunConfig, Split
 from zeus_union.stage2_segment.device import make_accelerator
 from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData, draw_views, epoch_batches
@@ -93,7 +93,9 @@ def _train_alone(
     learner = Learner(cache, config, run, accelerator, resume, pretrained, overwrite)
     if learner.finished:
         if accelerator.is_main_process:
-            say(f"{run} is complete ({learner.epoch - 1} epochs); --resume with more --epochs trains it further")
+            say(
+                f"{run} is complete ({counted(learner.epoch - 1, 'epoch')}); --resume with more --epochs trains it further"
+            )
             if not (run / POSTPROCESSING).exists():
                 _choose_postprocessing(cache, learner, accelerator, resident)
         return
@@ -102,12 +104,15 @@ def _train_alone(
             detail(", ".join(f"{name} {version}" for name, version in config.versions.items()))
             say(_what(cache, config, accelerator))
             warn_of_texts(cache, config.inputs.texts_read)
+            _warn_of_what_is_known(config.inputs)
         train_together(cache, [learner], accelerator, resident=resident, validate_every=validate_every)
         if learner.stopped:
             raise UserError(learner.stopped)
         if learner.epoch <= config.recipe.epochs:
             epoch = learner.epoch - 1
-            say(f"stopped after epoch {epoch}: training loss has not improved for {config.recipe.patience} epochs")
+            say(
+                f"stopped after epoch {epoch}: training loss has not improved for {counted(config.recipe.patience, 'epoch')}"
+            )
         if accelerator.is_main_process:
             _choose_postprocessing(cache, learner, accelerator, resident)
 
@@ -245,7 +250,7 @@ def _train_epoch(
         if stopped:
             if accelerator.is_main_process:
                 for learner in stopped:
-                    say(f"{learner.run.name} stopped: {learner.stopped}")
+                    warn(f"{learner.run.name} stopped: {learner.stopped}")
             learners = [learner for learner in learners if not learner.stopped]
             groups = group_learners(learners, stacked and world == 1)
             if not groups:
@@ -275,7 +280,21 @@ def _report(learners: Sequence[Learner], records: Sequence[dict[str, Any]], last
     if len(learners) == 1:
         say(_line(record, last))
     else:
-        say(f"{title}: epoch {record['epoch']}/{last}, {len(records)} runs, {record['slices_per_s']:.1f} slices/s")
+        say(
+            f"{title}: epoch {record['epoch']}/{last}, {counted(len(records), 'run')}, {record['slices_per_s']:.1f} slices/s"
+        )
+
+
+def _warn_of_what_is_known(inputs: Inputs) -> None:
+    """Of texts that know what the run is tested on, where the user insisted on them."""
+    if inputs.leaks:
+        warn(
+            f"instructions {', '.join(inputs.leaks)} were made from the true labels: this run is an upper bound, not a result"
+        )
+    if inputs.seen:
+        warn(
+            f"the projection was trained on {some_of(inputs.seen)}, which this run is tested on: its DSC will be too good"
+        )
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:
@@ -307,7 +326,7 @@ def _what(cache: Cache, config: RunConfig, accelerator: Accelerator) -> str:
         f"classes {', '.join(inputs.classes)}; {text}; "
         f"{counted(len(cache.rows_of(split.train)), 'slice')} of {counted(len(split.train), 'subject')}{views} to train on, "
         f"{counted(len(cache.rows_of(split.test)), 'slice')} of {', '.join(split.test)} held out; {_validated(split)}; "
-        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, {rates}"
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, {rates}"
         f"{', slices augmented' if recipe.augment else ''}; "
         f"on {accelerator.device}{many}"
     )

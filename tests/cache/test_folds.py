@@ -73,7 +73,7 @@ def test_given_folds_win_and_stay(tmp_path: Path) -> None:
     write(path, LETTERS[:6], folds=given_folds)
     with Cache(path, allow_partial=True) as cache:
         assert folds(cache) == {name: given_folds[name] for name in LETTERS[:6]}
-    with pytest.raises(UserError, match=r"begun with other folds \(E 1 -> 0\).*give another --out"):
+    with pytest.raises(UserError, match=r"started with other folds \(E 1 -> 0\).*give another --out"):
         CacheWriter(path, LARGE, {**given_folds, "E": 0})
     write(path, LETTERS, folds=given_folds).finalize()
     write(path, LETTERS).finalize()  # the same command without them, e.g. for another layer

@@ -78,7 +78,7 @@ def test_it_is_said_first_and_done_with_yes_alone(built: Path) -> None:
     assert {file: file.read_bytes() for file in built.parent.rglob("*") if file.is_file()} == before
     done = CliRunner().invoke(main, ["remove", str(built), "B", "--yes"])
     assert done.exit_code == 0 and "B removed, " in done.output and "MB freed" in done.output
-    assert "tests nobody without them" in done.output
+    assert "has no test subject left without them" in done.output
     again = CliRunner().invoke(main, ["remove", str(built), "B", "--yes"])
     assert (again.exit_code == 2 and "there is no subject B" in again.output) or "B" in again.output
 

@@ -169,7 +169,7 @@ def test_a_study_s_page_has_volumes_slices_and_texts(tmp_path: Path, images: boo
     assert len(subject["slices"]) == 12 and subject["modalities"] == (["T1", "T2"] if images else [])
     said = {part["number"]: part["said"] for part in subject["slices"] if part["said"]}
     assert said == {5: [{"of": "T1", "cut": False, "sentences": [[TEXT, None]]}]}
-    assert "nothing predicted" in html and "Segmented without T3" in html and "1 of 12 slices were segmented" in html
+    assert "nothing predicted" in html and "Segmented without T3" in html and "1 of 12 slices segmented" in html
     again = CliRunner().invoke(zeus, ["report", str(folder)])
     assert again.exit_code == 0 and f"open {folder / 'report.html'} in a browser" in again.output
     write_results(segmentation, folder, preview=False, replace=True)  # a page among the results stops nothing

@@ -35,12 +35,12 @@ def unfinished(tmp_path: Path) -> Path:
 def test_an_unfinished_cache_says_how_far_it_is_who_was_lost_and_what_to_do(unfinished: Path) -> None:
     done = status(unfinished)
     assert done.exit_code == 0, done.output
-    assert f"{unfinished} is unfinished: 1 of 3 subjects are finished in all layers" in done.output
+    assert f"{unfinished} is unfinished: 1 of 3 subjects finished in all layers" in done.output
     assert "1 of 3" in done.output and "4 of 12" in done.output
     assert (
         "lost: B, n12 pid 4711 job 88_3" in done.output and "the next process that is free takes it over" in done.output
     )
-    assert "nobody is at work: the same build-cache command goes on" in done.output
+    assert "no process is at work: the same build-cache command resumes" in done.output
 
 
 def test_whoever_is_at_work_is_named(unfinished: Path) -> None:

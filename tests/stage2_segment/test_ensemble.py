@@ -176,6 +176,7 @@ def test_an_ensemble_is_measured_in_a_folder_of_its_own(runs: dict[str, Path], t
     assert before == set(runs["unext"].iterdir()) | set(runs["unext2"].iterdir())
     (folder,) = runs["unext"].parent.glob("ensemble-*")
     assert {path.name for path in folder.iterdir()} == {
+        "evaluation.csv",
         "evaluation.json",
         "evaluation.parquet",
         "ensemble.json",
@@ -345,7 +346,7 @@ def test_a_row_of_an_ablation_is_all_its_runs(ablation: Path, toy_cache: Path, t
         (["--ablation", "{}", "--row", "text", "--fold", 7], "no run of row 'text', fold 7, of"),
         (["--ablation", "{}", "--row", "txt"], "has no row 'txt'; its rows: text, broken"),
         (["--ablation", "{}"], "has runs of several rows; give --row NAME"),
-        (["--ablation", "{}/runs", "--row", "text"], "is no ablation: it has no ablation.json"),
+        (["--ablation", "{}/runs", "--row", "text"], "is not an ablation: it has no ablation.json"),
         (["--ablation", "{}", "--run", "{}/runs/text-fold0"], "--run and --ablation exclude one another"),
         (["--row", "text"], "give --ablation FOLDER"),
         ([], "no run to predict with; give --run FOLDER"),

@@ -99,6 +99,6 @@ def test_the_evaluation_of_such_a_run_says_so(leaky: Path, tmp_path: Path) -> No
     train_run(leaky, tmp_path / "run", text="oracle", allow_leak=True, **SPLIT, **options)
     evaluation = evaluate_run(tmp_path / "run", device="cpu")
     assert evaluation.summary()["made_from_true_labels"] == ["oracle"]
-    assert "an upper bound, no result: made from the true labels are the instructions: oracle" in str(
+    assert "an upper bound, not a result: made from the true labels are the instructions: oracle" in str(
         as_table(evaluation).caption
     )

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import PanelOption
+from zeus_union.cache.terminal import PanelCommand
 from zeus_union.stage2_segment import config
 from zeus_union.stage2_segment.choices import ZEUS
 from zeus_union.stage2_segment.cli import main, train_command
@@ -70,19 +70,23 @@ def test_its_place_is_a_field_of_the_config(option: Option) -> None:
 
 
 def test_the_command_line_has_exactly_the_declared_options() -> None:
-    shown = [parameter for parameter in train_command.params if isinstance(parameter, PanelOption)]
-    assert [(p.name, p.panel, p.help, p.default) for p in shown] == [
+    assert isinstance(train_command, PanelCommand)
+    declared = {option.name for option in OPTIONS}
+    panel_of = {name: panel for panel, names in train_command.panels.items() for name in names}
+    shown = [p for p in train_command.params if p.name in declared and isinstance(p, click.Option)]
+    assert [(p.name, panel_of[p.name or ""], p.help, p.default) for p in shown] == [
         (option.name, option.panel, option.help, option.default) for option in OPTIONS
     ]
 
 
 def test_help_shows_the_panels_and_every_option_in_its_own() -> None:
     text = CliRunner().invoke(main, ["train", "--help"]).output
-    places = [text.index(f"\n{panel}:\n") for panel in dict.fromkeys(option.panel for option in OPTIONS)]
+    assert isinstance(train_command, PanelCommand)
+    places = [text.index(f"\n{panel}:\n") for panel in train_command.panels]
     assert places == sorted(places)
-    headings = {text.index(f"\n{option.panel}:\n"): option.panel for option in OPTIONS}
+    headings = {text.index(f"\n{panel}:\n"): panel for panel in train_command.panels}
     for option in OPTIONS:
-        place = text.index(f"\n  {option.flag} ")
+        place = text.index(f"\n  {option.flag} ", min(headings))
         assert headings[max(start for start in headings if start < place)] == option.panel
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import math
 from pathlib import Path
 
 import nibabel
@@ -11,7 +13,8 @@ import pytest
 from tests.stage2_segment.conftest import SLICES, answer_with, make_cache, native_labels, oblique_grid
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
-from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
+from zeus_union.stage2_segment.checkpoint import write_csv
+from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run, mean_cell
 from zeus_union.stage2_segment.label_names import read_label_table
 from zeus_union.stage2_segment.predict import predict_run
 from zeus_union.stage2_segment.trained import load_trained
@@ -60,7 +63,7 @@ def test_nifti_lines_up_with_the_source_to_the_voxel(
     np.testing.assert_array_equal(between[before == after], before[before == after])
     assert ((between == before) | (between == after)).all() and between.any()
     assert not volume[:, -1].any()
-    said = f"{SLICES} of {2 * SLICES} slices were segmented (one in 2), {SLICES - 1} between them were filled, 1 stay 0"
+    said = f"{SLICES} of {2 * SLICES} slices segmented (one in 2), {SLICES - 1} between them filled, 1 stay 0"
     assert said in capsys.readouterr().err
 
 
@@ -74,6 +77,9 @@ def test_perfect_masks_score_perfectly_in_the_native_grid(run: Path, perfect: No
         assert row["hd95_mm"] == 0
     table = pq.read_table(run / "evaluation.parquet").to_pylist()
     assert table == evaluation.rows
+    spreadsheet = list(csv.DictReader((run / "evaluation.csv").open()))
+    assert [line["subject"] for line in spreadsheet] == ["ben", "ben", "dan", "dan"]
+    assert all(float(line["dsc"]) == 1 and float(line["hd95_mm"]) == 0 for line in spreadsheet)
     summary = json.loads((run / "evaluation.json").read_text())
     assert summary["miou_256"] == 1
     assert "DSC" in summary["definitions"]
@@ -113,3 +119,17 @@ def test_predicting_some_rows_gives_their_label_maps(run: Path, toy_cache: Path)
 def test_subjects_without_labels_are_predicted_but_never_measured(run: Path) -> None:
     with pytest.raises(UserError, match="no labels of eve; with labels: ada, ben, cleo, dan"):
         evaluate_run(run, subjects=["eve"], device="cpu")
+
+
+def test_a_spreadsheet_has_nothing_where_nothing_is_defined(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"class": "liver, left", "dsc": 0.1 + 0.2, "hd95_mm": math.nan}, {"class": "x"}])
+    lines = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert lines[0] == {"class": "liver, left", "dsc": "0.30000000000000004", "hd95_mm": ""}
+    assert lines[1] == {"class": "x", "dsc": "", "hd95_mm": ""}
+
+
+def test_a_mean_of_some_subjects_says_of_how_many() -> None:
+    scores = [("ann", 0.5), ("ann", 0.7), ("ben", math.nan), ("cleo", None)]
+    assert mean_cell(scores, 2, 3) == "0.60 (1 of 3)"
+    assert mean_cell(scores[:2], 2, 1) == "0.60"
+    assert mean_cell(scores[2:], 2, 2) == "-"

@@ -260,8 +260,8 @@ def test_a_row_without_its_weights_is_marked_as_not_run_and_the_others_are(toy: 
     assert "row none given is not run: pretrained_unet begins from published weights" in said
     lines = list(csv.DictReader((out / "table.csv").open()))
     assert [line["row"] for line in lines] == ["none given", "absent", "there"]
-    assert [line["DSC mean"] == "not run" for line in lines] == [True, True, False]
-    assert lines[1]["paper's DSC %"] == "82.00"
+    assert [line["DSC mean"] == "" for line in lines] == [True, True, False]
+    assert lines[1]["paper's DSC %"] == "82.0"
     notes = (out / "table.md").read_text()
     assert "not run: absent: no weights at absent.npz" in notes
     assert [line["row"] for line in csv.DictReader((out / "subjects.csv").open())] == ["there"]
@@ -286,11 +286,11 @@ def test_weights_of_a_model_reach_its_rows(toy: Path, tmp_path: Path) -> None:
     [
         (
             ["--pretrained", "unet=x.pth"],
-            "'unet' is no model with published weights; expected MODEL=FILE with a MODEL of",
+            "'unet' is not a model with published weights; expected MODEL=FILE with a MODEL of",
         ),
         (["--pretrained", "transunet=absent.npz"], "--pretrained transunet=absent.npz: no weights at absent.npz"),
         (["--pretrained", "absent.npz"], "expected MODEL=FILE"),
-        (["--set", "pretrained=absent.npz"], "--set pretrained=absent.npz: there is no such file of weights"),
+        (["--set", "pretrained=absent.npz"], "--set pretrained=absent.npz: the file does not exist"),
     ],
 )
 def test_weights_that_were_typed_and_are_not_there_are_refused(
@@ -443,7 +443,7 @@ def test_a_begun_ablation_keeps_the_epochs_it_measured(toy: Path, grid_file: Pat
         assert {run.config.recipe.epochs for run in runs} == {2, 3}
         run_ablation(cache, grid, runs, out, device="cpu")
         assert plan_ablation(cache, grid, out, times=FixedTimes(1.0, 1.0)) == runs
-        with pytest.raises(UserError, match=r"was begun with minutes: 0\.01"):
+        with pytest.raises(UserError, match=r"was started with minutes: 0\.01"):
             plan_ablation(cache, replace(grid, minutes=2), out)
     records = {run.name: pq.read_table(out / "runs" / run.name / "metrics.parquet").num_rows for run in runs}
     assert records == {run.name: run.config.recipe.epochs for run in runs}

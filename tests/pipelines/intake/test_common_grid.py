@@ -177,7 +177,7 @@ def test_a_single_file_of_any_format_is_a_study_of_one_modality(tmp_path: Path, 
     assert study.name == "patient-7" and study.choices[0].reason == "the run's only modality"
     assert len(study.sources) == (2 if ending == ".mhd" else 1)
     line = refused(path, PAIR)
-    assert "its name does not say which of T2, FLAIR it is" in line
+    assert "its name does not tell which of T2, FLAIR it is" in line
     assert opened(path, PAIR, chosen={"FLAIR": path.name}).missing == ("T2",)
 
 

@@ -33,10 +33,10 @@ def test_files_are_found_by_name_or_by_number(tmp_path: Path):
     with pytest.raises(UserError, match=r"no file of T2w \(it has .*\); call it T2w.nii.gz or PATIENT_0002.nii.gz"):
         taken(study, {"T2w": 2})
     folder(tmp_path, "T1w.nii.gz")
-    with pytest.raises(UserError, match=r"several files of T1w: T1w\.nii\.gz, p_0001\.nii; say which with --modality"):
+    with pytest.raises(UserError, match=r"several files of T1w: T1w\.nii\.gz, p_0001\.nii; choose one with --modality"):
         taken(study, BRAIN)
     assert taken(study, BRAIN, chosen={"T1w": Path("p_0001.nii")})["T1w"] == "p_0001.nii"
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         taken(tmp_path / "T1w.nii.gz", BRAIN)
 
 
@@ -65,7 +65,7 @@ def test_the_longest_name_is_meant_and_no_file_serves_two(tmp_path: Path):
 def test_a_name_that_says_more_is_refused_with_what_it_says(tmp_path: Path, name: str, says: str):
     study = folder(tmp_path, f"{name}.nii.gz")
     with pytest.raises(
-        UserError, match=f"{name}.nii.gz could be T1Gd, but its name also says {says}; .* --modality T1Gd=FILE"
+        UserError, match=f"{name}.nii.gz could be T1Gd, but its name also contains {says}; .* --modality T1Gd=FILE"
     ):
         taken(study, {"T1Gd": 1})
     assert taken(study, {"T1Gd": 1}, chosen={"T1Gd": Path(f"{name}.nii.gz")}) == {"T1Gd": f"{name}.nii.gz"}

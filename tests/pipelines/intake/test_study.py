@@ -225,7 +225,7 @@ def test_repeats_and_planes_that_fit_equally_are_refused_with_the_list(tmp_path:
     folder = pacs.export(tmp_path / "s", *scans)
     line = refused(folder, ("T2",))
     assert (
-        "several series can be T2: 4 (t2 axial, 6 slices), 5 (t2 coronal, 6 slices), 6 (t2 sagittal, 6 slices)" in line
+        "several series match T2: 4 (t2 axial, 6 slices), 5 (t2 coronal, 6 slices), 6 (t2 sagittal, 6 slices)" in line
     )
     assert "--modality T2=4" in line
     assert all("could be T2" in entry.reason for entry in list_study(folder, ("T2",), channels={}))
@@ -253,7 +253,7 @@ def test_a_whole_uid_is_meant_before_those_that_begin_so(tmp_path: Path):
     ]
     folder = pacs.export(tmp_path / "s", *scans)
     assert taken(opened(folder, ("T2",), chosen={"T2": "1.2.3.1"})) == {"T2": "1"}
-    assert "is said of several series" in refused(folder, ("T2",), chosen={"T2": "1.2.3."})
+    assert "matches several series" in refused(folder, ("T2",), chosen={"T2": "1.2.3."})
 
 
 def test_a_modality_is_left_out_where_the_user_says_none(tmp_path: Path):
@@ -272,7 +272,7 @@ def test_a_choice_that_names_nothing_several_or_no_image_is_refused(export: Path
     )
     assert "unknown modality of the run PET" in refused(export, chosen={"PET": "2"})
     assert "the series is a localiser" in refused(export, chosen={"T2": "1.1"})
-    assert "is said of several series" in refused(export, ("FLAIR",), chosen={"FLAIR": "5"})
+    assert "matches several series" in refused(export, ("FLAIR",), chosen={"FLAIR": "5"})
     assert "can be T2 and FLAIR; a series holds one modality" in refused(export, chosen={"T2": "2", "FLAIR": "2"})
 
 
@@ -345,7 +345,7 @@ def test_the_b_value_decides_between_diffusion_images(tmp_path: Path):
     assert [choice.taken[:10] for choice in study.choices] == ["series 4 (", "series 3.3"]
     assert study.choices[1].reason == "b 1400 s/mm2; the highest b-value"
     assert taken(opened(folder, ("b400",))) == {"b400": "3.2"}
-    assert "several series can be DWI: 3.2" in refused(folder, ("DWI",))
+    assert "several series match DWI: 3.2" in refused(folder, ("DWI",))
 
 
 def test_times_of_one_series_are_told_apart(tmp_path: Path):
@@ -354,7 +354,7 @@ def test_times_of_one_series_are_told_apart(tmp_path: Path):
         for time in (1, 2)
     ]
     folder = pacs.export(tmp_path / "s", *scans)
-    assert "several series can be T1: 3.1 (dyn, 6 slices), 3.2 (dyn, 6 slices)" in refused(folder, ("T1",))
+    assert "several series match T1: 3.1 (dyn, 6 slices), 3.2 (dyn, 6 slices)" in refused(folder, ("T1",))
     study = opened(folder, ("T1",), chosen={"T1": "3.2"})
     np.testing.assert_array_equal(np.sort(study.images["T1"], axis=None), np.sort(scans[1].volume, axis=None))
 

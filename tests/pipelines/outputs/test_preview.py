@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 
 from tests.pipelines.outputs.studies import abdomen
 from zeus_union.cache.grid import VIEWS, Grid
-from zeus_union.pipelines.outputs.preview import LEGEND, draw_preview, sides, telling_slices
+from zeus_union.cache.page.drawing import LEGEND
+from zeus_union.cache.page.telling import sides, telling_slices
+from zeus_union.pipelines.outputs.preview import draw_preview
 from zeus_union.pipelines.segment.segmentation import Segmentation
 
 

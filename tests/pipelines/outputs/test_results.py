@@ -141,10 +141,10 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
         write_results(abdomen(), folder)
     assert names(folder) == ["notes.txt"] and names(tmp_path) == ["out"]
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         write_results(abdomen(), tmp_path / "file", replace=True)
     (tmp_path / "link").symlink_to(folder)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         write_results(abdomen(), tmp_path / "link", replace=True)
     assert (tmp_path / "file").read_text() == "mine" and names(folder) == ["notes.txt"]
 

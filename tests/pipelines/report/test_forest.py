@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from zeus_union.pipelines.report.forest import draw_forest
@@ -70,3 +72,17 @@ def test_rows_without_numbers_and_names_of_any_kind_draw_without_complaint(tmp_p
             scores = subject_scores(lines, "dsc", None)
             draw_forest(summarise(lines, reference=reference), tmp_path / "odd.png", "a $ title\\", scores)
     assert picture(tmp_path / "odd.png").std() > 5
+
+
+def test_the_axis_begins_at_zero_and_the_values_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    lines = [*results(2), {"row": "none", "seed": 0, "fold": 0, "subject": "s", "class": "liver", "dsc": None}]
+    summaries = summarise(lines)
+    draw_forest(summaries, tmp_path / "a.png", "chaos: table 2")
+    (axes,) = figures[0].axes
+    assert axes.get_xlim() == (0, 1) and axes.get_title() == "chaos: table 2"
+    first = summaries[0]
+    said = f"{first.mean:.3f} [{first.low:.3f}, {first.high:.3f}]"
+    assert axes.texts[0].get_text() == said
+    assert axes.texts[-1].get_text() == "nothing measured"

@@ -105,7 +105,10 @@ def test_markdown_has_the_same_columns_in_every_line() -> None:
 
 
 def test_csv_parses_back_to_the_very_cells() -> None:
-    assert list(csv.reader(io.StringIO(SMALL.as_csv()))) == [list(SMALL.columns), *map(list, SMALL.rows)]
+    assert list(csv.reader(io.StringIO(SMALL.as_csv()))) == [
+        list(SMALL.columns),
+        *[["" if cell == "-" else cell for cell in line] for line in SMALL.rows],
+    ]
 
 
 def test_latex_as_written_by_hand() -> None:
@@ -303,3 +306,33 @@ def test_equal_best_means_are_all_marked_and_a_single_row_is_not() -> None:
     twins = results(a={"x": [0.5]}, b={"x": [0.5]}, c={"x": [0.4]})
     assert class_sheet(twins).best == {(0, 1), (1, 1)}
     assert class_sheet(results(a={"x": [0.5]})).best == frozenset()
+
+
+def test_csv_is_numbers_in_all_their_digits_with_the_ends_of_an_interval_apart() -> None:
+    six = results(
+        late={"liver": [0.91, 0.82, 0.73, 0.64, 0.55, 0.46]}, hybrid={"liver": [0.9, None, None, None, None, 0.4]}
+    )
+    sheet = ablation_sheet(
+        six, {}, {"late": 4_012_345}, {"off": "loss is not finite"}, "late", order=("late", "hybrid", "off")
+    )
+    late, hybrid, off = csv.DictReader(io.StringIO(sheet.as_csv()))
+    summary = summarise(six, reference="late")[0]
+    assert (float(late["DSC mean"]), float(late["ci_low"]), float(late["ci_high"])) == (
+        summary.mean,
+        summary.low,
+        summary.high,
+    )
+    assert float(late["params (M)"]) == 4.012345
+    assert {"difference to reference", "difference ci_low", "difference ci_high"} <= late.keys()
+    assert (hybrid["ci_low"], late["difference to reference"]) == ("", "")
+    assert off["stopped"] == "loss is not finite" and set(off.values()) == {"off", "loss is not finite", ""}
+    numbers = [line[name] for line in (late, hybrid) for name in line if name not in ("row", "stopped")]
+    assert all(cell == "" or math.isfinite(float(cell)) for cell in numbers)
+
+
+def test_csv_of_the_classes_has_an_interval_of_each() -> None:
+    line = next(csv.DictReader(io.StringIO(class_sheet(THREE).as_csv())))
+    assert list(line) == [
+        "row", "liver DSC", "liver ci_low", "liver ci_high", "spleen DSC", "spleen ci_low", "spleen ci_high",
+    ]  # fmt: skip
+    assert float(line["liver DSC"]) == pytest.approx(0.8)

@@ -75,7 +75,7 @@ def test_a_study_numbered_as_the_data_set_gets_the_mask_it_has_from_the_cache(
     (tmp_path / "new" / "pat1_0001.nii.gz").rename(tmp_path / "new" / "FLAIR_to_T1Gd.nii.gz")
     refused = run(zeus, *call, "--out", tmp_path / "none")
     assert refused.exit_code == 2
-    assert "could be T1Gd, but its name also says flair, to" in " ".join(refused.output.split())
+    assert "could be T1Gd, but its name also contains flair, to" in " ".join(refused.output.split())
     assert not (tmp_path / "none").exists()
 
 
@@ -122,7 +122,7 @@ def test_a_folder_of_cases_is_segmented_with_models_that_are_loaded_once(
     before = [mask.read_bytes() for mask in masks]
     shutil.rmtree(masks[1].parent)
     again = run(zeus, *call)
-    assert again.exit_code == 0 and "1 of 2 studies have results" in " ".join(again.output.split())
+    assert again.exit_code == 0 and "1 of 2 studies with results" in " ".join(again.output.split())
     assert [mask.read_bytes() for mask in masks] == before
 
 

@@ -66,7 +66,7 @@ def test_the_studies_behind_a_damaged_one_are_built_and_a_rerun_takes_up_only_th
     with pytest.raises(BuildFailures, match=r"1 of 3 subjects could not be built.*phantom_001.*same command") as raised:
         build_cache(failing(dataset, {"phantom_001": error}), MODELS, options)
     assert list(raised.value.reasons) == ["phantom_001"]
-    with pytest.raises(UserError, match="2 of 3 subjects are finished"):
+    with pytest.raises(UserError, match="2 of 3 subjects finished"):
         Cache(options.out)
     again = build_cache(dataset, MODELS, options)
     assert (again.subjects, again.complete) == (1, True)
@@ -171,7 +171,8 @@ def test_check_names_the_study_with_which_something_is_wrong_without_reading_ima
     assert wrong.startswith("WRONG  phantom_002: ") and line in wrong
     assert "1 of 2 studies" in result.stderr
     sound = CliRunner().invoke(main, [*arguments, "--subjects", "phantom_001"])
-    assert (sound.exit_code, sound.stdout) == (0, "1 study of nnunet: in order\n")
+    step = f"zeus-instruct build-cache --dataset nnunet --data-root {nnunet}, with the same options"
+    assert (sound.exit_code, sound.stdout) == (0, f"1 study of nnunet: in order. Next: {step}\n")
 
 
 def test_check_of_headers_leaves_label_values_to_the_whole_check(nnunet: Path) -> None:

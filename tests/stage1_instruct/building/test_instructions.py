@@ -42,4 +42,4 @@ def test_questions_beyond_the_text_encoder_are_counted_and_said(
     report.cut_by_encoder += written.cut
     _say_report(report)
     said = " ".join(capsys.readouterr().err.split())
-    assert "of 6 texts 6 are longer than the text encoder reads" in said and "--per-class" in said
+    assert "6 of 6 texts longer than the text encoder reads" in said and "--per-class" in said

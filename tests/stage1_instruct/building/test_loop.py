@@ -111,7 +111,7 @@ def test_build_with_nothing_left_to_do_loads_no_model(
     assert [build(variant, **overrides) for variant, overrides in variants.items()] == [0, 0, 0]
     with pytest.raises(AssertionError, match="a model is loaded"):
         build("another")
-    with pytest.raises(UserError, match="made from something else"):
+    with pytest.raises(UserError, match="another recipe"):
         build("llm", template="xraygpt")
 
 

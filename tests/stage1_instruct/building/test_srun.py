@@ -41,7 +41,9 @@ def test_several_tasks_without_parts_are_refused_where_there_are_no_locks(
     monkeypatch.setattr(locks, "_lock", refuse)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     card = DatasetCard("d", ("T1",), {}, ("liver",), "liver", ("A",))
-    with pytest.raises(UserError, match=r"has no locks: several processes need --part I/N each \(or --part slurm"):
+    with pytest.raises(
+        UserError, match=r"does not support locks: several processes need --part I/N each \(or --part slurm"
+    ):
         build_cache(Dataset(card, None), SimpleNamespace(), BuildOptions(tmp_path / "a.h5", layers=("slices",)))  # type: ignore[arg-type]
 
 

@@ -176,7 +176,7 @@ def test_another_fold_computes_projection_and_texts_alone_and_nothing_is_trained
             assert plan_run(cache, run=Path("run"), fold=fold).inputs.variants == (f"lite@fold{fold}",)
     with monkeypatch.context() as patch:
         patch.setattr(trained, "train_fold_projection", refuse)
-        assert "4 of 4 subjects are finished already" in labelled.built("--folds", "all")
+        assert "4 of 4 subjects finished already" in labelled.built("--folds", "all")
 
 
 def test_named_training_subjects_have_a_layer_of_their_own(labelled: Labelled) -> None:
@@ -211,7 +211,7 @@ def test_a_build_that_was_stopped_among_the_texts_goes_on_with_its_projection(
         patch.setattr(CacheWriter, "write_instructions", stopped)
         assert labelled.build().exit_code != 0
     monkeypatch.setattr(trained, "train_fold_projection", lambda *_: pytest.fail("trained again"))
-    assert "2 of 4 subjects are finished already" in labelled.built()
+    assert "2 of 4 subjects finished already" in labelled.built()
 
 
 def test_nobody_waits_unasked_for_a_training_that_takes_long(
@@ -440,7 +440,7 @@ def test_a_shared_run_finds_its_models_by_what_is_given_and_its_projection_knows
     (run,) = import_runs(tmp_path / "lite.zeus.zip", tmp_path / "imported")
     shared = checkpoint.load_config(run)
     with pytest.raises(
-        UserError, match=r"was shared without files of its own machine; give --set encoder_weights=\.\.\."
+        UserError, match=r"was shared without files of the machine it was made on; give --set encoder_weights=\.\.\."
     ):
         frozen_parts([run], [shared], None, {}, "cpu", None)
     ((models, _),) = frozen_parts([run], [shared], None, paths, "cpu", None)
@@ -457,4 +457,4 @@ def test_other_models_under_the_same_name_are_refused_before_any_work(
     monkeypatch.setattr(trained, "build_subjects", lambda *_: pytest.fail("worked"))
     refused = labelled.build("--set", "max_new_tokens=9")
     assert refused.exit_code == 2
-    assert "made from something else (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())
+    assert "another recipe (llm.decoding.max_new_tokens: 8 -> 9)" in " ".join(refused.output.split())

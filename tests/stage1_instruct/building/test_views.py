@@ -293,7 +293,7 @@ def test_the_command_says_what_it_takes(root: Path, tiny_parts: dict[str, str], 
     assert CliRunner().invoke(main, [*command, "--views", "-1"]).exit_code == 2
     more = CliRunner().invoke(main, [*command, "--views", "3", "--dry-run"])
     assert "slices: 0 subjects to build" in more.output
-    assert "embeddings/litemedsam@view3: 1 subjects to build, at most 1 slice-modalities, 1 MiB" in more.output
+    assert "embeddings/litemedsam@view3: 1 subject to build, at most 1 slice-modality, 1 MiB" in more.output
     assert re.search(
         r"about \d+ (s|min) by one process, one part after the other \(\d+ (s|min) of it views\)", more.output
     )

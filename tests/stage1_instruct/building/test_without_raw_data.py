@@ -220,7 +220,7 @@ def test_a_data_set_that_has_grown_joins_the_finished_cache(command: Command, tm
         folds = cache.rows["fold"].tolist()
     done = command.from_raw(*prompt)
     assert done.exit_code == 0, done.output
-    assert "1 new subjects join the 2 of" in done.output and "2 of 3 subjects are finished already" in done.output
+    assert "adding 1 new subject to the 2 of" in done.output and "2 of 3 subjects finished already" in done.output
     with Cache(command.path) as cache:
         assert cache.subjects == SUBJECTS
         assert {layer: cache.content_digest(layer, SUBJECTS[:2]) for layer in cache.layers} == old

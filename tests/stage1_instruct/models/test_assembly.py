@@ -123,7 +123,7 @@ def test_projection_of_another_kind_is_refused(tiny_parts: dict[str, str]) -> No
     path = trained_projection(first.projected_llm.belongs_to())
     facts = {"vision": first.projected_llm.vision_recipe(), "llm_sha256": first.projected_llm.llm.digest}
     save_connector(first.projected_llm.new_projection(), path, facts)
-    with pytest.raises(UserError, match="of the kind linear, the profile wants mlp"):
+    with pytest.raises(UserError, match="of the kind linear, the profile asks for mlp"):
         _ = models(tiny_parts, projection=str(path)).projected_llm.projection
 
 
@@ -184,7 +184,7 @@ def test_image_tokens_are_made_a_few_at_a_time_and_halved_when_memory_runs_out(
     answered = llm.image_tokens(images)
     assert answered.shape == (70, 16, 32)
     assert torch.allclose(answered[:3], expected, atol=1e-5)
-    assert sizes == [32, 16, 16, 16, 16, 6] and any("going on with 16" in line for line in said)
+    assert sizes == [32, 16, 16, 16, 16, 6] and any("continuing with 16" in line for line in said)
     assert llm.features(images[:0]).shape == (0, 16, 256)
 
 

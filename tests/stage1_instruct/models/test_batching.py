@@ -51,8 +51,8 @@ def test_halves_until_it_fits_and_keeps_the_order(error: Callable[[], Exception]
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
     assert size == 2
     assert said == [
-        "model: out of memory with 8 at a time; going on with 4",
-        "model: out of memory with 4 at a time; going on with 2",
+        "model: out of memory with 8 at a time; continuing with 4",
+        "model: out of memory with 4 at a time; continuing with 2",
     ]
 
 

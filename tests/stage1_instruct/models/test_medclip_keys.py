@@ -69,7 +69,7 @@ def test_tensor_too_many_is_refused_by_either_half(words: str, tmp_path: Path) -
 def test_ordinary_bert_is_refused_as_no_medclip(tiny_bert: Path, words: str, tmp_path: Path) -> None:
     state = transformers.AutoModel.from_pretrained(tiny_bert).state_dict()
     for message in refused(state, tmp_path / "bert.bin", words):
-        assert "is no MedCLIP checkpoint" in message
+        assert "is not a MedCLIP checkpoint" in message
 
 
 @pytest.mark.slow

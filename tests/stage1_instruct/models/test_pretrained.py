@@ -240,7 +240,7 @@ def test_code_that_comes_with_a_folder_is_never_run_and_nobody_is_asked(
     if known:
         load(copied)
         said = capsys.readouterr().err
-        assert "comes with Python code of its own: it is not run" in " ".join(said.split())
+        assert "ships its own Python code, which is not run" in " ".join(said.split())
     else:
         with pytest.raises(UserError, match=r"Python code of its own \(config\.json: auto_map\), which is never run"):
             load(copied)

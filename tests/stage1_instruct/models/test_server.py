@@ -379,7 +379,7 @@ def test_model_that_takes_no_picture_is_refused_before_the_first_subject(
     tiny_parts: dict[str, str], server: ChatServer
 ) -> None:
     server.sees = False
-    with pytest.raises(UserError, match="takes no pictures: a question has 3 tokens with and without one"):
+    with pytest.raises(UserError, match="accepts no images: a question has 3 tokens with and without one"):
         models(tiny_parts, server.address).instructor.load()
     server.counts, notes = False, []  # type: ignore[var-annotated]
     models(tiny_parts, server.address, notes).instructor.load()

@@ -279,13 +279,13 @@ def test_training_that_was_stopped_goes_on_and_ends_with_the_same_weights(
         train(tmp_path / "parts", lr=1e-3)
     said: list[str] = []
     train(tmp_path / "parts", said.append)
-    assert "going on after epoch 2 of 4" in said
+    assert "resuming after epoch 2 of 4" in said
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
     assert not (tmp_path / "parts.state").exists()
     if lora_rank:
         assert lora_path(tmp_path / "parts").read_bytes() == lora_path(tmp_path / "whole").read_bytes()
     (tmp_path / "parts.state").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="no state of an unfinished training"):
+    with pytest.raises(UserError, match="not the state of an unfinished training"):
         train(tmp_path / "parts")
 
 
@@ -327,7 +327,7 @@ def test_training_can_start_from_a_published_projection(tiny: Models, pairs_file
     said: list[str] = []
     used = load_models(replace(linear, projection=str(tmp_path / "xraygpt.pth")), "cpu", said.append)
     assert torch.equal(used.projected_llm.projection.state_dict()["layers.bias"], bias) and "XrayGPT" in said[0]
-    with pytest.raises(UserError, match="of the kind linear, the profile wants mlp"):
+    with pytest.raises(UserError, match="of the kind linear, the profile asks for mlp"):
         train_projection(pairs, tiny, out=out, start=tmp_path / "xraygpt.pth", say=quiet)
 
 

@@ -111,7 +111,7 @@ def test_second_command_says_that_it_is_there_and_asks_nothing_of_the_network(
     assert command("--dataset", "msd-brain").exit_code == 0
     before = len(site.requested)
     result = command("--dataset", "msd-brain")
-    assert result.exit_code == 0 and "already; nothing was fetched" in result.stderr
+    assert result.exit_code == 0 and "nothing was downloaded" in result.stderr
     assert len(site.requested) == before
 
 
@@ -134,7 +134,7 @@ def test_broken_download_is_gone_on_with_by_the_same_command(
     serve(site, "chaos", content, monkeypatch)
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     site.cut_after = 50_000
-    fails(command("--dataset", "chaos"), "ended after 50000", "goes on where it stopped")
+    fails(command("--dataset", "chaos"), "ended after 50000", "resumes")
     assert not (workplace / "data" / "chaos").exists()
     assert command("--dataset", "chaos").exit_code == 0
     assert site.requested == [None, "bytes=50000-"]
@@ -297,7 +297,7 @@ def test_disk_that_fills_up_on_the_way_is_said_at_once_and_what_arrived_is_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(downloads, "_go_on", full)
-    fails(command("--dataset", "chaos"), "no space left", "goes on where it stopped")
+    fails(command("--dataset", "chaos"), "no space left", "resumes")
     assert len(site.requested) == 1
     monkeypatch.setattr(downloads, "_go_on", go_on)
     assert command("--dataset", "chaos").exit_code == 0
@@ -335,7 +335,7 @@ def test_archive_that_is_there_already_is_used_and_stays(
     (workplace / "data").mkdir()
     (workplace / "data" / archive.name).write_bytes(site.content)
     result = command("--dataset", "chaos")
-    assert result.exit_code == 0 and "was there already and stays" in result.stderr
+    assert result.exit_code == 0 and "existed before and is kept" in result.stderr
     assert site.requested == [] and (workplace / "data" / archive.name).exists()
 
 
@@ -364,7 +364,7 @@ def test_data_that_the_user_put_there_is_left_as_it_is(
     shutil.copytree(phantoms / "chaos", workplace / "data" / "chaos")
     before = names_in(workplace / "data" / "chaos")
     result = command("--dataset", "chaos")
-    assert result.exit_code == 0 and "2 subjects that this command has not fetched" in result.stderr
+    assert result.exit_code == 0 and "2 subjects that this command did not download" in result.stderr
     assert names_in(workplace / "data" / "chaos") == before and site.requested == []
 
 
@@ -428,7 +428,7 @@ def test_folder_that_the_test_set_would_go_into_is_looked_at_before_the_download
     serve(site, "chaos", chaos_content(phantoms), monkeypatch)
     assert command("--dataset", "chaos").exit_code == 0
     shutil.copytree(phantoms / "chaos" / "MR", workplace / "data" / "chaos" / "Test_Sets" / "MR")
-    fails(command("--dataset", "chaos", "--unlabelled"), "Test_Sets/MR is there already", "move it away")
+    fails(command("--dataset", "chaos", "--unlabelled"), "Test_Sets/MR exists already", "move it away")
     assert len(site.requested) == 1
 
 

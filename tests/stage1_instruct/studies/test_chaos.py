@@ -93,7 +93,7 @@ def test_subjects_without_labels_are_named(chaos: Path, capsys: pytest.CaptureFi
     (chaos / "MR" / "2" / "T1DUAL" / "Ground").mkdir()
     (chaos / "MR" / "2" / "T1DUAL" / "Ground" / "Thumbs.db").write_bytes(b"left by Windows")
     assert load(chaos, "chaos02").labels is None
-    assert "1 of 2 subjects have no labels" in (said := capsys.readouterr().err) and "chaos02" in said
+    assert "1 of 2 subjects without labels" in (said := capsys.readouterr().err) and "chaos02" in said
 
 
 @pytest.mark.parametrize("modalities", [None, T1_ONLY])

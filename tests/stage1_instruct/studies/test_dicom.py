@@ -156,7 +156,7 @@ def test_names_that_run_the_other_way_are_paired_by_order(chaos: Path, tmp_path:
 
 DAMAGE = {
     "different orientations": setting(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]),
-    "no pair of right angles": setting(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]),
+    "not at right angles": setting(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]),
     "expected 6 numbers": setting(ImageOrientationPatient=[1, 0, 0]),
     "different pixel spacing": setting(PixelSpacing=[2.5, 2.6]),
     "expected millimetres above 0": setting(PixelSpacing=[0, 0]),

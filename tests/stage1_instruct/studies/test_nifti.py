@@ -203,4 +203,4 @@ def test_image_files_that_belong_to_no_case_are_said(nnunet: Path, capsys: pytes
         (nnunet / "imagesTr" / name).touch()
     assert open_dataset("nnunet", nnunet).card.subjects == ("phantom_001", "phantom_002")
     said = capsys.readouterr().err
-    assert "3 files are no CASE_0000.nii.gz of 3 channels" in said and "phantom_003.nii.gz" in said
+    assert "3 files not named CASE_0000.nii.gz" in said and "phantom_003.nii.gz" in said

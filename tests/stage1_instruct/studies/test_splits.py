@@ -52,7 +52,7 @@ def test_splits_are_found_where_nnunet_keeps_them_and_said(
     path = write(folder / "splits_final.json", TWO)
     dataset = open_dataset("nnunet", raw, splits=path if place == "given" else None)
     assert dataset.folds == FOLDS
-    assert f"folds are those of {path}" in capsys.readouterr().err
+    assert f"folds from {path}" in capsys.readouterr().err
 
 
 def test_without_splits_the_cache_draws_the_folds(nnunet: Path):
@@ -71,7 +71,7 @@ def test_cases_that_no_fold_tests_are_never_tested(tmp_path: Path, capsys: pytes
     path = write(tmp_path / "s.json", [split("abcd", "e"), split("abce", "dz")])
     assert read_splits(path, SUBJECTS) == {"e": 0, "d": 1, "a": -1, "b": -1, "c": -1, "f": -1}
     said = capsys.readouterr().err
-    assert "2 of 6 labelled subjects are tested" in said and "not here: z" in said and "fold 0: f" in said
+    assert "2 of 6 labelled subjects tested" in said and "not here: z" in said and "fold 0: f" in said
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_cache_has_the_folds_of_the_splits_and_refuses_others(
         assert {cache.subjects[row["subject"]]: row["fold"] for row in cache.rows} == FOLDS
     build_cache(dataset, models, options)
     other = write(tmp_path / "t.json", TWO[::-1])
-    with pytest.raises(UserError, match=r"begun with other folds \(phantom_001 1 -> 0, phantom_002 0 -> 1\)"):
+    with pytest.raises(UserError, match=r"started with other folds \(phantom_001 1 -> 0, phantom_002 0 -> 1\)"):
         build_cache(open_dataset("nnunet", nnunet, modalities=("T2-SPIR",), splits=other), models, options)
 
 
@@ -150,7 +150,7 @@ def test_the_files_that_dataset_json_names_are_read(nnunet: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"images": ["a.nii.gz"], "label": "l.nii.gz"}, "first of dataset has 1 images for 3 channels"),
+        ({"images": ["a.nii.gz"], "label": "l.nii.gz"}, "first of dataset has 1 image for 3 channels"),
         ({"images": ["a", "b", "c"]}, "first of dataset needs 'images'"),
         ({"images": "a", "label": "l"}, "first of dataset needs 'images'"),
         ("a", "first of dataset needs 'images'"),

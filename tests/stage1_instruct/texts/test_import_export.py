@@ -170,7 +170,7 @@ def test_another_table_under_the_same_name_is_refused(labelled: Path, encoder: T
     rows = [{"subject": name, "text": name} for name in ("A", "B")]
     import_texts(labelled, write_lines(tmp_path / "t.jsonl", *rows), "own", encoder)
     rows[0]["text"] = "corrected"
-    with pytest.raises(UserError, match=r"made from something else \(imported_file.sha256: .*give --variant NAME"):
+    with pytest.raises(UserError, match=r"another recipe \(imported_file.sha256: .*give --variant NAME"):
         import_texts(labelled, write_lines(tmp_path / "t.jsonl", *rows), "own", encoder)
     assert set(texts_of(labelled, "own").values()) == {"A", "B"}
 
@@ -212,7 +212,10 @@ def test_slices_that_the_cache_does_not_keep_are_passed_over_and_said(
 ) -> None:
     rows = [{"subject": name, "slice": number, "text": f"{name}{number}"} for name in "AB" for number in range(9)]
     import_texts(labelled, write_lines(tmp_path / "t.jsonl", *rows), "all", encoder)
-    assert "14 of 18 texts are of slices that the cache does not keep (one in 3): left out" in capsys.readouterr().err
+    assert (
+        "left out: 14 of 18 texts, of slices that the cache does not keep (it keeps one in 3)"
+        in capsys.readouterr().err
+    )
     assert set(texts_of(labelled, "all").values()) == {"A3", "A6", "B3", "B6"}
 
 

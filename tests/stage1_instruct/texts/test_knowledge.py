@@ -264,5 +264,5 @@ def test_what_one_subject_alone_shows_is_no_target(tmp_path: Path, monkeypatch: 
         alone = np.zeros((1, SIDE, SIDE), np.uint8)
         monkeypatch.setattr(cache, "masks", lambda rows: masks(rows) if rows[0] < SLICES else alone)
         assert find_targets(cache, np.arange(3 * SLICES)) == []
-        with pytest.raises(UserError, match="there is nothing to know of them"):
+        with pytest.raises(UserError, match="there is nothing to predict"):
             measure_knowledge(cache, "v")

@@ -84,7 +84,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "text is none": ("t.jsonl", b'{"subject": "A", "text": 3}\n', "line 1: the text is 3"),
     "twice": ("t.jsonl", b'{"subject": "A", "text": "x", "text": "y"}\n', "a name comes twice"),
     "half a letter": ("t.jsonl", b'{"subject": "A", "text": "\\ud800"}\n', "line 1: text holds half a letter"),
-    "no Parquet": ("t.parquet", b"PAR1 or not", "is no Parquet table"),
+    "no Parquet": ("t.parquet", b"PAR1 or not", "is not a Parquet table"),
     "ending": ("t.xlsx", b"x", "ends in .csv, .tsv, .parquet, .jsonl, .ndjson"),
 }
 

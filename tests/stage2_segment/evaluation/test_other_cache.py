@@ -72,7 +72,10 @@ def test_training_subjects_are_known_by_name_and_by_their_files_and_never_measur
     with Cache(relabelled) as cache:
         assert not is_runs_cache(config, cache)
         assert subjects_to_measure([config], cache, None) == ("ben", "dan")
-        assert "not measured (--subjects measures them all the same): pat-7, cleo" in capsys.readouterr().err
+        assert (
+            "not measured, because they were trained on (name them with --subjects to measure them anyway): pat-7, cleo"
+            in capsys.readouterr().err
+        )
         assert subjects_to_measure([config], cache, ["pat-7"]) == ("pat-7",)
         everyone = replace(config, split=replace(config.split, train=("ada", "ben", "cleo", "dan")))
         with pytest.raises(UserError, match=r"was trained on every labelled subject of .*relabelled.h5: pat-7, ben"):

@@ -115,7 +115,7 @@ def test_bad_sentences_and_runs_are_refused(run: Path, toy_cache: Path, tmp_path
         with pytest.raises(UserError, match=r"absent\.parquet does not exist; zeus-instruct sentences"):
             probe_sentences(run, cache, tmp_path / "absent.parquet", device="cpu")
         (tmp_path / "bad.parquet").write_bytes(b"bad")
-        with pytest.raises(UserError, match="is no Parquet table"):
+        with pytest.raises(UserError, match="is not a Parquet table"):
             probe_sentences(run, cache, tmp_path / "bad.parquet", device="cpu")
         pq.write_table(pa.table({"subject": ["ben"]}), tmp_path / "few.parquet")
         with pytest.raises(UserError, match="no column slice, modality"):

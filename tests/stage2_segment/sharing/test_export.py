@@ -130,7 +130,7 @@ def test_predict_and_evaluate_take_the_file_as_the_folders(archive: Path, cohort
     export_runs(cohort.runs[:1], single)
     done = run(zeus_segment, "evaluate", "--run", single, "--cache", cohort.other, "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert "trained on, and so not measured" in said(done) and "renamed" in said(done)
+    assert "not measured, because they were trained on" in said(done) and "renamed" in said(done)
     (written,) = (tmp_path / "one").glob("evaluation-other-*.json")
     assert json.loads(written.read_text())["subjects"] == ["new"]
     done = run(zeus, "report", single, "--cache", cohort.other, "--slices", 1)
@@ -215,7 +215,7 @@ def test_the_command_says_what_is_not_inside_and_writes_over_nothing(cohort: Coh
     out = tmp_path / "new" / "toy.zeus.zip"
     done = run(zeus, "export", *cohort.runs, out)
     assert done.exit_code == 0, done.output
-    assert "no licence was given" in said(done) and "1 of 2 runs have no DSC" in said(done)
+    assert "no licence given" in said(done) and "1 of 2 runs without DSC" in said(done)
     assert "not inside: llm (vicuna-7b); whoever uses the file gives --set llm=..." in said(done)
     before = out.read_bytes()
     again = run(zeus, "export", *cohort.runs, out)
@@ -259,7 +259,7 @@ def test_what_cannot_predict_together_or_is_not_whole_is_not_exported(cohort: Co
     with pytest.raises(UserError, match=r"says more than its epoch \(patient\)"):
         export_runs([broken], out)
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(UserError, match="no safetensors file, or damaged"):
+    with pytest.raises(UserError, match="not a safetensors file, or is damaged"):
         export_runs([broken], out)
     weights.unlink()
     with pytest.raises(UserError, match="has not come to its first save"):

@@ -89,7 +89,7 @@ BAD: Mapping[str, tuple[Callable[[dict[str, bytes]], None], bool, str]] = {
     "a pickle as weights": (
         lambda files: files.update({"runs/0/weights/last.safetensors": pickle.dumps(Evil())}),
         True,
-        "no safetensors file, or damaged",
+        "not a safetensors file, or is damaged",
     ),
     "a path upwards": (lambda files: files.update({"../config.json": b"{}"}), True, "'../config.json', which is none"),
     "a path upwards inside": (

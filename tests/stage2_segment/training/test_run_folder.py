@@ -66,7 +66,7 @@ def test_the_command_given_again_says_it_is_complete_and_changes_nothing(run: Pa
         assert f"{run} is complete (3 epochs)" in again.stderr
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     other = command(toy_cache, run, "--epochs", 3, "--lr", 1)
-    assert other.exit_code == 2 and "was begun with other options (recipe.lr_new" in other.stderr
+    assert other.exit_code == 2 and "was started with other options (recipe.lr_new" in other.stderr
     fewer = command(toy_cache, run, "--epochs", 2, "--resume")
     assert fewer.exit_code == 2 and "recipe.epochs: 3 -> 2" in fewer.stderr
 
@@ -77,7 +77,7 @@ def test_more_epochs_go_on_where_the_run_ended_at_the_rate_of_a_run_of_so_many(t
     first = load_weights(run, "last")
     unasked = command(toy_cache, run, "--epochs", 4)
     assert unasked.exit_code == 2
-    assert f"{run} is complete after 2 epochs; --resume with --epochs 4 trains it further" in unasked.stderr
+    assert f"{run} is complete (2 epochs); --resume with --epochs 4 trains it further" in unasked.stderr
     train_run(toy_cache, run, epochs=4, validate_every=0, resume=True, **QUICK)
     config, table = load_config(run), pq.read_table(run / "metrics.parquet").to_pylist()
     assert (config.recipe.epochs, config.extended) == (4, (2,))
@@ -113,7 +113,7 @@ def test_labels_that_were_corrected_make_another_run(toy_cache: Path, run: Path,
     corrected = make_cache(tmp_path / "toy.h5", shift=1)
     with pytest.raises(
         UserError,
-        match=r"was begun on other data: the cache's embeddings/toy, slices of its subjects were built again since",
+        match=r"was started on other data: the cache's embeddings/toy, slices of its subjects were built again since",
     ):
         train_run(corrected, run, epochs=3, resume=True, **QUICK)
     more = make_cache(tmp_path / "more.h5", ("ada", "ben", "cleo"), ())  # others may come and go

@@ -49,7 +49,7 @@ def test_stopped_it_resumes_by_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(step.Alone, "backward", stops_at_the_third)
         stopped = train(toy_cache, "--out", tmp_path / "run", "--epochs", 2)
-    assert f"interrupted; the same command resumes {tmp_path / 'run'}" in stopped.stderr
+    assert f"interrupted; run the same command again to resume {tmp_path / 'run'}" in stopped.stderr
     again = train(toy_cache, "--out", tmp_path / "run", "--epochs", 2)
     assert again.exit_code == 0 and "resumes in epoch" in again.stderr
     resumed, whole = (load_weights(tmp_path / name, "last") for name in ("run", "whole"))

@@ -332,5 +332,5 @@ def test_views_that_were_built_again_with_other_content_are_noticed(
 
     monkeypatch.setattr(Cache, "content_digest", other)
     shutil.copytree(viewed_run, tmp_path / "run")
-    with pytest.raises(UserError, match="begun on other data: the cache's embeddings/toy@view2 of its subjects"):
+    with pytest.raises(UserError, match="started on other data: the cache's embeddings/toy@view2 of its subjects"):
         train_run(viewed_cache, tmp_path / "run", device="cpu", resume=True, **{**QUICK, "epochs": 3})

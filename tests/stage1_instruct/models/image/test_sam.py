@@ -226,7 +226,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     fail_above(encoder, 1)
     assert difference(encoder.encode(images), expected) < 1e-5
     encoder.encode(images[:2])
-    assert said == ["sam_vit_b: out of memory with 2 at a time; going on with 1"]
+    assert said == ["sam_vit_b: out of memory with 2 at a time; continuing with 1"]
     fail_above(encoder, 0)
     with pytest.raises(UserError, match="sam_vit_b ran out of memory with a single item"):
         encoder.encode(images[:1])
