@@ -42,11 +42,11 @@ REASONS = (
 )
 
 
-def write_patient(folder: Path, names: list[str], seed: int, label: Path | None = None) -> None:
-    """A bright ball in a box, 24 x 24 x 12 voxels; every fourth slice: without the ball, with it, with it."""
+def write_patient(folder: Path, names: list[str], seed: int, label: Path | None = None, depth: int = 8) -> None:
+    """A bright ball in a box of 24 x 24 voxels; of slices 0 and 4 only the second shows it."""
     random = np.random.default_rng(seed)
-    x, y, z = np.indices((24, 24, 12))
-    ball = (x - 9 - seed % 4) ** 2 + (y - 12) ** 2 + (2 * (z - 6)) ** 2 < 40
+    x, y, z = np.indices((24, 24, depth))
+    ball = (x - 9 - seed % 4) ** 2 + (y - 12) ** 2 + (2 * (z - depth / 2)) ** 2 < 40
     for channel, name in enumerate(names):
         volume = 100 + 80 * (1 - 2 * channel) * ball + random.normal(0, 3, ball.shape)
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), folder / f"{name}.nii.gz")
@@ -63,7 +63,9 @@ def write_data_set(folder: Path, first: int, patients: int, labels: bool = True)
     for number in range(first, first + patients):
         patient = f"pat{number:04d}"
         label = folder / "labelsTr" / f"{patient}.nii.gz" if labels else None
-        write_patient(images, [f"{patient}_{channel:04d}" for channel in range(len(CHANNELS))], number, label)
+        write_patient(
+            images, [f"{patient}_{channel:04d}" for channel in range(len(CHANNELS))], number, label, 8 if labels else 2
+        )
     description = {
         "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
         "labels": {"background": 0, "tumour": 1},
@@ -91,7 +93,7 @@ def readers_folder(
     write_data_set(folder / "Dataset501_BraTS2013", 1, 7)
     write_data_set(folder / "Dataset600_New", 11, 2, labels=False)
     (folder / "patient7").mkdir()
-    write_patient(folder / "patient7", list(CHANNELS), 70)
+    write_patient(folder / "patient7", list(CHANNELS), 70, depth=2)
     reports = [f"pat{number:04d},report {number}: a tumour on the left" for number in range(1, 8)]
     (folder / "reports.csv").write_text("\n".join(["subject,text", *reports]), encoding="utf-8")
     # The tiny encoder comes with one tensor of a decoder; stage 2 needs it whole.
