@@ -17,7 +17,6 @@ from zeus_union.cache.fold_layers import variant_of_split
 from zeus_union.cache.folds import FOLDS
 from zeus_union.cache.layout import CONSTANTS, kind_of, shard_folder, split_shard_name
 from zeus_union.cache.manifest import find_shards, read_manifest
-from zeus_union.cache.pack import PACK_BELOW
 from zeus_union.cache.terminal import in_words, progress
 from zeus_union.cache.view_layers import view_of
 from zeus_union.stage1_instruct.building.subjects import BuildOptions
