@@ -50,7 +50,7 @@ REASONS = (
 
 
 def write_patient(folder: Path, names: list[str], seed: int, label: Path | None = None, depth: int = 8) -> None:
-    """A bright ball in a box of 24 x 24 voxels; of slices 0 and 4 only the second shows it."""
+    """A bright ball in a box of 24 x 24 voxels; every fourth slice: of depth 8 one without it and one with it, of 4 one with it."""
     random = np.random.default_rng(seed)
     x, y, z = np.indices((24, 24, depth))
     ball = (x - 9 - seed % 4) ** 2 + (y - 12) ** 2 + (2 * (z - depth / 2)) ** 2 < 40
@@ -70,9 +70,9 @@ def write_data_set(folder: Path, first: int, patients: int, labels: bool = True)
     for number in range(first, first + patients):
         patient = f"pat{number:04d}"
         label = folder / "labelsTr" / f"{patient}.nii.gz" if labels else None
-        write_patient(
-            images, [f"{patient}_{channel:04d}" for channel in range(len(CHANNELS))], number, label, 8 if labels else 2
-        )
+        depth = 2 if not labels else 8 if number < 4 else 4
+        names = [f"{patient}_{channel:04d}" for channel in range(len(CHANNELS))]
+        write_patient(images, names, number, label, depth)
     description = {
         "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
         "labels": {"background": 0, "tumour": 1},
