@@ -31,7 +31,12 @@ PRESETS = {
     "table2": "widths that give the parameter count of the paper's Table 2 with early fusion",
     "quarter": "a quarter of the published widths, about a sixteenth of the work: for a computer without a GPU",
 }
-COMBINES = ("mean", "max", "learned")
+# What `model.fusion.COMBINES` has.
+COMBINES = {
+    "mean": "the mean of the modalities' logits",
+    "max": "the highest of them",
+    "learned": "a weight for each class and modality",
+}
 CLASS_WEIGHTS = ("equal", "inverse")
 PRECISIONS = ("fp32", "bf16")
 INSTRUCTIONS = {

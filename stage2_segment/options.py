@@ -130,7 +130,9 @@ OPTIONS: tuple[Option, ...] = (
         "architecture.combine",
         MODEL,
         COMBINES,
-        "How the modalities' logits become one mask.",
+        "How the modalities' logits become one mask: "
+        + "; ".join(f"{name}, {what}" for name, what in COMBINES.items())
+        + ".",
         default="mean",
         of=OF_ZEUS,
     ),

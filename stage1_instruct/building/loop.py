@@ -52,6 +52,8 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
         UserError: models that cannot be loaded or do not belong together, a layer of that name made from another recipe,
             views of what has no labels, or a disk that is too small.
     """
+    if "instructions" in options.layers and models.profile.sees == "embeddings":
+        options = replace(options, layers=parse_layers(options.layers))
     check_views(dataset, options.views, options.mirror_views)
     subjects = dataset.card.subjects
     share = subjects if options.part is None else options.part.of(subjects)

@@ -14,6 +14,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import warn
 from zeus_union.stage1_instruct.models.frozen import Frozen
 from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
+from zeus_union.stage1_instruct.models.image.encoders import ENCODERS
 from zeus_union.stage1_instruct.models.instructor import BareQuestion, Instructor
 from zeus_union.stage1_instruct.models.language.decoding import Decoding
 from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce
@@ -73,21 +74,7 @@ class Models:
 
     @cached_property
     def _encoder(self) -> Frozen[ImageEncoder]:
-        profile = self.profile
-        if profile.encoder == "litemedsam":
-            from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
-
-            return Frozen(
-                partial(LiteMedSAM.recipe_of, profile.encoder_weights),
-                partial(LiteMedSAM, profile.encoder_weights, self.device, self._batch_size),
-            )
-        from zeus_union.stage1_instruct.models.image.sam import SamEncoder
-
-        name, weights, precision = profile.encoder, profile.encoder_weights, profile.encoder_precision
-        return Frozen(
-            partial(SamEncoder.recipe_of, name, weights, precision),
-            partial(SamEncoder, name, weights, self.device, precision, self._batch_size),
-        )
+        return ENCODERS[self.profile.encoder](self.profile, self.device, self._batch_size)
 
     @cached_property
     def instructor(self) -> Instructor:

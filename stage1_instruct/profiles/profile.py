@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import nearest
+from zeus_union.stage1_instruct.models.image.encoders import ENCODERS
 from zeus_union.stage1_instruct.models.language.prompts import TEMPLATES
 from zeus_union.stage1_instruct.profiles.named_yaml import read_named_yaml
 from zeus_union.stage1_instruct.weights.sources import source_of
@@ -36,8 +37,9 @@ FILES = (
 )
 _NO_FILES = (NONE, AUTO, UNTRAINED)
 Sees = Literal["pictures", "embeddings", "nothing"]
-CHOICES = {
-    "encoder": ("litemedsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"),
+# Part -> its values; tables of other modules are these tables, so that a new entry is known here.
+CHOICES: dict[str, Collection[str]] = {
+    "encoder": ENCODERS,
     "encoder_precision": ("fp32", "bf16", "fp16"),
     "instructor": ("llm", "blip2", VLM, SERVER, PROMPT),
     "vision": ("regions", "pooled", "medclip_vit", "medclip_resnet"),
@@ -46,7 +48,7 @@ CHOICES = {
     "llm_precision": ("fp32", "bf16", "fp16"),
     "llm_quantize": (NONE, "8bit", "4bit"),
     "llm_device_map": (NONE, "auto"),
-    "template": tuple(TEMPLATES),
+    "template": TEMPLATES,
     "text_kind": ("bert", "medclip", "clip"),
     "text_window": ("truncate", "extended", "mean"),
 }

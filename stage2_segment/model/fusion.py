@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +10,41 @@ from torch import Tensor, nn
 from zeus_union.stage2_segment.model.selection import select
 
 
-class Combine(nn.Module):
-    """Logits per modality (B, M, K, H, W) -> logits (B, K, H, W).
+class Mean(nn.Module):
+    """The modalities' mean logit."""
 
-    Args:
-        how: mean, max, or learned: one weight per class and modality, softmax over the modalities, equal at the start.
-    """
-
-    def __init__(self, how: str, modalities: int, classes: int) -> None:
+    def __init__(self, modalities: int, classes: int) -> None:
         super().__init__()
-        self.how = how
-        if how == "learned":
-            self.weights = nn.Parameter(torch.zeros(modalities, classes))
 
     def forward(self, logits: Tensor, present: Sequence[int]) -> Tensor:
-        """`present`: which of the modalities `logits` has, in order; those that are missing have no say."""
-        if self.how == "max":
-            return logits.amax(dim=1)
-        if self.how == "learned":
-            share = torch.softmax(select(self.weights, 0, present), dim=0)[None, :, :, None, None]
-            return (logits * share).sum(dim=1)
+        """As `Combine`."""
         return logits.mean(dim=1)
+
+
+class Max(Mean):
+    """The highest logit of any modality."""
+
+    def forward(self, logits: Tensor, present: Sequence[int]) -> Tensor:
+        """As `Combine`."""
+        return logits.amax(dim=1)
+
+
+class Learned(nn.Module):
+    """One weight per class and modality, softmax over the modalities, equal at the start."""
+
+    def __init__(self, modalities: int, classes: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(modalities, classes))
+
+    def forward(self, logits: Tensor, present: Sequence[int]) -> Tensor:
+        """As `Combine`."""
+        share = torch.softmax(select(self.weights, 0, present), dim=0)[None, :, :, None, None]
+        return (logits * share).sum(dim=1)
+
+
+# Of M modalities and K classes: a module that is called with the logits (B, m, K, H, W) of the modalities that are there, and
+# which of the M these are, in order; it gives logits (B, K, H, W). Those that are missing have no say.
+Combine = Callable[[int, int], nn.Module]
+
+# The names are those of `choices.COMBINES`, which the commands list without loading torch.
+COMBINES: dict[str, Combine] = {"mean": Mean, "max": Max, "learned": Learned}

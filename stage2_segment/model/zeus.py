@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zeus_union.stage2_segment.model.aligner import HIDDEN, Aligner, TextPart, new_base_tokens
 from zeus_union.stage2_segment.model.decoder import GRID, WIDTH, MaskDecoder
-from zeus_union.stage2_segment.model.fusion import Combine
+from zeus_union.stage2_segment.model.fusion import COMBINES
 from zeus_union.stage2_segment.model.selection import select
 
 DECODER_PREFIX = "decoder."  # of SAM's decoder among a cache's constants
@@ -25,7 +25,7 @@ class Zeus(nn.Module):
         classes: K, without background.
         text_width: D; 0: no text.
         fusion: 'late' (decoder and aligner per modality) or 'hybrid' (one of each for all).
-        combine: 'mean', 'max' or 'learned'.
+        combine: a name of `fusion.COMBINES`.
         keep_iou_token: see `MaskDecoder`.
         aligner: 'residual', a learned token per modality (and class, with `per_class`) plus `TextPart` of the text, brought
             to mean 0 and a common scale; or 'mlp', the paper's `Aligner` alone. Without text the learned token alone.
@@ -71,7 +71,7 @@ class Zeus(nn.Module):
         )
         self.bases = new_base_tokens(modalities, classes if per_class else 1) if residual or not text_width else None
         self.decoders = nn.ModuleList(MaskDecoder(1 if per_class else classes, keep_iou_token) for _ in range(copies))
-        self.combine = Combine(combine, modalities, classes)
+        self.combine = COMBINES[combine](modalities, classes)
         self.register_buffer("image_pe", torch.zeros(GRID * GRID, WIDTH))
         self.register_buffer("no_mask", torch.zeros(WIDTH))
         shape = (modalities, classes, text_width) if per_class else (modalities, text_width)

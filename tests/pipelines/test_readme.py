@@ -1,17 +1,13 @@
-"""The README's own-data block runs from top to bottom as it is written, on patients of that name and tiny models.
-
-All other commands, grids and Python of the README and docs/ are parsed by what would run them.
-"""
+"""Commands, grids and Python of the README and docs/ are parsed by what would run them; `test_docs_run` runs those that it can."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import json
 import re
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,100 +15,21 @@ from string import Template
 from typing import Any
 
 import click
-import nibabel
-import numpy as np
 import pytest
-import yaml
-from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 
 import zeus_union
-from tests.stage1_instruct.conftest import random_litemedsam, tiny_bert, tiny_llama, tiny_parts  # noqa: F401
+from tests.pipelines.documentation import COMMANDS, PAGES, ROOT, blocks
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import split_names
 from zeus_union.pipelines.ablation.grid import CONTROLS, grid_names, read_grid
-from zeus_union.pipelines.cli import main as zeus
-from zeus_union.stage1_instruct.cli import main as zeus_instruct
-from zeus_union.stage1_instruct.profiles.profile import FOLDER, load_profile, parse_overrides
-from zeus_union.stage1_instruct.projection import fold
-from zeus_union.stage2_segment.cli import main as zeus_segment
-from zeus_union.stage2_segment.model.decoder import MaskDecoder
+from zeus_union.stage1_instruct.profiles.profile import load_profile, parse_overrides
 from zeus_union.stage2_segment.options import BY_NAME, read_row
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-COMMANDS = {"zeus": zeus, "zeus-instruct": zeus_instruct, "zeus-segment": zeus_segment}
 MODULES = {
     "zeus_union.pipelines.cli": "zeus",
     "zeus_union.stage1_instruct.cli": "zeus-instruct",
     "zeus_union.stage2_segment.cli": "zeus-segment",
 }
-# What a person would wait for: the tiny models, and one pass where the default is many.
-SHORTER = {"train": ["--epochs", "1"]}
-WITH_MODELS = ("build-cache",)  # a run carries them
-
-
-def own_data_block() -> list[list[str]]:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Your own data\n")[1].split("\n## ")[0]
-    block = re.search(r"```bash\n(.*?)```", section, flags=re.DOTALL)
-    assert block is not None
-    return [shlex.split(line, comments=True) for line in block[1].splitlines() if line.strip()]
-
-
-def write_patient(folder: Path, names: list[str], seed: int, label: Path | None = None) -> None:
-    """A bright ball in a box, 24 x 24 x 4 voxels."""
-    random = np.random.default_rng(seed)
-    x, y, z = np.indices((24, 24, 4))
-    ball = (x - 11) ** 2 + (y - 12) ** 2 + (3 * (z - 2)) ** 2 < 40
-    for channel, name in enumerate(names):
-        volume = 100 + 80 * (1 - 2 * channel) * ball + random.normal(0, 3, ball.shape)
-        nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), folder / f"{name}.nii.gz")
-    if label is not None:
-        nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), np.eye(4)), label)
-
-
-@pytest.mark.slow
-def test_the_own_data_block_runs_as_written(
-    tiny_parts: dict[str, str],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    data = tmp_path / "Dataset501_BraTS2013"
-    for name in ("imagesTr", "labelsTr"):
-        (data / name).mkdir(parents=True)
-    for number in range(1, 7):
-        patient = f"pat000{number}"
-        channels = [f"{patient}_000{channel}" for channel in range(2)]
-        write_patient(data / "imagesTr", channels, number, data / "labelsTr" / f"{patient}.nii.gz")
-    channels_and_labels = {"channel_names": {"0": "FLAIR", "1": "T1Gd"}, "labels": {"background": 0, "tumour": 1}}
-    (data / "dataset.json").write_text(json.dumps({**channels_and_labels, "numTraining": 6, "file_ending": ".nii.gz"}))
-    (tmp_path / "patient7").mkdir()
-    write_patient(tmp_path / "patient7", ["FLAIR", "T1Gd"], 7)
-    # The tiny encoder comes with one tensor of a decoder; stage 2 needs it whole.
-    weights = load_file(tiny_parts["encoder_weights"])
-    weights |= {f"mask_decoder.{key}": part for key, part in MaskDecoder(4, keep_iou_token=True).state_dict().items()}
-    save_file(weights, tmp_path / "encoder.safetensors")
-    encoder = {"encoder_weights": str(tmp_path / "encoder.safetensors")}
-    profile = {**yaml.safe_load((FOLDER / "lite.yaml").read_text()), **tiny_parts, **encoder}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fold, "RECIPE", replace(fold.RECIPE, steps=2))
-
-    for program, command, *arguments in own_data_block():
-        more = ["--models", "tiny.yaml"] if command in WITH_MODELS else []
-        result = CliRunner().invoke(COMMANDS[program], [command, *arguments, *more, *SHORTER.get(command, [])])
-        assert result.exit_code == 0, f"{program} {command}: {result.output} {result.exception!r}"
-    made = (
-        "cache/brats.h5",
-        "slice.png",
-        "runs/brats/picture.png",
-        "runs/brats/curves.png",
-        "runs/brats/projection.safetensors",
-    )
-    assert all((tmp_path / name).is_file() for name in (*made, "masks/pat0001.nii.gz", "brats.zeus.zip"))
-    assert {"mask.nii.gz", "statistics.csv", "preview.png"} <= {
-        path.name for path in (tmp_path / "segmentations/patient7").iterdir()
-    }
 
 
 @dataclass(frozen=True)
@@ -125,11 +42,6 @@ class DocumentedCommand:
 
     def __str__(self) -> str:
         return f"{self.page}: {self.program} {' '.join(self.arguments)}"
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """A page's fenced blocks of that language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def documented_commands(page: Path) -> list[DocumentedCommand]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zeus_union.cache.errors import UserError
@@ -45,7 +44,7 @@ class Template:
         return "<image>".join(self.pieces(question))
 
 
-TEMPLATES: Mapping[str, Template] = {
+TEMPLATES: dict[str, Template] = {
     # Zeus, section 3.1: the system line belongs to ###Assistant, then "###Doctor: X_R X_Q ###Assistant: X_S".
     "zeus": Template(
         name="zeus",

@@ -13,7 +13,7 @@ from zeus_union.stage1_instruct.profiles.profile import Profile
 from zeus_union.stage1_instruct.weights.store import path_of
 from zeus_union.stage2_segment.model.aligner import Aligner
 from zeus_union.stage2_segment.model.decoder import MaskDecoder
-from zeus_union.stage2_segment.model.fusion import Combine
+from zeus_union.stage2_segment.model.fusion import COMBINES
 from zeus_union.stage2_segment.model.transformer import Attention
 from zeus_union.stage2_segment.model.zeus import Zeus, class_map
 from zeus_union.stage2_segment.params import PAPER_CASE, PAPER_PROJECTION, totals
@@ -163,9 +163,9 @@ def test_hybrid_reads_the_modalities_one_by_one() -> None:
 def test_combine_takes_mean_max_or_learned_weights() -> None:
     logits = torch.randn(2, 3, 4, 8, 8)
     every = range(3)
-    torch.testing.assert_close(Combine("mean", 3, 4)(logits, every), logits.mean(1))
-    torch.testing.assert_close(Combine("max", 3, 4)(logits, every), logits.max(1).values)
-    learned = Combine("learned", 3, 4)
+    torch.testing.assert_close(COMBINES["mean"](3, 4)(logits, every), logits.mean(1))
+    torch.testing.assert_close(COMBINES["max"](3, 4)(logits, every), logits.max(1).values)
+    learned = COMBINES["learned"](3, 4)
     torch.testing.assert_close(learned(logits, every), logits.mean(1))
     with torch.no_grad():
         learned.weights[2, 1] = 50.0  # class 1 trusts modality 2 alone

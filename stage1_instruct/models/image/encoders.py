@@ -1,0 +1,43 @@
+"""Image encoders by the names that a profile gives them; none is imported before it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zeus_union.stage1_instruct.models.frozen import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+    from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
+    from zeus_union.stage1_instruct.profiles.profile import Profile
+
+# Of a profile, on a device; pictures at a time on a GPU, None: as many as fit.
+OpenEncoder = Callable[["Profile", "torch.device", "int | None"], "Frozen[ImageEncoder]"]
+
+
+def _open_litemedsam(profile: Profile, device: torch.device, batch_size: int | None) -> Frozen[ImageEncoder]:
+    from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
+
+    return Frozen(
+        partial(LiteMedSAM.recipe_of, profile.encoder_weights),
+        partial(LiteMedSAM, profile.encoder_weights, device, batch_size),
+    )
+
+
+def _open_sam(profile: Profile, device: torch.device, batch_size: int | None) -> Frozen[ImageEncoder]:
+    from zeus_union.stage1_instruct.models.image.sam import SamEncoder
+
+    name, weights, precision = profile.encoder, profile.encoder_weights, profile.encoder_precision
+    return Frozen(
+        partial(SamEncoder.recipe_of, name, weights, precision),
+        partial(SamEncoder, name, weights, device, precision, batch_size),
+    )
+
+
+ENCODERS: dict[str, OpenEncoder] = {
+    "litemedsam": _open_litemedsam,
+    **dict.fromkeys(("sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam"), _open_sam),
+}
