@@ -47,8 +47,8 @@ def draw_forest(
         )
         axes.plot([summary.low, summary.high], [position, position], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot(summary.mean, position, "o", color=colour, markersize=6)
-        beside = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "va": "center", "color": colour}
-        axes.text(1.02, position, _value(summary), **beside)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, position, _value(summary), transform=beside, fontsize=8, va="center", color=colour)
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     # A share of 1: an axis that begins elsewhere would make a small difference look large.
