@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from zeus_union.stage1_instruct.models.frozen import Frozen
 
@@ -12,13 +12,26 @@ if TYPE_CHECKING:
     import torch
 
     from zeus_union.stage1_instruct.models.image.encoder import ImageEncoder
-    from zeus_union.stage1_instruct.profiles.profile import Profile
+
+
+class EncoderLines(Protocol):
+    """The lines of a profile that an encoder is opened by."""
+
+    @property
+    def encoder(self) -> str: ...
+
+    @property
+    def encoder_weights(self) -> str: ...
+
+    @property
+    def encoder_precision(self) -> str: ...
+
 
 # Of a profile, on a device; pictures at a time on a GPU, None: as many as fit.
-OpenEncoder = Callable[["Profile", "torch.device", "int | None"], "Frozen[ImageEncoder]"]
+OpenEncoder = Callable[[EncoderLines, "torch.device", "int | None"], "Frozen[ImageEncoder]"]
 
 
-def _open_litemedsam(profile: Profile, device: torch.device, batch_size: int | None) -> Frozen[ImageEncoder]:
+def _open_litemedsam(profile: EncoderLines, device: torch.device, batch_size: int | None) -> Frozen[ImageEncoder]:
     from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
 
     return Frozen(
@@ -27,7 +40,7 @@ def _open_litemedsam(profile: Profile, device: torch.device, batch_size: int | N
     )
 
 
-def _open_sam(profile: Profile, device: torch.device, batch_size: int | None) -> Frozen[ImageEncoder]:
+def _open_sam(profile: EncoderLines, device: torch.device, batch_size: int | None) -> Frozen[ImageEncoder]:
     from zeus_union.stage1_instruct.models.image.sam import SamEncoder
 
     name, weights, precision = profile.encoder, profile.encoder_weights, profile.encoder_precision
