@@ -4,7 +4,7 @@ From images to masks, after `zeus-instruct fetch --models lite`:
 
     from pathlib import Path
     import zeus_union as zeus
-    from zeus_union.stage1_instruct.building.subjects import Splits
+    from zeus_union.stage1_instruct.building.job import Splits
     from zeus_union.stage1_instruct.models.assembly import load_models
     from zeus_union.stage1_instruct.profiles.profile import load_profile
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from zeus_union.cache.reader import Cache
     from zeus_union.pipelines.outputs.results import write_results
     from zeus_union.pipelines.segment.segmenter import load_run, segment_study
+    from zeus_union.stage1_instruct.building.job import BuildOptions
     from zeus_union.stage1_instruct.building.loop import build_cache
-    from zeus_union.stage1_instruct.building.subjects import BuildOptions
     from zeus_union.stage1_instruct.datasets import open_dataset
     from zeus_union.stage1_instruct.studies.study import Dataset, Study
     from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
@@ -56,7 +56,7 @@ __all__ = [
 
 # The same names once more, for the interpreter, which skips the imports above.
 _HOMES = {
-    "BuildOptions": "stage1_instruct.building.subjects",
+    "BuildOptions": "stage1_instruct.building.job",
     "Cache": "cache.reader",
     "Dataset": "stage1_instruct.studies.study",
     "Study": "stage1_instruct.studies.study",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zeus_union.cache.layout import IGNORE
 from zeus_union.cache.terminal import progress
-from zeus_union.stage1_instruct.building.subjects import Build
+from zeus_union.stage1_instruct.building.job import Build
 from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.projection.fold import RECIPE, Captioned
 from zeus_union.stage1_instruct.projection.label_captions import caption

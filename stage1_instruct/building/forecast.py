@@ -19,7 +19,7 @@ from zeus_union.cache.layout import CONSTANTS, kind_of, shard_folder, split_shar
 from zeus_union.cache.manifest import find_shards, read_manifest
 from zeus_union.cache.terminal import in_words, progress
 from zeus_union.cache.view_layers import view_of
-from zeus_union.stage1_instruct.building.subjects import BuildOptions
+from zeus_union.stage1_instruct.building.job import BuildOptions
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.building.views import Views, check_views
 from zeus_union.stage1_instruct.studies.check import load_study

@@ -13,18 +13,11 @@ from zeus_union.cache.terminal import counted, say, some_of, warn
 from zeus_union.cache.text_statistics import say_statistics
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.failures import BuildFailures
+from zeus_union.stage1_instruct.building.job import LAYERS, Build, BuildOptions
 from zeus_union.stage1_instruct.building.parts import tasks_of_srun
 from zeus_union.stage1_instruct.building.report import BuildReport
 from zeus_union.stage1_instruct.building.start import look_ahead
-from zeus_union.stage1_instruct.building.subjects import (
-    LAYERS,
-    Build,
-    BuildOptions,
-    begin_pictures,
-    begin_texts,
-    build_subjects,
-    find_missing,
-)
+from zeus_union.stage1_instruct.building.subjects import begin_pictures, begin_texts, build_subjects, find_missing
 from zeus_union.stage1_instruct.building.trained import build_with_trained
 from zeus_union.stage1_instruct.building.variants import class_variants
 from zeus_union.stage1_instruct.building.views import check_views

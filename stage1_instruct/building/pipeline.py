@@ -36,7 +36,7 @@ from zeus_union.stage1_instruct.building.work import BuildBar, Work
 from zeus_union.stage1_instruct.building.writing import write_embeddings, write_slices
 
 if TYPE_CHECKING:
-    from zeus_union.stage1_instruct.building.subjects import Build
+    from zeus_union.stage1_instruct.building.job import Build
 
 # Studies in memory beside the one that is encoded: the next one is there although every other one is slow to read.
 READ_AHEAD = 2

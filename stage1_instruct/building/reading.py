@@ -20,7 +20,7 @@ from zeus_union.stage1_instruct.studies.slices import Slices
 from zeus_union.stage1_instruct.studies.study import Study
 
 if TYPE_CHECKING:
-    from zeus_union.stage1_instruct.building.subjects import Build
+    from zeus_union.stage1_instruct.building.job import Build
 
 
 @dataclass(frozen=True)

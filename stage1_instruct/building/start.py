@@ -15,7 +15,7 @@ from zeus_union.stage1_instruct.building.forecast import (
     study_size,
     text_layers,
 )
-from zeus_union.stage1_instruct.building.subjects import Build
+from zeus_union.stage1_instruct.building.job import Build
 from zeus_union.stage1_instruct.studies.check import check_studies
 from zeus_union.stage1_instruct.studies.study import Study
 

@@ -26,7 +26,7 @@ from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.projected_llm import ProjectedLLM
 
 if TYPE_CHECKING:
-    from zeus_union.stage1_instruct.building.subjects import Build
+    from zeus_union.stage1_instruct.building.job import Build
 
 Write = Callable[[Work, Callable[[], None]], None]
 

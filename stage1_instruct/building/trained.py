@@ -18,17 +18,9 @@ from zeus_union.cache.manifest import read_manifest
 from zeus_union.cache.terminal import choose, say, some_of, warn
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.captioned import captions_of, features_of
+from zeus_union.stage1_instruct.building.job import Build, BuildOptions, Layers, Recipes, Splits
 from zeus_union.stage1_instruct.building.report import BuildReport
-from zeus_union.stage1_instruct.building.subjects import (
-    Build,
-    BuildOptions,
-    Layers,
-    Recipes,
-    Splits,
-    begin_texts,
-    build_subjects,
-    instances_of,
-)
+from zeus_union.stage1_instruct.building.subjects import begin_texts, build_subjects, instances_of
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.projection.fold import (
     FoldProjection,

@@ -21,7 +21,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.writer import CacheWriter, Instruction, SubjectSlices
 from zeus_union.stage1_instruct.building.cached import first_pictures
-from zeus_union.stage1_instruct.building.subjects import BuildOptions
+from zeus_union.stage1_instruct.building.job import BuildOptions
 from zeus_union.stage1_instruct.building.trained import too_large_to_try
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.models.language.prompts import question

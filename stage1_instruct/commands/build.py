@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from zeus_union.cache.layout import DatasetCard
+    from zeus_union.stage1_instruct.building.job import Splits
     from zeus_union.stage1_instruct.building.loop import BuildOptions
     from zeus_union.stage1_instruct.building.report import BuildReport
-    from zeus_union.stage1_instruct.building.subjects import Splits
     from zeus_union.stage1_instruct.building.variants import VariantRow
     from zeus_union.stage1_instruct.models.assembly import Models
     from zeus_union.stage1_instruct.studies.study import Dataset
@@ -317,7 +317,7 @@ def _splits(given: dict[str, Any]) -> Splits:
     Raises:
         UserError: options that exclude one another.
     """
-    from zeus_union.stage1_instruct.building.subjects import Splits
+    from zeus_union.stage1_instruct.building.job import Splits
 
     fold, folds, subjects = (given.pop(name) for name in ("fold", "folds", "train_subjects"))
     named = [

@@ -14,7 +14,7 @@ from zeus_union.cache.view_layers import view_of
 
 if TYPE_CHECKING:
     from zeus_union.stage1_instruct.building.forecast import Forecast, LayerForecast
-    from zeus_union.stage1_instruct.building.subjects import BuildOptions
+    from zeus_union.stage1_instruct.building.job import BuildOptions
     from zeus_union.stage1_instruct.building.trial import Trial
     from zeus_union.stage1_instruct.building.variants import VariantRow
     from zeus_union.stage1_instruct.studies.study import Dataset

@@ -125,7 +125,7 @@ def train_projection_command(
     launch -m zeus_union.stage1_instruct.cli train-projection ... splits it over GPUs.
     """
     from zeus_union.cache.reader import Cache
-    from zeus_union.stage1_instruct.building.subjects import Splits
+    from zeus_union.stage1_instruct.building.job import Splits
     from zeus_union.stage1_instruct.building.trained import train_in_cache
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
     from zeus_union.stage1_instruct.projection.train import read_pairs, train_projection

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zeus_union.cache.terminal import in_words, time_in_words
 from zeus_union.stage1_instruct.building.forecast import StudySize, layer_bytes
-from zeus_union.stage1_instruct.building.subjects import BuildOptions
+from zeus_union.stage1_instruct.building.job import BuildOptions
 
 FP32_FLOPS, FP16_FLOPS, MEMORY_BYTES = 15e12, 150e12, 1.5e12  # a second, sustained: assumed of an A100 without TF32
 TOKENS = 64 * 64  # of SAM at 1024 x 1024

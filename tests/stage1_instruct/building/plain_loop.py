@@ -8,9 +8,10 @@ import numpy as np
 
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.instructions import answer, joined, stored_images
+from zeus_union.stage1_instruct.building.job import Build, BuildOptions
 from zeus_union.stage1_instruct.building.reading import needs_of, read_pictures
 from zeus_union.stage1_instruct.building.report import BuildReport
-from zeus_union.stage1_instruct.building.subjects import Build, BuildOptions, begin_pictures, begin_texts
+from zeus_union.stage1_instruct.building.subjects import begin_pictures, begin_texts
 from zeus_union.stage1_instruct.building.writing import write_instructions, write_slices
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.studies.study import Dataset

@@ -17,8 +17,8 @@ from zeus_union.cache.errors import NoSpaceError, UserError
 from zeus_union.cache.layout import shard_folder
 from zeus_union.cache.manifest import find_shards
 from zeus_union.stage1_instruct.building.forecast import Forecast, LayerForecast, forecast, require_room, text_layers
+from zeus_union.stage1_instruct.building.job import Splits
 from zeus_union.stage1_instruct.building.loop import BuildOptions, build_cache
-from zeus_union.stage1_instruct.building.subjects import Splits
 from zeus_union.stage1_instruct.cli import main
 from zeus_union.stage1_instruct.datasets import open_dataset
 from zeus_union.stage1_instruct.models.assembly import load_models
