@@ -70,7 +70,11 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "header alone": ("t.csv", b"subject,text\n", "has no row below its columns subject, text"),
     "latin 1": ("t.csv", "subject,text\nA,größer\n".encode("latin1"), r"is not UTF-8 \(byte 0xf6 in line 2\); save"),
     "utf-16": ("t.csv", "subject,text\nA,x\n".encode("utf-16"), "is not UTF-8"),
-    "unknown column": ("t.csv", b"subject,slices,text\nA,1,x\n", "does not expect slices: subject and text are required"),
+    "unknown column": (
+        "t.csv",
+        b"subject,slices,text\nA,1,x\n",
+        "does not expect slices: subject and text are required",
+    ),
     "no text column": ("t.csv", b"subject,report\nA,x\n", "lacks text and does not expect report"),
     "doubled column": ("t.csv", b"subject,text,text\nA,x,y\n", "has the column text twice"),
     "uneven": ("t.csv", b"subject,text\nA,bright, liver\nB,x\nC\n", "2 columns, but line 2 has 3, line 4 has 1"),
