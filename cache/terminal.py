@@ -325,7 +325,11 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
     if total is None and isinstance(items, Sequence):
         total = len(items)
     with progress_bar() as bar:
-        yield from bar.track(items, total=total, description=description)
+        # rich's own `track` advances from a thread, which comes too late for the lines of a pipe.
+        task = bar.add_task(description, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
 
 
 def split_names(value: str | None) -> tuple[str, ...] | None:

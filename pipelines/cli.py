@@ -98,7 +98,7 @@ def demo(
 @click.option("--seeds", help="Every row with each of these, separated by commas.  [default: the grid's, else 0]")
 @click.option("--folds", help="Hold out each of these, or: all.  [default: the grid's, else 0]")
 @click.option("--controls", help="Rows to add with the first row's text replaced, or: all.  [default: the grid's]")
-@click.option("--epochs", type=click.IntRange(1), help="Of every row; short for --set epochs=N.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of every row; short for --set epochs=N.")
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
@@ -238,7 +238,9 @@ main.add_command(segment)
 @main.command(short_help="Hand a run over as one file, without names")
 @click.argument("runs", type=RUN, nargs=-1, required=True)
 @click.argument("out", type=FILE, metavar="NAME.zeus.zip")
-@click.option("--licence", help="Of the weights, for the model card: a name (CC-BY-4.0), a sentence or an address.")
+@click.option(
+    "--licence", help="Licence of the weights, for the model card: a name (CC-BY-4.0), a sentence or an address."
+)
 def export(runs: tuple[Path, ...], out: Path, licence: str | None) -> None:
     """Runs as one file that can be handed over: all that a prediction needs, and nobody's name.
 

@@ -193,9 +193,9 @@ def _run_name(cache_path: Path, options: Mapping[str, Any]) -> str:
     parts = [cache_path.stem, *([] if options["model"] == ZEUS else [options["model"]]), options["fusion"], split]
     said = {"model", "fusion", "fold", "seed", "epochs", *named}
     others = {
-        name: value
-        for name, value in options.items()
-        if name not in said and value not in (None, (), BY_NAME[name].default)
+        name: options[name]
+        for name in BY_NAME  # click gives them in the order of the command line
+        if name not in said and options[name] not in (None, (), BY_NAME[name].default)
     }
     extra = [f"{name.replace('_', '-')}-{_in_a_name(value)}" for name, value in others.items()]
     name = "-".join([*parts, f"seed{options['seed']}", *extra])

@@ -26,7 +26,7 @@ def runs_options(command: Command) -> Command:
     """--run, repeatable, or --ablation with --row and --fold; `chosen_runs` makes folders of them."""
     for option in (
         click.option(
-            "--fold", "of_fold", type=click.IntRange(0), help="Of the row only the runs that hold this fold out."
+            "--fold", "of_fold", type=click.IntRange(0), help="Only the runs of the row that hold this fold out."
         ),
         click.option("--row", help="Which row of the ablation."),
         click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -122,3 +123,17 @@ def test_the_shell_completes_commands_and_the_docs_name_the_variable_that_asks_f
     with pytest.raises(SystemExit):
         GROUPS[group](prog_name=group)
     assert capsys.readouterr().out.split() == [f"plain,{name}" for name in GROUPS[group].commands]
+
+
+WRITES_NOTHING = {"check", "doctor", "inspect", "verify", "status", "probe-texts", "params"}
+ENDS_A_WAY = {"remove", "report", "segment"}  # what they wrote is what was wanted
+
+
+@pytest.mark.parametrize(("group", "command"), COMMANDS)
+def test_a_command_that_writes_ends_with_the_next_one(group: str, command: str) -> None:
+    if command in WRITES_NOTHING | ENDS_A_WAY:
+        return
+    callback = inspect.unwrap(GROUPS[group].commands[command].callback)  # type: ignore[arg-type]
+    called = [callback, *(value for name, value in callback.__globals__.items() if name in callback.__code__.co_names)]
+    sources = [inspect.getsource(function) for function in called if inspect.isfunction(function)]
+    assert any("Next: " in source or "Next, " in source for source in sources)

@@ -93,11 +93,15 @@ ANYTHING = click.Path(path_type=Path)
     type=click.Choice(["last", "best"]),
     default="last",
     show_default=True,
-    help="Of the run: after its last epoch, or of the one with the best DSC on its validation subjects.",
+    help="After the last epoch, or after the epoch with the best DSC on the validation subjects.",
 )
 @click.option("--models", "profile", help="Profile of frozen models, or a YAML file.  [default: the run's]")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="PART=VALUE", help="Where a part of it lies here, as for build-cache."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PART=VALUE",
+    help="Replace one part of the profile, as for build-cache.",
 )
 @click.option("--send-images-to", metavar="HOST", help="As for build-cache, where a server writes the instructions.")
 @click.option("--device", help=devices.HELP)

@@ -30,7 +30,7 @@ from zeus_union.stage2_segment.trained import TrainedRun
 TEMPLATE = Path(__file__).with_name("templates") / "run.html.j2"
 PAGE = "report.html"
 FEW = 3  # subjects with slices on a page
-LEAK = "An upper bound, no result: the instructions of this run were made from the true labels."
+LEAK = "An upper bound, not a result: the instructions of this run were made from the true labels."
 
 
 def run_page(trained: TrainedRun, cache: Cache, subjects: Sequence[str], wanted: bool, name: str, results: Path) -> str:

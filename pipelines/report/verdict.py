@@ -112,7 +112,7 @@ def upper_bound(results: Sequence[Result], row: str, controls: Mapping[str, str]
         lines.append(f"{above.difference:+.3f}{interval if is_defined(above.difference_low) else ''} above {what}")
     if not lines:
         return []
-    said = f"Upper bound, no result: captions from the true labels (oracle) reach {' and '.join(lines)}."
+    said = f"Upper bound, not a result: captions from the true labels (oracle) reach {' and '.join(lines)}."
     if differences.get("no text", 1.0) <= 0:
         said += " Not even the true labels in words help this decoder: no better text would."
     return ["", said]

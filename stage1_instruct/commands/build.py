@@ -131,7 +131,9 @@ READING = (
     help="uint8: 1 MiB a slice-modality, mask IoU 0.9986 against fp32; fp16: 2 MiB, exact to 2e-4.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Slice-modalities at a time.  [default: as many as fit]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of sampled instructions (temperature above 0).")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seeds sampled instructions (temperature above 0)."
+)
 @click.option(
     "--text-window",
     type=click.Choice(["truncate", "extended", "mean"]),

@@ -18,7 +18,7 @@ from zeus_union.cache.terminal import FILE, choose, existing, print_tables, say,
     "--slices", "most", type=click.IntRange(10), default=4000, show_default=True, help="At most so many, drawn evenly."
 )
 @click.option("--out", type=FILE, help="CSV file to write: a line for each source and target.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and shuffling.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seeds draws and shuffling.")
 @click.option("--allow-partial", is_flag=True, help="Open an unfinished cache.")
 def probe_texts_command(
     cache: Path,

@@ -36,10 +36,10 @@ def test_the_oracle_is_a_row_that_the_tables_call_an_upper_bound(toy: Path, tmp_
     assert "warning: oracle" not in done.stderr  # a control
     for name in ("table.md", "classes.md"):
         table = (tmp_path / "out" / name).read_text()
-        assert "upper bound, no result" in table and "Zeus, text: oracle (oracle)" in table
+        assert "upper bound, not a result" in table and "Zeus, text: oracle (oracle)" in table
         assert not any("**" in line for line in table.splitlines() if line.startswith("| Zeus, text: oracle"))
     verdict = (tmp_path / "out" / "verdict.md").read_text()
-    assert "Upper bound, no result: captions from the true labels (oracle) reach" in verdict
+    assert "Upper bound, not a result: captions from the true labels (oracle) reach" in verdict
     assert "above the instruction (Zeus) and" in verdict and "above no text" in verdict
     assert "| oracle |" not in verdict
 

@@ -56,7 +56,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         zeus_instruct, *common, "--out", folder / "cache.h5", "--modalities", "T1Gd", "--window", "T1Gd=300,500"
     )
     assert built.exit_code == 0, built.output
-    assert "pat0: sagittal slices" in built.output
+    assert "pat0: cut into sagittal slices" in built.output
     options = {"model": "unext", "preset": "quarter", "epochs": 1, "batch_size": 6, "validate_every": 0}
     split = {"train_subjects": ["pat0"], "test_subjects": ["pat1"]}
     train_run(folder / "cache.h5", folder / "run", device="cpu", **options, **split)

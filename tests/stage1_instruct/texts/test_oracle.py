@@ -23,7 +23,7 @@ def test_each_slice_gets_the_caption_of_its_labels(labelled: Path, encoder: Text
     parts = ("--set", f"text_encoder={tiny_bert}", "--set", "llm=/nowhere", "--device", "cpu")
     done = CliRunner().invoke(main, ["make-oracle", str(labelled), *parts])
     assert done.exit_code == 0, done.output
-    assert "an upper bound and no result" in done.output and "--text oracle --allow-leak" in done.output
+    assert "an upper bound, not a result" in done.output and "--text oracle --allow-leak" in done.output
     texts = texts_of(labelled, "oracle")
     assert len(texts) == 8
     for (_, number, modality), text in texts.items():

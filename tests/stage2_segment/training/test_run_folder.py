@@ -127,7 +127,7 @@ def test_best_weights_that_are_not_there_have_a_true_reason(run: Path, toy_cache
         UserError, match=r"never validated \(no validation subjects, --validate-every 0.*use --weights last"
     ):
         load_weights(tmp_path / "run", "best")
-    with pytest.raises(UserError, match=r"has not come to its first save.*--resume"):
+    with pytest.raises(UserError, match=r"has not come to its first save.*resumes it"):
         load_weights(tmp_path / "none", "best")
 
 
