@@ -79,7 +79,11 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "doubled column": ("t.csv", b"subject,text,text\nA,x,y\n", "has the column text twice"),
     "uneven": ("t.csv", b"subject,text\nA,bright, liver\nB,x\nC\n", "2 columns, but line 2 has 3, line 4 has 1"),
     "open quote": ("t.csv", b'subject,text\nA,"x\n', "line 2: unexpected end of data"),
-    "slice": ("t.csv", b"subject,slice,text\nA,1.5,x\nA,second,x\n", "2 unusable rows: line 2: slice is '1.5'.*line 3: slice"),
+    "slice": (
+        "t.csv",
+        b"subject,slice,text\nA,1.5,x\nA,second,x\n",
+        "2 unusable rows: line 2: slice is '1.5'.*line 3: slice",
+    ),
     "infinite slice": ("t.csv", b"subject,slice,text\nA,inf,x\n", "line 2: slice is 'inf'"),
     "no subject": ("t.csv", b"subject,text\n ,x\n", "line 2: no subject"),
     "not JSON": ("t.jsonl", b'{"subject": "A"', "line 1 is not JSON"),
