@@ -44,7 +44,7 @@ REASONS = (
     "needs public data",
     "needs a scanner's export",
     "needs two caches",
-    "needs hours",
+    "takes too long for a test",
     "needs its own test",
 )
 
