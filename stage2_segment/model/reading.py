@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 class TokensReadImage(torch.autograd.Function):
     """What R token heads see of an image: softmax over the positions of (placed . folded + shift), times the image.
 
+    The shift is the same at all positions, so the softmax takes it out again: it is not added, and its gradient is zero.
+    Computed, it would be rounding, which Adam scales up to steps of full size.
+
     Args of `apply`:
         placed: (B, N, C), the image with a positional encoding that is constant: what is wanted of it, the image gets.
         image: (B, N, C).
@@ -28,24 +31,24 @@ class TokensReadImage(torch.autograd.Function):
 
     @staticmethod
     def forward(placed: Tensor, image: Tensor, folded: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        attention = torch.softmax(scores_of(placed, folded) + shift, dim=-1)
+        attention = torch.softmax(scores_of(placed, folded), dim=-1)
         return attention @ image, attention
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        placed, image, folded, _ = inputs
+        placed, image, folded, shift = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(placed, image, folded, output[1])
+        ctx.save_for_backward(placed, image, folded, shift, output[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, wanted: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        placed, image, folded, attention = ctx.saved_tensors
+        placed, image, folded, shift, attention = ctx.saved_tensors
         of_scores = _softmax_backward(wanted @ image.transpose(1, 2), attention, -1)
         of_image = None
         if ctx.needs_input_grad[1]:
             of_image = torch.cat([of_scores, attention], 1).transpose(1, 2) @ torch.cat([folded, wanted], 1)
-        return None, of_image, of_scores @ placed, of_scores.sum(-1, keepdim=True)
+        return None, of_image, of_scores @ placed, torch.zeros_like(shift)
 
 
 class ImageReadsTokens(torch.autograd.Function):

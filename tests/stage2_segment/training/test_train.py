@@ -225,7 +225,7 @@ def test_a_pickle_where_weights_or_state_should_be_is_never_run(
     (run / "config.json").write_bytes((whole_run / "config.json").read_bytes())
     (run / "weights" / "last.safetensors").write_bytes(pickle.dumps(Trap()))
     (run / "state.pt").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         checkpoint.load_weights(run, "last")
     with pytest.raises(UserError, match=r"state\.pt is damaged"):
         checkpoint.load_state(run)
