@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_is_recognised(
 
 WINDOWS = """
 import sys, types
-import click, h5py, numpy, pyarrow.parquet, rich.progress, xxhash  # before the system seems to be another
+import click, h5py, numpy, pyarrow.compute, pyarrow.parquet, rich.progress, xxhash  # before the system seems to be another
 
 stub = types.ModuleType("portalocker")
 sys.modules |= {"portalocker": stub, "fcntl": None, "resource": None}

@@ -126,7 +126,7 @@ def test_layers_that_one_lacks_and_other_recipes_are_refused(
         merge(fewer, first, tmp_path / "both.h5")
     monkeypatch.setattr(tiny_cache, "LLM_RECIPE", {**LLM_RECIPE, "seed": 3})
     build(other := tmp_path / "other.h5", ("zeus", "other"), card=OTHER)
-    with pytest.raises(UserError, match=r"instructions/(zeus|other) of .* different things \(seed: \(absent\) -> 3\)"):
+    with pytest.raises(UserError, match=r"instructions/(zeus|other) of .* different recipes \(seed: \(absent\) -> 3\)"):
         merge(first, other, tmp_path / "both.h5")
 
 

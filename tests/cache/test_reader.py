@@ -258,7 +258,7 @@ def test_what_is_no_cache_is_told(tmp_path: Path) -> None:
             Cache(tmp_path / f"{name}.h5")
     build(tmp_path / "chaos.h5", pack=False)
     (shard,) = (tmp_path / "chaos.h5.d").glob("slices/B.*")
-    with pytest.raises(UserError, match="one subject's shard"):
+    with pytest.raises(UserError, match="a single subject's shard"):
         Cache(shard)
 
 
