@@ -205,7 +205,7 @@ def test_no_cache_an_index_that_is_missing_and_a_shard_are_told_apart(unfinished
     with pytest.raises(UserError, match="a single subject's shard"):
         read_status(shard_folder(unfinished) / name)
     unfinished.unlink()
-    with pytest.raises(UserError, match=r"a\.h5 is missing and its shard folder .* is there"):
+    with pytest.raises(UserError, match=r"a\.h5 is missing and its shard folder .* exists"):
         read_status(unfinished)
 
 

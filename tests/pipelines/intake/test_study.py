@@ -312,7 +312,7 @@ def test_a_volume_is_taken_before_slabs_of_one_slice_each(tmp_path: Path):
 
 def test_repeated_dual_echoes_each_have_their_phases(tmp_path: Path):
     folder = pacs.export(tmp_path / "s", *pacs.dual_echo(5), *pacs.dual_echo(8))
-    assert "can be T1-DUAL-in: 5.2 (T1W dual FFE, 6 slices), 8.2" in refused(folder, RUN[2:])
+    assert "match T1-DUAL-in: 5.2 (T1W dual FFE, 6 slices), 8.2" in refused(folder, RUN[2:])
     study = opened(folder, RUN[2:], chosen={"T1-DUAL-in": "8", "T1-DUAL-out": "8"})
     assert taken(study) == {"T1-DUAL-in": "8.2", "T1-DUAL-out": "8.1"}
 
