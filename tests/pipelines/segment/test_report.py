@@ -31,7 +31,7 @@ def test_every_study_gets_a_page_with_its_images_and_is_finished_with_it(cohort:
         assert all(part["images"][0].startswith("data:image/webp") for part in subject["slices"])
         assert str(tmp_path) not in html and str(cohort) not in html
     again = run(zeus, *command)
-    assert again.exit_code == 0 and "2 of 2 studies have results" in again.output
+    assert again.exit_code == 0 and "2 of 2 studies with results" in again.output
     replaced = run(zeus, *command, "--overwrite")
     assert replaced.exit_code == 0, replaced.output
     assert not (tmp_path / "out" / "pat0" / "report.html").exists()

@@ -22,7 +22,7 @@ from zeus_union.pipelines.cli import main as zeus
 from zeus_union.pipelines.segment import frozen, segmenter
 from zeus_union.pipelines.segment.segmenter import Segmenter, load_run, segment_study
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
-from zeus_union.stage1_instruct.inspect import describe
+from zeus_union.stage1_instruct.inspect import contents_of, describe
 from zeus_union.stage2_segment import ensemble
 from zeus_union.stage2_segment.checkpoint import load_config
 from zeus_union.stage2_segment.chosen_postprocessing import PostProcessing
@@ -37,7 +37,7 @@ def test_the_cache_and_the_run_know_channels_view_and_windows(cohort: Path, caps
         assert cache.images([0]).shape == (1, 1, 256, 256) and len(cache.rows_of(["pat0"])) == SHAPE[0]
         assert cache.recipe("slices")["windows"] == {"T1Gd": [300.0, 500.0]}
         assert cache.recipe("slices")["view"] == "acquisition"
-        describe(cache)
+        describe(contents_of(cache))
     assert "sagittal" in capsys.readouterr().out
     inputs = load_config(cohort / "run").inputs
     assert (inputs.channels, inputs.views) == ({"T1Gd": 1}, ("sagittal",))
