@@ -218,7 +218,7 @@ def test_a_dry_run_names_a_damaged_study_counts_the_others_and_ends_as_the_build
         file.write_bytes(damaged.read_bytes()[:50])
     done = dry_run(nnunet, tiny_parts, tmp_path / "a.h5", "--layers", "slices")
     assert done.exit_code == 2
-    assert "slices: 1 subjects to build" in done.output and "phantom_002 would be left out" in done.stderr
+    assert "slices: 1 subject to build" in done.output and "phantom_002 would be left out" in done.stderr
     assert "measured on slices of phantom_001" in done.output
 
 
