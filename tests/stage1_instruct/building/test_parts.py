@@ -82,7 +82,7 @@ def test_one_process_works_without_locks_and_says_so(
     no_locks: None, dataset: Dataset, options: BuildOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build_cache(dataset, MODELS, options).complete
-    assert "has no locks" in (said := capsys.readouterr().err) and "--part I/N" in said
+    assert "does not support locks" in (said := capsys.readouterr().err) and "--part I/N" in said
     assert verify(options.out) == [] and not options.out.with_name("a.h5.d").exists()
 
 
@@ -90,7 +90,7 @@ def test_several_processes_without_locks_and_without_parts_are_refused(
     no_locks: None, dataset: Dataset, options: BuildOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="no locks: several processes need --part I/N"):
+    with pytest.raises(UserError, match="not support locks: several processes need --part I/N"):
         build_cache(dataset, MODELS, options)
 
 

@@ -169,7 +169,7 @@ def test_broken_folder_is_one_clear_error(copied: Path, fault: str) -> None:
 
 def test_missing_shard_is_named(vicuna_rad: Path) -> None:
     (vicuna_rad / SECOND_SHARD).unlink()
-    with pytest.raises(UserError, match=rf"{SECOND_SHARD} is missing \(1 of the 3 files"):
+    with pytest.raises(UserError, match=rf"{SECOND_SHARD} is missing \(1 of 3 files"):
         load(vicuna_rad)
 
 
