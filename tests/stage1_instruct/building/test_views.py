@@ -309,5 +309,5 @@ def test_a_dry_run_counts_every_view_and_writes_nothing(root: Path, tiny_parts: 
     assert done.exit_code == 0, done.output
     for layer in ("embeddings/litemedsam", "embeddings/litemedsam@view1", "embeddings/litemedsam@view2"):
         assert f"{layer}: 2 subjects to build, at most 8 slice-modalities, 8 MiB" in done.output
-    assert "in all 26 MiB, 18 of them views" in done.output and "the time is not measured" in done.output
+    assert "in total 26 MiB, 18 of them views" in done.output and "the time is not measured" in done.output
     assert not list(tmp_path.glob("a.h5*"))

@@ -57,6 +57,7 @@ def test_no_text_comes_from_a_projection_that_has_seen_its_subject(count: int) -
     models = SimpleNamespace(projected_llm=projected, device=torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fold, "fit", fit)
+        patch.setattr(fold, "warn", said.append)
         patch.setattr(fold, "training_minutes", lambda *_: 1.0)
         patch.setattr(fold, "precision_name", lambda task: "fp32")
         patch.setattr(

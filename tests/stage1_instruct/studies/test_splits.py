@@ -71,7 +71,7 @@ def test_cases_that_no_fold_tests_are_never_tested(tmp_path: Path, capsys: pytes
     path = write(tmp_path / "s.json", [split("abcd", "e"), split("abce", "dz")])
     assert read_splits(path, SUBJECTS) == {"e": 0, "d": 1, "a": -1, "b": -1, "c": -1, "f": -1}
     said = capsys.readouterr().err
-    assert "2 of 6 labelled subjects tested" in said and "not here: z" in said and "fold 0: f" in said
+    assert "2 of 6 labelled subjects tested" in said and "do not exist here: z" in said and "fold 0: f" in said
 
 
 @pytest.mark.parametrize(
