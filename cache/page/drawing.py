@@ -44,8 +44,9 @@ def draw_slice_on(
     axes.set_xticks([])
     axes.set_yticks([])
     rows, columns = image.shape
-    for label in range(1, len(classes) + 1) if mask is not None else ():
-        inside = np.pad(np.equal(mask, label), 1)
+    labels = np.zeros(image.shape, np.uint8) if mask is None else mask
+    for label in range(1, len(classes) + 1):
+        inside = np.pad(labels == label, 1)
         if inside.any():
             at = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
             axes.contour(*at, inside, levels=[0.5], colors=[class_hex(label)], linewidths=1.2)
