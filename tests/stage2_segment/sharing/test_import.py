@@ -258,7 +258,7 @@ def test_a_run_comes_whole_under_its_name_or_not_at_all(
             import_runs(archive)
     assert not list(tmp_path.iterdir())
     done = run(zeus, "import", archive)
-    assert done.exit_code == 0 and said(done) == "1 run(s) in runs/toy"
+    assert done.exit_code == 0 and said(done).startswith("1 run in runs/toy. Next: zeus segment")
     names = {path.name for path in (tmp_path / "runs" / "toy").iterdir()}
     assert names >= {"config.json", "weights", "card.json", "MODEL_CARD.md", "profile.json"} and "runs" not in names
     again = run(zeus, "import", archive)

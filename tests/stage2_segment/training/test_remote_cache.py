@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from zeus_union.cache import locks, shard, terminal
+from zeus_union.cache import locks, shard, system_errors
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.training.train import train_run
 
@@ -64,7 +64,7 @@ def test_training_from_a_read_only_mount_that_is_lost_resumes_where_it_was(
     read, rows = shard.read_at, []
 
     def lost(fd: int, buffer: Any, offset: int) -> int:
-        if memoryview(buffer).nbytes == 2**20:  # an embedding
+        if memoryview(buffer).nbytes == 256 * 16 * 16:  # an embedding
             rows.append(offset)
             if len(rows) == 3:
                 raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
@@ -74,7 +74,7 @@ def test_training_from_a_read_only_mount_that_is_lost_resumes_where_it_was(
         patch.setattr(shard, "read_at", lost)
         with pytest.raises(OSError, match="not connected") as failed:
             train_run(mount, run, **QUICK)
-    line = terminal._one_line(failed.value)
+    line = system_errors.one_line(failed.value)
     assert line is not None and str(mount) in line and "run the same command again" in line
     assert checkpoint.load_state(run)["place"] == (1, 2)  # of three steps two, which need not be taken again
     train_run(mount, run, resume=True, **QUICK)
@@ -84,5 +84,5 @@ def test_training_from_a_read_only_mount_that_is_lost_resumes_where_it_was(
 
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "ENODEV"])
 def test_whatever_a_lost_mount_answers_is_one_line(name: str) -> None:
-    line = terminal._one_line(OSError(getattr(errno, name), "lost", "/mnt/a.h5"))
+    line = system_errors.one_line(OSError(getattr(errno, name), "lost", "/mnt/a.h5"))
     assert line is not None and "/mnt/a.h5" in line and "same command again" in line
