@@ -133,7 +133,9 @@ def standins(device: Device) -> Any:
         encoder=WaitingEncoder(device),
         instructor=WaitingLLM(device),
         text_encoder=text_encoder,
-        profile=SimpleNamespace(encoder="standin", instructor="standin", keep_states=False, to_json=dict),
+        profile=SimpleNamespace(
+            sees="pictures", encoder="standin", instructor="standin", keep_states=False, to_json=dict
+        ),
         encoder_recipe=lambda: {"model": "standin", "input_size": 1024},
         instruction_recipe=lambda: {"model": "standin"},
     )
