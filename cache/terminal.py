@@ -72,7 +72,7 @@ _DEBUG = "zeus_union.debug"
 # Of the groups and of each of their commands, so that they can stand before and behind a command's name.
 _SHARED_OPTIONS: tuple[tuple[list[str], str, Callable[..., None]], ...] = (
     (["-q", "--quiet"], "Say nothing but results, warnings and errors.", _set_verbosity(Verbosity.QUIET)),
-    (["-v", "--verbose"], "Say also what is loaded, from where and in how long.", _set_verbosity(Verbosity.VERBOSE)),
+    (["-v", "--verbose"], "Say also what is loaded, and in how long.", _set_verbosity(Verbosity.VERBOSE)),
     (["--debug"], "Show the traceback of an error.", _debug),
 )
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.reader import Cache
+from zeus_union.cache.terminal import timed
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.compatibility import check_cache
 from zeus_union.stage2_segment.config import RunConfig
@@ -84,10 +85,11 @@ def load_trained(run: Path, which: str = "last", device: str | None = None) -> T
         UserError: no run there; weights that are missing, damaged, or of another model; no such device.
     """
     config, on = checkpoint.load_config(run), pick_device(device)
-    weights = checkpoint.load_weights(run, which)
     try:
-        model = build_model(config.architecture)
-        model.load_state_dict(weights)
+        with timed(f"{checkpoint.weights_path(run, which)} loaded"):
+            weights = checkpoint.load_weights(run, which)
+            model = build_model(config.architecture)
+            model.load_state_dict(weights)
     except (
         RuntimeError,
         TypeError,

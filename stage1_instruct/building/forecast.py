@@ -73,6 +73,21 @@ class LayerForecast:
 
 
 @dataclass(frozen=True)
+class Present:
+    """What is in a cache already, finished or not.
+
+    Attributes:
+        state: of its index; 'building' where there is none.
+        finished: (layer, subject).
+        bytes: of its files.
+    """
+
+    state: str
+    finished: frozenset[tuple[str, str]]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a build would write.
 
@@ -115,6 +130,7 @@ def forecast(
     instructions: Sequence[str] = (),
     state_bytes: int = 0,
     sizes: Mapping[str, StudySize] | None = None,
+    there: Present | None = None,
 ) -> Forecast:
     """What the build would write, layer by layer; reads headers and writes nothing.
 
@@ -123,6 +139,7 @@ def forecast(
         instructions: names of the layers of texts.
         state_bytes: of a slice-modality, where the language model's states are kept.
         sizes: of the subjects, where their headers were read already.
+        there: what the cache holds, where that was looked at already.
 
     Raises:
         UserError: views of a data set without labels; the cache that is there is damaged.
@@ -133,7 +150,7 @@ def forecast(
     failures: dict[str, str] = {}
     if sizes is None:
         sizes, failures = _read_sizes(dataset, options, subjects)
-    finished = set(finished_parts(options.out))
+    there = there or what_is_there(options.out)
     embeddings = f"embeddings/{encoder}" if "embeddings" in options.layers else ""
     layers = ["slices", *([embeddings] if embeddings else []), *instructions]
     layers += Views(options.views, embeddings=embeddings).layers
@@ -142,14 +159,13 @@ def forecast(
         missing = [
             size
             for name, size in sizes.items()
-            if (layer, name) not in finished and (size.labelled or not view_of(layer))
+            if (layer, name) not in there.finished and (size.labelled or not view_of(layer))
         ]
         count = sum(size.slices for size in missing) * len(card.modalities)
         written = sum(layer_bytes(layer, size, len(card.modalities), options.store, state_bytes) for size in missing)
         layers_missing.append(LayerForecast(layer, len(missing), count, written))
     total = sum(layer.bytes for layer in layers_missing)
-    state = read_manifest(options.out).state if options.out.exists() else "building"
-    packs = becomes_one_file(options.out, state, total + _bytes_there(options.out), options.pack)
+    packs = becomes_one_file(options.out, there.state, total + there.bytes, options.pack)
     return Forecast(tuple(layers_missing), failures, total if packs else 0)
 
 
@@ -256,16 +272,14 @@ def _bytes_in_work(out: Path) -> int:
     return total
 
 
-def _bytes_there(out: Path) -> int:
-    """Of what the cache holds."""
-    shards = sum((shard_folder(out) / name).stat().st_size for name in find_shards(shard_folder(out)))
-    return shards + (out.stat().st_size if out.exists() else 0)
-
-
-def finished_parts(out: Path) -> Iterator[tuple[str, str]]:
-    """(layer, subject) of what is in the cache already."""
+def what_is_there(out: Path) -> Present:
+    """Looks at the cache that is to be built on, if there is one."""
+    folder, shards = shard_folder(out), find_shards(shard_folder(out))
+    finished = {split_shard_name(name) for name in shards}
+    size, state = sum((folder / name).stat().st_size for name in shards), "building"
     if out.exists():
-        for layer, by_subject in read_manifest(out).parts.items():
-            yield from ((layer, subject) for subject in by_subject if subject != CONSTANTS)
-    for shard in find_shards(shard_folder(out)):
-        yield split_shard_name(shard)
+        index = read_manifest(out)
+        parts = ((layer, subject) for layer, by_subject in index.parts.items() for subject in by_subject)
+        finished |= {part for part in parts if part[1] != CONSTANTS}
+        size, state = size + out.stat().st_size, index.state
+    return Present(state, frozenset(finished), size)

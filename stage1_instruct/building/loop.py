@@ -33,10 +33,9 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     Any number of processes may run this at once for one cache (accelerate launch, or the same command on several
     machines with a common disk): each takes the next subject that nobody has taken, and reads ahead those after it;
     whoever is last finishes the cache. None waits for another at a barrier, so the loss of one costs what it had in work
-    and no more. A file
-    system without locks needs `options.part`.
+    and no more. A file system without locks needs `options.part`.
 
-    A subject that cannot be built is left out, and the others are segmented.
+    A subject that cannot be built is left out, and the others are built.
 
     Only models of which something is missing are loaded, all of them before the first subject.
 
@@ -63,7 +62,7 @@ def build_cache(dataset: Dataset, models: Models, options: BuildOptions) -> Buil
     layers, recipes = begin_pictures(writer, dataset, models, options)
     build = Build(writer, layers, dataset, models, options, report)
     if options.check:
-        build = look_ahead(build, share)
+        look_ahead(build, share)
     trained = None
     if "instructions" in options.layers and options.trained_for is not None:
         trained = build_with_trained(build, share, recipes, options.trained_for)

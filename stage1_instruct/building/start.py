@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 
 from zeus_union.cache.terminal import counted, in_words, say, warn
 from zeus_union.stage1_instruct.building.forecast import (
     StudySize,
-    finished_parts,
     forecast,
     require_room,
     study_size,
     text_layers,
+    what_is_there,
 )
 from zeus_union.stage1_instruct.building.job import Build
 from zeus_union.stage1_instruct.studies.check import check_studies
 from zeus_union.stage1_instruct.studies.study import Study
 
 
-def look_ahead(build: Build, subjects: Sequence[str]) -> Build:
+def look_ahead(build: Build, subjects: Sequence[str]) -> None:
     """Reads the headers of the subjects that are not finished and says in one line what the build will write.
 
     How long it takes is said behind the first subject: measuring it before would load the models and take longer than that.
 
-    Returns:
-        The build, for which no header needs to be checked any more; studies that cannot be read are in its report.
+    Studies that cannot be read are in the build's report.
 
     Raises:
         NoSpaceError: the disk is certainly too small.
     """
     dataset, options, report = build.dataset, build.options, build.report
     texts = list(text_layers(dataset, options, options.variant, options.trained_for is not None))
-    finished = set(finished_parts(options.out))
+    there = what_is_there(options.out)
     layers = {*build.layers.names, *texts}
-    missing = [name for name in subjects if any((layer, name) not in finished for layer in layers)]
-    checked = replace(build, options=replace(options, check=False))
+    missing = [name for name in subjects if any((layer, name) not in there.finished for layer in layers)]
     if not missing:
-        return checked
+        return
     sizes: dict[str, StudySize] = {}
 
     def keep(study: Study) -> None:
@@ -49,7 +46,7 @@ def look_ahead(build: Build, subjects: Sequence[str]) -> Build:
     for subject, reason in failures.items():
         warn(f"{subject} will be left out: {reason}")
     encoder = build.layers.embeddings.partition("/")[2]
-    expected = forecast(dataset, encoder, options, texts, sizes=sizes)
+    expected = forecast(dataset, encoder, options, texts, sizes=sizes, there=there)
     room = require_room(dataset, options, expected)
     report.ahead = expected.slice_modalities
     free = in_words(shutil.disk_usage(options.out.parent).free)
@@ -59,4 +56,3 @@ def look_ahead(build: Build, subjects: Sequence[str]) -> Build:
     )
     if room:
         warn(room)
-    return checked

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.projections import EVERYONE
 from zeus_union.cache.recipe import fingerprint
-from zeus_union.cache.terminal import counted, say, warn
+from zeus_union.cache.terminal import counted, say
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.cached import check_can_be_made
 from zeus_union.stage1_instruct.building.job import Build, BuildOptions, Layers, Recipes
@@ -21,7 +21,6 @@ from zeus_union.stage1_instruct.building.views import Views, begin_views
 from zeus_union.stage1_instruct.models.assembly import Models
 from zeus_union.stage1_instruct.projection.fold import FoldProjection, constants_of
 from zeus_union.stage1_instruct.studies import slices as slicing
-from zeus_union.stage1_instruct.studies.check import check_studies
 from zeus_union.stage1_instruct.studies.intensity import windows_of, windows_recipe
 from zeus_union.stage1_instruct.studies.study import Dataset
 
@@ -123,7 +122,6 @@ def text_recipe(build: Build, recipes: Recipes, projection: Mapping[str, Any] | 
 def build_subjects(build: Build, subjects: Sequence[str]) -> None:
     """Builds all that is missing of these subjects; those that fail are in the report."""
     report, dataset = build.report, build.dataset
-    before = set(report.failures)
     missing = find_missing(build, subjects)
     if dataset.cached_recipe:
         check_can_be_made(build.options.out, build.models, missing)
@@ -131,11 +129,6 @@ def build_subjects(build: Build, subjects: Sequence[str]) -> None:
     failed = len(report.failures.keys() & set(subjects) - missing.keys())
     if finished := len(subjects) - len(missing) - failed:
         say(f"{finished} of {counted(len(subjects), 'subject')} finished already")
-    if build.options.check and waiting and build.projection is None and not dataset.cached_recipe:
-        report.failures |= check_studies(dataset, waiting, "headers")
-        for subject in set(report.failures) - before:
-            warn(f"{subject} will be left out: {report.failures[subject]}")
-        waiting = [subject for subject in waiting if subject not in report.failures]
     _load_models(build, {layer for subject in waiting for layer in missing[subject]})
     build_waiting(build, waiting)
 

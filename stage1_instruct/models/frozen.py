@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Generic, TypeVar
+
+from zeus_union.cache.terminal import detail
 
 Model = TypeVar("Model")
 
@@ -30,4 +33,7 @@ class Frozen(Generic[Model]):
 
     @cached_property
     def model(self) -> Model:
-        return self._load()
+        started = time.perf_counter()
+        model = self._load()
+        detail(f"{type(model).__name__} loaded in {time.perf_counter() - started:.1f} s")
+        return model

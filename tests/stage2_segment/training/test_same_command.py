@@ -184,6 +184,15 @@ def test_quiet_says_results_alone_and_verbose_more(toy_cache: Path, run: Path, t
     assert "torch " in verbose.stderr and "epoch 1/1" in verbose.stderr
 
 
+def test_verbose_names_the_weights_and_how_long_they_took(run: Path) -> None:
+    asked, unasked = (
+        CliRunner().invoke(main, ["evaluate", "--run", str(run), "--device", "cpu", *more]) for more in (["-v"], [])
+    )
+    said = f"{run / 'weights' / 'last.safetensors'} loaded in "
+    assert asked.exit_code == unasked.exit_code == 0
+    assert said in asked.stderr and said not in unasked.stderr
+
+
 def test_evaluate_prints_its_results_as_json(run: Path) -> None:
     result = CliRunner().invoke(main, ["evaluate", "--run", str(run), "--device", "cpu", "--json"])
     assert result.exit_code == 0
