@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,7 @@ def assign_folds(subjects: Sequence[str], labelled: Iterable[str], seed: int = 0
     >>> assign_folds(["anna", "ben", "carl"], labelled=["anna", "carl"])
     {'anna': 0, 'ben': -1, 'carl': 1}
     """
-    drawn = sorted(labelled, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    folds = {name: index % FOLDS for index, name in enumerate(drawn)}
+    folds = join_folds({}, set(labelled), seed)
     return {name: folds.get(name, UNLABELLED) for name in subjects}
 
 
@@ -45,13 +45,47 @@ def draw_validation(folds: Mapping[str, int], seed: int = 0) -> dict[int, tuple[
 
     Drawn as folds are; folds of fewer than `VALIDATED_FROM` such subjects have none and are left out.
     """
-    drawn = {}
+    return join_validation(folds, {}, folds, seed)
+
+
+def join_folds(folds: Mapping[str, int], new: Collection[str], seed: int = 0) -> dict[str, int]:
+    """New subjects -> their folds: each joins the smallest, in the order of a hash of seed and name.
+
+    Where so far every subject is a fold of its own, since there are fewer than five, they make folds of their own too.
+    """
+    sizes = Counter({fold: 0 for fold in range(FOLDS)})
+    sizes.update(fold for fold in folds.values() if fold != UNLABELLED)
+    existing = [fold for fold, size in sizes.items() if size]
+    if existing and max(sizes.values()) > 1:  # that many folds, be they five or as many as a file of splits had
+        sizes = Counter({fold: sizes[fold] for fold in existing})
+    joined = {}
+    for name in sorted(new, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
+        smallest = min(sizes, key=lambda fold: (sizes[fold], fold))
+        joined[name] = smallest
+        sizes[smallest] += 1
+    return joined
+
+
+def join_validation(
+    folds: Mapping[str, int], validation: Mapping[int, Sequence[str]], new: Collection[str], seed: int = 0
+) -> dict[int, tuple[str, ...]]:
+    """Fold -> the subjects to validate on: those there were, and new ones, so that they are an eighth again.
+
+    A fold in which nobody was validated on, as there were too few subjects, draws among all.
+
+    Args:
+        folds: of all subjects, old and new.
+    """
+    grown = {}
     for fold in sorted({*folds.values()} - {UNLABELLED}):
         others = [name for name, number in folds.items() if number != fold]
-        if len(others) >= VALIDATED_FROM:
-            others.sort(key=lambda name: hashlib.sha256(f"validation {seed}:{fold}:{name}".encode()).digest())
-            drawn[fold] = tuple(others[: max(1, int(len(others) * VALIDATION_SHARE))])
-    return drawn
+        if len(others) < VALIDATED_FROM:
+            continue
+        kept = tuple(validation.get(fold, ()))
+        candidates = [name for name in others if name in set(new) or not kept]
+        candidates.sort(key=lambda name: hashlib.sha256(f"validation {seed}:{fold}:{name}".encode()).digest())
+        grown[fold] = kept + tuple(candidates[: max(0, max(1, int(len(others) * VALIDATION_SHARE)) - len(kept))])
+    return grown
 
 
 def subjects_of_fold(fold: int, folds: Mapping[str, int], validation: Mapping[int, Sequence[str]]) -> FoldSubjects:

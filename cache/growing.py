@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.folds import FOLDS, UNLABELLED, VALIDATED_FROM, VALIDATION_SHARE
+from zeus_union.cache.folds import UNLABELLED, join_folds, join_validation
 from zeus_union.cache.layout import DatasetCard
 from zeus_union.cache.manifest import Manifest
 from zeus_union.cache.recipe import describe, differences
@@ -58,43 +56,3 @@ def with_new_subjects(
         folds=decided,
         validation=join_validation(decided, index.validation, new),
     )
-
-
-def join_folds(folds: Mapping[str, int], new: Collection[str], seed: int = 0) -> dict[str, int]:
-    """New subjects -> their folds: each joins the smallest, in the order of a hash of seed and name.
-
-    Where so far every subject is a fold of its own, since there are fewer than five, they make folds of their own too.
-    """
-    sizes = Counter({fold: 0 for fold in range(FOLDS)})
-    sizes.update(fold for fold in folds.values() if fold != UNLABELLED)
-    existing = [fold for fold, size in sizes.items() if size]
-    if existing and max(sizes.values()) > 1:  # that many folds, be they five or as many as a file of splits had
-        sizes = Counter({fold: sizes[fold] for fold in existing})
-    joined = {}
-    for name in sorted(new, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
-        smallest = min(sizes, key=lambda fold: (sizes[fold], fold))
-        joined[name] = smallest
-        sizes[smallest] += 1
-    return joined
-
-
-def join_validation(
-    folds: Mapping[str, int], validation: Mapping[int, Sequence[str]], new: Collection[str], seed: int = 0
-) -> dict[int, tuple[str, ...]]:
-    """Fold -> the subjects to validate on: those there were, and new ones, so that they are an eighth again.
-
-    A fold in which nobody was validated on, as there were too few subjects, draws among all.
-
-    Args:
-        folds: of all subjects, old and new.
-    """
-    grown = {}
-    for fold in sorted({*folds.values()} - {UNLABELLED}):
-        others = [name for name, number in folds.items() if number != fold]
-        if len(others) < VALIDATED_FROM:
-            continue
-        kept = tuple(validation.get(fold, ()))
-        candidates = [name for name in others if name in set(new) or not kept]
-        candidates.sort(key=lambda name: hashlib.sha256(f"validation {seed}:{fold}:{name}".encode()).digest())
-        grown[fold] = kept + tuple(candidates[: max(0, max(1, int(len(others) * VALIDATION_SHARE)) - len(kept))])
-    return grown

@@ -64,6 +64,11 @@ class Part:
     arrays: Mapping[str, StoredArray]
     facts: Mapping[str, Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     def to_json(self) -> dict[str, Any]:
         arrays = {name: [array.offset, array.dtype, list(array.shape)] for name, array in self.arrays.items()}
         return {"file": self.file, "file_bytes": self.file_bytes, "arrays": arrays, "facts": dict(self.facts)}
@@ -161,6 +166,25 @@ def read_manifest(path: Path) -> Manifest:
             "copy it again from where it came, or delete it and build it again with zeus-instruct build-cache"
         ) from error
     return manifest
+
+
+def shard_manifest(
+    card: DatasetCard,
+    layer: str,
+    subject: str,
+    recipe: Mapping[str, Any],
+    stored: Mapping[str, StoredArray],
+    facts: Mapping[str, Any],
+) -> Manifest:
+    """Of one subject of one layer, or of the layer's constants, in a file of its own."""
+    of_shard = replace(card, subjects=() if subject == CONSTANTS else (subject,))
+    return Manifest("shard", of_shard, {layer: dict(recipe)}, {layer: {subject: Part("", 0, stored, facts)}})
+
+
+def refuse_shard(manifest: Manifest, path: Path) -> None:
+    """Raises UserError: `path` is not a cache but a part of one."""
+    if manifest.state == "shard":
+        raise UserError(f"{path} is a single subject's shard; give the cache file next to its .h5.d folder")
 
 
 def read_shard(folder: Path, name: str) -> Manifest:

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from zeus_union.cache.atomic import make_folder, require_space
 from zeus_union.cache.claims import lock_if_possible
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.finishing import becomes_one_file
 from zeus_union.cache.folds import UNLABELLED
 from zeus_union.cache.instructions import write_table
 from zeus_union.cache.layout import (
     CONSTANTS,
     PROFILE,
     ROW_HASH,
-    DatasetCard,
     lock_path,
-    parquet_path,
     shard_folder,
     shard_name,
-    short_names,
 )
-from zeus_union.cache.manifest import Manifest, Part, check_uniform, read_shard
+from zeus_union.cache.manifest import Manifest, Part, check_uniform, read_shard, shard_manifest
 from zeus_union.cache.pack import (
-    PACK_BELOW,
     finished_manifest,
     part_bytes,
     read_texts,
     remove_left,
     write_index,
     write_packed,
+    write_texts,
 )
 from zeus_union.cache.recipe import describe, differences, fingerprint
 from zeus_union.cache.shard import FileBuilder, Files
@@ -89,8 +86,8 @@ def merge(first: Path, second: Path, target: Path, pack: bool | None = None) -> 
         joined = _join(manifests[0], manifests[1], sources[0], sources[1])
         check_uniform(joined.parts)
         remove_left(target)
-        if pack or (pack is None and part_bytes(joined) < PACK_BELOW):
-            _write_texts(target, manifests, sources)
+        if becomes_one_file(target, "building", part_bytes(joined), pack):
+            write_texts(target, *zip(manifests, sources))
             write_packed(target, joined, sources[0], replace_target=False, with_texts=False)
         else:
             _write_shards(target, joined, manifests, sources)
@@ -188,20 +185,6 @@ def _constants(files: Files, manifest: Manifest, layer: str) -> dict[str, bytes]
     return {} if part is None else {name: files.array(part, name).tobytes() for name in part.arrays if name != PROFILE}
 
 
-def _texts(manifests: list[Manifest], sources: list[Files]) -> Iterator[pa.Table]:
-    """The instructions, variant by variant, of the subjects of both."""
-    for variant in short_names(manifests[0].parts, "instructions"):
-        for manifest, files in zip(manifests, sources):
-            by_subject = manifest.parts[f"instructions/{variant}"]
-            for subject in manifest.card.subjects:
-                yield read_texts(files, variant, subject, by_subject[subject])
-
-
-def _write_texts(target: Path, manifests: list[Manifest], sources: list[Files]) -> None:
-    if short_names(manifests[0].parts, "instructions"):
-        write_table(parquet_path(target), _texts(manifests, sources))
-
-
 def _write_shards(target: Path, joined: Manifest, manifests: list[Manifest], sources: list[Files]) -> None:
     """A shard for each subject of each layer, then the index; shards that are there already stay."""
     folder = shard_folder(target)
@@ -229,9 +212,7 @@ def _write_shards(target: Path, joined: Manifest, manifests: list[Manifest], sou
 def _write_shard(final: Path, layer: str, subject: str, part: Part, joined: Manifest, files: Files) -> None:
     with FileBuilder(final) as builder:
         stored = {name: builder.copy(f"{layer}/{subject}/{name}", files, part, name) for name in part.arrays}
-        card: DatasetCard = replace(joined.card, subjects=() if subject == CONSTANTS else (subject,))
-        recipes: Mapping[str, dict[str, Any]] = {layer: joined.recipes[layer]}
-        builder.commit(Manifest("shard", card, recipes, {layer: {subject: Part("", 0, stored, part.facts)}}))
+        builder.commit(shard_manifest(joined.card, layer, subject, joined.recipes[layer], stored, part.facts))
 
 
 def _is_there(files: Files, layer: str, subject: str, name: str, part: Part) -> bool:

@@ -26,7 +26,7 @@ from zeus_union.cache.layout import (
     short_names,
     split_shard_name,
 )
-from zeus_union.cache.manifest import Manifest, Part, find_shards, finished_so_far
+from zeus_union.cache.manifest import Manifest, Part, find_shards, finished_so_far, refuse_shard
 from zeus_union.cache.seal import read_seal
 from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.terminal import some_of
@@ -39,12 +39,7 @@ COPY_BELOW = (
 
 def part_bytes(manifest: Manifest) -> int:
     """Bytes of all rows and constants."""
-    return sum(
-        array.nbytes
-        for by_subject in manifest.parts.values()
-        for part in by_subject.values()
-        for array in part.arrays.values()
-    )
+    return sum(part.nbytes for by_subject in manifest.parts.values() for part in by_subject.values())
 
 
 def texts_path(files: Files, part: Part) -> Path:
@@ -59,16 +54,22 @@ def read_texts(files: Files, variant: str, subject: str, part: Part) -> pa.Table
     return files.texts(texts_path(files, part)).read(subject=subject, variant=variant)
 
 
-def write_texts(target: Path, manifest: Manifest, files: Files) -> None:
-    """Merges the instruction texts of all subjects into `target`, the table beside a cache."""
+def write_texts(target: Path, *caches: tuple[Manifest, Files]) -> None:
+    """Merges the instruction texts of all subjects of caches with the same layers into the table beside the cache `target`.
+
+    Nothing is written where there are no instructions.
+    """
+    variants = short_names(caches[0][0].parts, "instructions")
 
     def tables() -> Iterator[pa.Table]:
-        for variant in short_names(manifest.parts, "instructions"):
-            by_subject = manifest.parts[f"instructions/{variant}"]
-            for subject in manifest.card.subjects:
-                yield read_texts(files, variant, subject, by_subject[subject])
+        for variant in variants:
+            for manifest, files in caches:
+                by_subject = manifest.parts[f"instructions/{variant}"]
+                for subject in manifest.card.subjects:
+                    yield read_texts(files, variant, subject, by_subject[subject])
 
-    write_table(target, tables())
+    if variants:
+        write_table(parquet_path(target), tables())
 
 
 def write_packed(
@@ -85,8 +86,8 @@ def write_packed(
     """
     make_folder(target.parent)
     require_space(target.parent, part_bytes(manifest), f"packing {target.name}")
-    if with_texts and short_names(manifest.parts, "instructions"):
-        write_texts(parquet_path(target), manifest, files)
+    if with_texts:
+        write_texts(target, (manifest, files))
     with FileBuilder(target) as builder:
         packed: dict[str, Mapping[str, Part]] = {}
         for layer, by_subject in sorted(manifest.parts.items()):
@@ -112,8 +113,8 @@ def write_index(target: Path, manifest: Manifest, files: Files, with_texts: bool
     Args:
         with_texts: write the table.
     """
-    if with_texts and short_names(manifest.parts, "instructions"):
-        write_texts(parquet_path(target), manifest, files)
+    if with_texts:
+        write_texts(target, (manifest, files))
     with FileBuilder(target) as builder:
         for layer, by_subject in sorted(manifest.parts.items()):
             for name, part in sorted(by_subject.items()):
@@ -219,8 +220,7 @@ def finished_manifest(manifest: Manifest, path: Path) -> Manifest:
     Raises:
         UserError: a subject is missing in a layer, or it is a shard.
     """
-    if manifest.state == "shard":
-        raise UserError(f"{path} is a single subject's shard; give the cache file next to its .h5.d folder")
+    refuse_shard(manifest, path)
     if manifest.state == "building":
         complete = finished_so_far(manifest, path, allow_partial=True)
         missing = [name for name in manifest.card.subjects if name not in complete.parts["slices"]]

@@ -8,4 +8,14 @@ facts            uint8, JSON: the models on both sides, the training subjects, l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 EVERYONE, HALF, FACTS = "everyone", "half", "facts"
+
+
+def trained_on(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a layer's recipe says of the subjects that its projection was trained on: 'subjects', 'digests', ...; or nothing."""
+    projection = recipe.get("projection")
+    said = projection.get("trained_on") if isinstance(projection, Mapping) else None
+    return said if isinstance(said, Mapping) else {}

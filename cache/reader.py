@@ -24,7 +24,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.grid import Grid
 from zeus_union.cache.instructions import SCHEMA, read_table
 from zeus_union.cache.layout import CONSTANTS, PROFILE, ROW_HASH, DatasetCard, parquet_path, row_axes, short_names
-from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished_so_far
+from zeus_union.cache.manifest import Part, StoredArray, check_uniform, finished_so_far, refuse_shard
 from zeus_union.cache.pack import read_texts
 from zeus_union.cache.recipe import canonical_json, fingerprint
 from zeus_union.cache.shard import Files, rows_digest
@@ -73,8 +73,7 @@ class Cache:
             raise UserError(f"cache {self.path} does not exist; zeus-instruct build-cache makes one")
         self._files = Files(self.path)
         self._manifest = self._files.manifest()
-        if self._manifest.state == "shard":
-            raise UserError(f"{self.path} is a single subject's shard; give the cache file next to its .h5.d folder")
+        refuse_shard(self._manifest, self.path)
         if self._manifest.state == "building":
             self._manifest = finished_so_far(self._manifest, self.path, allow_partial)
         self._check_shards()
@@ -140,7 +139,7 @@ class Cache:
 
     def layer_bytes(self, layer: str) -> int:
         """Bytes of a layer's rows and constants."""
-        return sum(array.nbytes for part in self._layer(layer).values() for array in part.arrays.values())
+        return sum(part.nbytes for part in self._layer(layer).values())
 
     def grid(self, subject: str) -> Grid:
         """The subject's native grid."""

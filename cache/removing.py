@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from zeus_union.cache.claims import lock_if_possible
 from zeus_union.cache.errors import UserError
@@ -23,8 +22,17 @@ from zeus_union.cache.layout import (
     short_names,
     split_shard_name,
 )
-from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard
-from zeus_union.cache.pack import remove_empty, remove_left, remove_packed, write_index, write_packed, write_texts
+from zeus_union.cache.manifest import Manifest, find_shards, read_manifest, read_shard, refuse_shard
+from zeus_union.cache.pack import (
+    part_bytes,
+    remove_empty,
+    remove_left,
+    remove_packed,
+    write_index,
+    write_packed,
+    write_texts,
+)
+from zeus_union.cache.projections import trained_on
 from zeus_union.cache.shard import FileBuilder, Files
 from zeus_union.cache.terminal import choose, some_of
 from zeus_union.cache.view_layers import view_layer, view_of
@@ -120,8 +128,7 @@ def _open(files: Files) -> Manifest:
     if not files.path.is_file():
         raise UserError(f"cache {files.path} does not exist")
     index = files.manifest()
-    if index.state == "shard":
-        raise UserError(f"{files.path} is a single subject's shard; give the cache file next to its .h5.d folder")
+    refuse_shard(index, files.path)
     return index
 
 
@@ -193,22 +200,13 @@ def _plan(files: Files, index: Manifest, kept: Manifest, subjects: Sequence[str]
     return Removal(
         tuple(subjects),
         tuple(layers),
-        _bytes(gone),
-        _bytes([part for by_subject in kept.parts.values() for part in by_subject.values()]) if is_copied else 0,
+        sum(part.nbytes for part in gone),
+        part_bytes(kept) if is_copied else 0,
         tuple(sorted(folds[0] - folds[1])),
-        tuple(layer for layer, recipe in kept.recipes.items() if set(subjects) & _learned_from(recipe)),
+        tuple(
+            layer for layer, recipe in kept.recipes.items() if set(subjects) & {*trained_on(recipe).get("subjects", ())}
+        ),
     )
-
-
-def _bytes(parts: Sequence[Part]) -> int:
-    return sum(array.nbytes for part in parts for array in part.arrays.values())
-
-
-def _learned_from(recipe: Mapping[str, Any]) -> set[str]:
-    """The subjects that a layer's projection was trained on."""
-    projection = recipe.get("projection")
-    trained_on = projection.get("trained_on", {}) if isinstance(projection, dict) else {}
-    return set(trained_on.get("subjects", ()))
 
 
 def _leaves(shard: str, subjects: Sequence[str], layers: Sequence[str]) -> bool:
@@ -218,8 +216,7 @@ def _leaves(shard: str, subjects: Sequence[str], layers: Sequence[str]) -> bool:
 
 def _rewrite_texts(files: Files, kept: Manifest) -> None:
     """The table beside the cache, without what left."""
-    table = parquet_path(files.path)
     if short_names(kept.parts, "instructions"):
-        write_texts(table, kept, files)
+        write_texts(files.path, (kept, files))
     elif kept.state != "building":
-        table.unlink(missing_ok=True)
+        parquet_path(files.path).unlink(missing_ok=True)

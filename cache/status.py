@@ -21,7 +21,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.holders import Holder, find_holders
 from zeus_union.cache.layout import CONSTANTS, lock_path, shard_folder, split_shard_name
 from zeus_union.cache.locks import NoLocksError, is_locked
-from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard, subjects_due
+from zeus_union.cache.manifest import Manifest, Part, find_shards, read_manifest, read_shard, refuse_shard, subjects_due
 from zeus_union.cache.terminal import progress
 
 RECENT = 64  # finished shards of a layer that its rate comes from: processes may have joined or left since
@@ -112,8 +112,7 @@ def read_status(path: Path | str) -> Status:
             )
         raise UserError(f"cache {path} does not exist; zeus-instruct build-cache makes one")
     index = read_manifest(path)
-    if index.state == "shard":
-        raise UserError(f"{path} is a single subject's shard; give the cache file next to its .h5.d folder")
+    refuse_shard(index, path)
     shards = _Shards(index, folder)
     holders = tuple(find_holders(path))
     layers = _layers(index, shards, {layer for holder in holders for layer in holder.layers})
@@ -154,7 +153,7 @@ class _Shards:
                 if subject != CONSTANTS:
                     self.subjects[layer].add(subject)
                 if not part.file:
-                    self.bytes[layer] += sum(array.nbytes for array in part.arrays.values())
+                    self.bytes[layer] += part.nbytes
         self.slices |= index.parts.get("slices", {})
         for name in progress(find_shards(folder), "reading shards"):
             layer, subject = split_shard_name(name)

@@ -54,6 +54,7 @@ from zeus_union.cache.manifest import (
     check_uniform,
     find_shards,
     read_shard,
+    shard_manifest,
 )
 from zeus_union.cache.pack import (
     remove_left,
@@ -598,8 +599,6 @@ class CacheWriter:
                 stored = {name: builder.add(f"{inside}/{name}", array) for name, array in first.items()}
             else:
                 stored = store_pieces(builder, inside, first, pieces, rows)
-            part = Part("", 0, stored, facts)
-            card = replace(self.card, subjects=() if subject == CONSTANTS else (subject,))
-            builder.commit(Manifest("shard", card, {layer: self._recipes[layer]}, {layer: {subject: part}}))
+            builder.commit(shard_manifest(self.card, layer, subject, self._recipes[layer], stored, facts))
         self._known.pop((layer, subject), None)
         self._files.close()

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.projections import trained_on
 from zeus_union.cache.reader import Cache
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.marks import mark_name, mark_picture, salts_in
@@ -80,11 +81,8 @@ def _trained_on(recipes: Iterable[Mapping[str, Any]]) -> KnownSubjects:
     names: set[str] = set()
     sources: set[str] = set()
     for recipe in recipes:
-        projection = recipe.get("projection")
-        trained_on = projection.get("trained_on") if isinstance(projection, dict) else None
-        if isinstance(trained_on, dict):
-            names.update(trained_on.get("subjects") or ())
-            sources.update(trained_on.get("digests") or ())
+        names.update(trained_on(recipe).get("subjects") or ())
+        sources.update(trained_on(recipe).get("digests") or ())
     return KnownSubjects(frozenset(names), frozenset(sources))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from zeus_union.cache.errors import UserError
+from zeus_union.cache.projections import trained_on
 from zeus_union.cache.quantize import decode
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import progress, some_of
@@ -139,10 +140,8 @@ def _splits(cache: Cache, variant: str, of_row: NDArray[np.intp]) -> tuple[list[
 
 def _trained_on(cache: Cache, variant: str) -> set[str]:
     """Subjects whose labels the text of a variant may know: its projection's, else those outside its fold."""
-    projection = cache.recipe(f"instructions/{variant}").get("projection")
-    trained_on = projection.get("trained_on") if isinstance(projection, Mapping) else None
-    if isinstance(trained_on, Mapping) and trained_on.get("subjects"):
-        return set(trained_on["subjects"])
+    if subjects := trained_on(cache.recipe(f"instructions/{variant}")).get("subjects"):
+        return set(subjects)
     fold = re.search(r"@fold(\d+)$", variant)
     if fold is None:
         return set()
