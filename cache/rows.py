@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from zeus_union.cache.shard import FileBuilder
 
 
 @dataclass(frozen=True, eq=False)
-class SubjectSlices:
-    """The slices of one subject.
+class SlicePictures:
+    """Slices of one subject, wherever they come from or go to.
 
     Attributes:
         grid: the native grid, with the view of the slices.
@@ -27,7 +27,6 @@ class SubjectSlices:
         masks: uint8 (n, 256, 256), 0 background, k = classes[k - 1], `IGNORE` unlabelled; None without labels.
         modality_masks: uint8 (n, M, 256, 256), where modalities were labelled on their own.
         native_masks: uint8 (n, rows, columns), the masks in that view at the native resolution.
-        sources: name of each file that was read -> its sha256.
     """
 
     grid: Grid
@@ -36,7 +35,25 @@ class SubjectSlices:
     masks: NDArray[np.uint8] | None
     modality_masks: NDArray[np.uint8] | None
     native_masks: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectSlices(SlicePictures):
+    """As a cache keeps them.
+
+    Attributes:
+        sources: name of each file that was read -> its sha256.
+    """
+
     sources: Mapping[str, str]
+
+
+Kind = TypeVar("Kind", bound=SlicePictures)
+
+
+def pictures_as(kind: type[Kind], pictures: SlicePictures, **more: Any) -> Kind:
+    """The same slices as another kind of `SlicePictures`; `more` is what that has beside them."""
+    return kind(**{field.name: getattr(pictures, field.name) for field in fields(SlicePictures)}, **more)
 
 
 def store_pieces(

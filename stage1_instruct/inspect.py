@@ -22,7 +22,7 @@ from zeus_union.cache.text_statistics import text_statistics
 
 def contents_of(cache: Cache) -> dict[str, Any]:
     """What the cache holds, JSON-able: data set, layers with bytes and recipes, what the texts are, subjects."""
-    card, rows = cache.card, cache.rows
+    card = cache.card
     layers: dict[str, dict[str, Any]] = {}
     for layer in cache.layers:
         layers[layer] = {
@@ -33,9 +33,22 @@ def contents_of(cache: Cache) -> dict[str, Any]:
         if kind_of(layer) == "instructions":
             statistics = text_statistics(cache.instructions(layer.partition("/")[2]))
             layers[layer] |= {"texts": list(statistics.lines()), "warning": statistics.warning}
+    return {
+        "dataset": card.name,
+        "instance": card.instance,
+        "modalities": {name: card.terms[name] for name in card.modalities},
+        "classes": list(card.classes),
+        "slice_step": card.slice_step,
+        "layers": layers,
+        "subjects": subjects_of(cache),
+    }
+
+
+def subjects_of(cache: Cache) -> dict[str, dict[str, Any]]:
+    """Subject -> its slices, fold and native grid, JSON-able."""
     subjects: dict[str, dict[str, Any]] = {}
     for index, subject in enumerate(cache.subjects):
-        slices, grid = rows[rows["subject"] == index], cache.grid(subject)
+        slices, grid = cache.rows[cache.rows["subject"] == index], cache.grid(subject)
         subjects[subject] = {
             "slices": len(slices),
             "labelled": int(slices["labelled"].sum()),
@@ -46,15 +59,7 @@ def contents_of(cache: Cache) -> dict[str, Any]:
             "spacing_mm": [float(spacing) for spacing in grid.spacing],
             "orientation": grid.orientation,
         }
-    return {
-        "dataset": card.name,
-        "instance": card.instance,
-        "modalities": {name: card.terms[name] for name in card.modalities},
-        "classes": list(card.classes),
-        "slice_step": card.slice_step,
-        "layers": layers,
-        "subjects": subjects,
-    }
+    return subjects
 
 
 def describe(contents: Mapping[str, Any]) -> None:

@@ -16,10 +16,11 @@ from zeus_union.cache.leaks import leaking
 from zeus_union.cache.page.pictures import class_legend
 from zeus_union.cache.page.render import LINES, Chart, KeyFigure, PageTable, render_page
 from zeus_union.cache.page.slices import Said, Sentence, SliceView, SubjectView, subjects_json
-from zeus_union.cache.page.telling import telling_slices, voxels_of
+from zeus_union.cache.page.telling import telling_rows, voxels_of
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import counted, in_words
 from zeus_union.cache.text_statistics import CUT, TextStatistics, text_statistics
+from zeus_union.stage1_instruct.inspect import subjects_of
 
 TEMPLATE = Path(__file__).with_name("templates") / "cache.html.j2"
 SAMPLES, SLICES = 3, 12  # subjects, and slices of each, to leaf through
@@ -36,8 +37,9 @@ def cache_page(cache: Cache, variant: str | None = None, subject: str | None = N
         subject: whose slices are shown; None: some that lie far apart in the order of the cache.
     """
     rows = _sampled(cache)
-    texts = {name: cache.instructions(name).to_pylist() for name in cache.variants}
-    statistics = {name: text_statistics(cache.instructions(name)) for name in cache.variants}
+    tables = {name: cache.instructions(name) for name in cache.variants}
+    texts = {name: table.to_pylist() for name, table in tables.items()}
+    statistics = {name: text_statistics(table) for name, table in tables.items()}
     quoted = only_variant(cache.variants, variant) if variant else next(iter(cache.variants), None)
     chosen = [subject] if subject else _spread(cache.subjects)
     views = [_view(cache, name, texts.get(quoted, []) if quoted else []) for name in chosen]
@@ -209,23 +211,21 @@ def _label_table(cache: Cache, rows: NDArray[np.intp]) -> PageTable | None:
 
 
 def _subject_table(cache: Cache) -> PageTable:
-    lines = []
-    for index, name in enumerate(cache.subjects):
-        slices, grid = cache.rows[cache.rows["subject"] == index], cache.grid(name)
-        lines.append(
-            (
-                name,
-                str(len(slices)),
-                str(int((slices["foreground"] > 0).sum())),
-                str(slices["fold"][0]) if len(slices) and slices["fold"][0] >= 0 else "no labels",
-                grid.view,
-                " x ".join(map(str, grid.shape)),
-                " x ".join(f"{mm:.3g}" for mm in grid.spacing),
-                grid.orientation,
-            )
+    lines = tuple(
+        (
+            name,
+            str(of["slices"]),
+            str(of["with_foreground"]),
+            str(of["fold"]) if of["fold"] >= 0 else "no labels",
+            of["view"],
+            " x ".join(map(str, of["shape"])),
+            " x ".join(f"{mm:.3g}" for mm in of["spacing_mm"]),
+            of["orientation"],
         )
+        for name, of in subjects_of(cache).items()
+    )
     columns = ("subject", "slices", "with a class", "fold", "view", "voxels", "spacing mm", "orientation")
-    return PageTable(columns, tuple(lines))
+    return PageTable(columns, lines)
 
 
 def _sampled(cache: Cache) -> NDArray[np.intp]:
@@ -243,8 +243,7 @@ def _view(cache: Cache, subject: str, texts: Sequence[Mapping[str, Any]]) -> Sub
     every = cache.rows_of([subject])
     labelled = bool(cache.rows["labelled"][every].all())
     if labelled:
-        voxels = np.stack([voxels_of(mask, 255)[: len(cache.classes)] for mask in cache.masks(every)])
-        rows = every[telling_slices(voxels, SLICES)]
+        rows = telling_rows(cache, every, SLICES)
     else:
         rows = every[np.unique(np.linspace(0, len(every) - 1, min(len(every), SLICES)).astype(int))]
     images = cache.images(rows)

@@ -80,6 +80,11 @@ def _defined(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows that `write_table` wrote; none where there is no such file."""
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
 def name_of(run: Path) -> str:
     """What messages and results call a run: its folder, or the file that it was unpacked from for a while."""
     origin = run / UNPACKED_FROM

@@ -15,7 +15,7 @@ from zeus_union.cache.recipe import describe, differences
 from zeus_union.cache.terminal import nearest
 from zeus_union.stage2_segment import checkpoint
 from zeus_union.stage2_segment.config import RunConfig
-from zeus_union.stage2_segment.options import BY_NAME, NAMES, OPTIONS
+from zeus_union.stage2_segment.options import BY_NAME, NAMES, OPTIONS, foreign_options
 from zeus_union.stage2_segment.recipe import RECIPES
 
 CACHE = "cache"
@@ -48,6 +48,19 @@ def read_run_file(path: Path) -> dict[str, Any]:
     return {name: _for_click(name, value) for name, value in options.items()}
 
 
+def options_of(config: RunConfig) -> dict[str, Any]:
+    """Option -> its value in a run, of those that its model has and that hold something.
+
+    The subjects are left out where a fold was held out, which says them.
+    """
+    foreign = foreign_options(config.architecture.model, BY_NAME)
+    options = {option.name: _at(config, option.place) for option in OPTIONS if option.name not in foreign}
+    if config.split.fold is not None:
+        options |= dict.fromkeys(("train_subjects", "test_subjects", "validation_subjects"))
+    options["allow_seen"], options["allow_leak"] = bool(config.inputs.seen), bool(config.inputs.leaks)
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
 def _of_run(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What would have to be said on the command line to plan that run again."""
     config = (
@@ -59,17 +72,9 @@ def _of_run(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"--config {path}: the run began from pretrained weights; give its options, with --pretrained FILE"
         )
-    parts = config.to_json()
-    options = {option.name: _at(parts, option.place) for option in OPTIONS if option.place != "inputs.pretrained"}
-    if config.split.fold is not None:
-        options |= dict.fromkeys(("train_subjects", "test_subjects", "validation_subjects"))
-    options["variant"] = base_variants(config.inputs.variants)
-    options["allow_seen"], options["allow_leak"] = bool(config.inputs.seen), bool(config.inputs.leaks)
-    foreign = [
-        option.name for option in OPTIONS if config.architecture.model not in (option.of or BY_NAME["model"].type)
-    ]
-    options |= dict.fromkeys(foreign)
-    options = {name: value for name, value in options.items() if value not in (None, (), [])}
+    options = options_of(config)
+    if "variant" in options:
+        options["variant"] = base_variants(options["variant"])
     _check_recipe(path, config)
     return {
         CACHE: path.parent / config.inputs.cache,
@@ -89,10 +94,11 @@ def _check_recipe(path: Path, config: RunConfig) -> None:
         )
 
 
-def _at(parts: Any, place: str) -> Any:
+def _at(config: RunConfig, place: str) -> Any:
+    part: Any = config
     for name in place.split("."):
-        parts = parts[name]
-    return parts
+        part = getattr(part, name)
+    return part
 
 
 def _for_click(name: str, value: Any) -> Any:

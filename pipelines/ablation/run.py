@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 
 from zeus_union.cache.errors import UserError
@@ -22,7 +21,7 @@ from zeus_union.pipelines.ablation.memory import runs_at_once
 from zeus_union.pipelines.ablation.plan import PlannedRun, rows_not_run
 from zeus_union.pipelines.report.published import published_for
 from zeus_union.stage2_segment.ablation_folder import PLAN, RESULTS, STOPPED, run_folder
-from zeus_union.stage2_segment.checkpoint import CONFIG, write_json, write_table
+from zeus_union.stage2_segment.checkpoint import CONFIG, read_table, write_json, write_table
 from zeus_union.stage2_segment.choose_postprocessing import predict_validation, why_not_chosen
 from zeus_union.stage2_segment.chosen_postprocessing import load_postprocessing, write_choices
 from zeus_union.stage2_segment.device import make_accelerator
@@ -72,7 +71,7 @@ def _train_and_score(
     at_once: int | None,
     resident: str,
 ) -> None:
-    results = pq.read_table(out / RESULTS).to_pylist() if (out / RESULTS).exists() else []
+    results = read_table(out / RESULTS)
     stopped = json.loads((out / STOPPED).read_text()) if (out / STOPPED).exists() else {}
     finished = {line["run"] for line in results} | set(stopped)
     waiting = [run for run in runs if run.name not in finished]

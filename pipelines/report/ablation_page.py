@@ -7,13 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.page.pictures import class_legend, error_legend
 from zeus_union.cache.page.render import Chart, KeyFigure, PageTable, render_page, write_page
 from zeus_union.cache.page.slices import SubjectView, subjects_json
-from zeus_union.cache.terminal import progress, warn
+from zeus_union.cache.terminal import counted, progress, warn
 from zeus_union.pipelines.report.ablation import AblationReport, read_ablation
 from zeus_union.pipelines.report.charts import POINT, REFERENCE, PointRow, curve_charts, points_chart
 from zeus_union.pipelines.report.reproduce import train_command
@@ -22,7 +20,7 @@ from zeus_union.pipelines.report.slice_views import read_probed, subject_view
 from zeus_union.pipelines.report.statistics import Result, subject_scores, summarise
 from zeus_union.pipelines.report.verdict import SHOWS, findings, upper_bound
 from zeus_union.stage2_segment.ablation_folder import run_folder
-from zeus_union.stage2_segment.checkpoint import METRICS, load_config
+from zeus_union.stage2_segment.checkpoint import METRICS, load_config, read_table
 from zeus_union.stage2_segment.evaluation.metrics import DEFINITIONS, is_defined
 from zeus_union.stage2_segment.trained import load_trained, open_cache
 
@@ -136,7 +134,7 @@ def _lead(report: AblationReport) -> str:
     subjects = {line["subject"] for line in report.results}
     seeds, folds = ({line[key] for line in report.results} for key in ("seed", "fold"))
     parts = [(rows, "row"), (subjects, "subject"), (seeds, "seed")] + [(folds, "fold")] * (folds != {None})
-    return ", ".join(f"{len(those)} {noun}{'' if len(those) == 1 else 's'}" for those, noun in parts) + "."
+    return ", ".join(counted(len(those), noun) for those, noun in parts) + "."
 
 
 def _reservations(report: AblationReport) -> list[str]:
@@ -243,9 +241,5 @@ def _commands(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _curves(folder: Path, names: Sequence[str]) -> list[Chart]:
-    metrics = {
-        name: pq.read_table(run_folder(folder, name) / METRICS).to_pylist()
-        for name in names
-        if (run_folder(folder, name) / METRICS).is_file()
-    }
+    metrics = {name: rows for name in names if (rows := read_table(run_folder(folder, name) / METRICS))}
     return curve_charts(dict(list(metrics.items())[:MOST_CURVES]))

@@ -12,12 +12,9 @@ from zeus_union.stage2_segment.checkpoint import weights_path
 from zeus_union.stage2_segment.choices import TEXTS, ZEUS
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.marks import spoken
-from zeus_union.stage2_segment.options import NAMES, OPTIONS, Option, foreign_options
+from zeus_union.stage2_segment.options import BY_NAME, NAMES, Option
 from zeus_union.stage2_segment.recipe import BASELINE_LR, RECIPES
-
-# Options that are given only where they say something: what stands in a config otherwise was found, not chosen.
-_SWITCHES = {"allow_seen", "allow_leak"}
-_NAMED_SUBJECTS = {"train_subjects", "test_subjects", "validation_subjects"}
+from zeus_union.stage2_segment.run_file import options_of
 
 
 def train_command(config: RunConfig, out: str) -> str:
@@ -29,38 +26,20 @@ def train_command(config: RunConfig, out: str) -> str:
     if config.is_shared:
         return ""
     words = ["zeus-segment", "train", "--cache", Path(config.inputs.cache).name]
-    for option in OPTIONS:
-        if option.name not in foreign_options(config.architecture.model, [option.name]):
-            words += _words(option, config)
+    for name, value in options_of(config).items():
+        words += _words(BY_NAME[name], value, config)
     return shlex.join([*words, "--out", out])
 
 
-def _words(option: Option, config: RunConfig) -> Iterator[str]:
-    value = _value(option, config)
-    if option.name in _SWITCHES:
-        if value:
-            yield option.flag
-    elif option.name == "pretrained":
-        if value:
-            yield from (option.flag, "FILE")
-    elif (
-        (option.name in _NAMED_SUBJECTS and config.split.fold is not None)
-        or value is None
-        or value == ()
-        or value == _without(option, config)
-    ):
+def _words(option: Option, value: Any, config: RunConfig) -> Iterator[str]:
+    if option.name == "pretrained":
+        yield from (option.flag, "FILE")
+    elif value == _without(option, config):
         return
     elif isinstance(value, bool):
         yield option.flag if value else f"--no-{option.flag[2:]}"
     else:
         yield from (option.flag, ",".join(value) if option.type is NAMES else str(value))
-
-
-def _value(option: Option, config: RunConfig) -> Any:
-    part: Any = config
-    for name in option.place.split("."):
-        part = getattr(part, name)
-    return part
 
 
 def _without(option: Option, config: RunConfig) -> Any:

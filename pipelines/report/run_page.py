@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from zeus_union.cache.colours import class_hex
 from zeus_union.cache.page.pictures import class_legend, error_legend
 from zeus_union.cache.page.render import KeyFigure, PageTable, render_page
 from zeus_union.cache.page.slices import subjects_json
 from zeus_union.cache.reader import Cache
-from zeus_union.cache.terminal import counted, progress
+from zeus_union.cache.terminal import counted, progress, time_in_words
 from zeus_union.pipelines.report.charts import PointRow, curve_charts, points_chart
 from zeus_union.pipelines.report.probe_tables import probe_answer, probe_table
 from zeus_union.pipelines.report.reproduce import facts, train_command
 from zeus_union.pipelines.report.slice_views import read_probed, subject_view
 from zeus_union.pipelines.report.statistics import Result, Summary, subject_scores, summarise
-from zeus_union.stage2_segment.checkpoint import METRICS
+from zeus_union.stage2_segment.checkpoint import METRICS, read_table
 from zeus_union.stage2_segment.choices import BASELINES, TEXTS
 from zeus_union.stage2_segment.config import RunConfig
 from zeus_union.stage2_segment.evaluation.evaluate import NAMES, mean_cell, results_path
@@ -44,9 +42,9 @@ def run_page(trained: TrainedRun, cache: Cache, subjects: Sequence[str], wanted:
     """
     config = trained.config
     measured = read_results(results_path(results, [config], cache, "evaluation.parquet"), name, config)
-    probes = _read(results_path(results, [config], cache, "probe.parquet"))
+    probes = read_table(results_path(results, [config], cache, "probe.parquet"))
     probed = read_probed(results_path(results, [config], cache, "sentences.parquet"))
-    metrics = _read(trained.folder / METRICS)
+    metrics = read_table(trained.folder / METRICS)
     chosen = [(subject, "", "") for subject in subjects] if wanted else telling_subjects(measured, subjects)
     views = [subject_view(trained, cache, *which, probed=probed) for which in progress(chosen, "slices of the page")]
     return render_page(
@@ -78,11 +76,7 @@ def run_page(trained: TrainedRun, cache: Cache, subjects: Sequence[str], wanted:
 
 def read_results(path: Path, name: str, config: RunConfig) -> list[dict[str, Any]]:
     """The lines of evaluation.parquet as those of an ablation with one row; empty where it was not evaluated."""
-    return [{"row": name, "seed": config.seed, "fold": config.split.fold, **line} for line in _read(path)]
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path).to_pylist() if path.is_file() else []
+    return [{"row": name, "seed": config.seed, "fold": config.split.fold, **line} for line in read_table(path)]
 
 
 def telling_subjects(results: Sequence[Result], subjects: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -203,14 +197,8 @@ def _figures(results: Sequence[Result], metrics: Sequence[Mapping[str, Any]]) ->
     if metrics:
         last = metrics[-1]
         seconds = sum(line["seconds"] for line in metrics if line.get("seconds"))
-        figures.append(KeyFigure("Epochs", str(last["epoch"]), f"in {_duration(seconds)}"))
+        figures.append(KeyFigure("Epochs", str(last["epoch"]), f"in {time_in_words(seconds)}"))
     return figures
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _commands(config: RunConfig, name: str, evaluated: bool) -> list[str]:

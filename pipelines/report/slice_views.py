@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from zeus_union.cache.page.slices import MOST_SLICES, Said, Sentence, SliceView, SubjectView
 from zeus_union.cache.page.telling import telling_rows
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.text_statistics import CUT
+from zeus_union.stage2_segment.checkpoint import read_table
 from zeus_union.stage2_segment.evaluation.metrics import dsc, is_defined, overlap_counts
 from zeus_union.stage2_segment.inputs.layers import layer_read
 from zeus_union.stage2_segment.trained import TrainedRun
@@ -115,8 +114,7 @@ def marked(text: str, weights: Mapping[str, float]) -> tuple[Sentence, ...]:
 def read_probed(path: Path) -> dict[Where, dict[str, float]]:
     """What `probe_sentences` wrote: subject, slice, modality -> sentence -> share of the mask it moves; empty without it."""
     probed: dict[Where, dict[str, float]] = {}
-    lines: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
-    for line in lines:
+    for line in read_table(path):
         if is_defined(line["changed"]):
             where = line["subject"], line["slice"], line["modality"]
             probed.setdefault(where, {})[line["text"]] = line["changed"]

@@ -18,6 +18,7 @@ from zeus_union.cache.layout import kind_of, shard_folder
 from zeus_union.cache.manifest import find_shards, read_manifest, read_shard
 from zeus_union.cache.reader import Cache
 from zeus_union.cache.recipe import describe, differences
+from zeus_union.cache.rows import pictures_as
 from zeus_union.cache.terminal import some_of
 from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.models.assembly import Models
@@ -134,16 +135,7 @@ def check_can_be_made(path: Path, models: Models, missing: Mapping[str, Sequence
 
 def stored_pictures(writer: CacheWriter, subject: str) -> Slices:
     """The finished slices of a subject, without native pictures."""
-    stored = writer.slices(subject)
-    return Slices(
-        grid=stored.grid,
-        numbers=stored.numbers,
-        images=stored.images,
-        masks=stored.masks,
-        modality_masks=stored.modality_masks,
-        native_masks=stored.native_masks,
-        native_images=None,
-    )
+    return pictures_as(Slices, writer.slices(subject), native_images=None)
 
 
 def first_pictures(path: Path) -> tuple[str, Slices]:

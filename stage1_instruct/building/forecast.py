@@ -223,7 +223,7 @@ def require_room(dataset: Dataset, options: BuildOptions, missing: Forecast) -> 
     Raises:
         NoSpaceError: it does not fit.
     """
-    folder = next(parent for parent in options.out.absolute().parents if parent.exists())
+    folder = folder_there(options.out)
     free = shutil.disk_usage(folder).free + _bytes_in_work(options.out)
     # Where packing is not asked for, a disk that is too small for it need not be refused: the rows are there.
     wanted = missing.bytes + (missing.packs if options.pack else 0)
@@ -245,6 +245,11 @@ def require_room(dataset: Dataset, options: BuildOptions, missing: Forecast) -> 
         f"{options.out} needs up to {in_words(wanted)} more and {in_words(free)} are free at {folder}: it may not fit; "
         f"should it not, {RESUMES}"
     )
+
+
+def folder_there(out: Path) -> Path:
+    """The nearest folder above a path that exists: on the disk that it will be on."""
+    return next(parent for parent in out.absolute().parents if parent.exists())
 
 
 def _share_that_shows(dataset: Dataset, options: BuildOptions) -> float:

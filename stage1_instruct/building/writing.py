@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-from zeus_union.cache.writer import CacheWriter, SubjectSlices
+from zeus_union.cache.rows import SubjectSlices, pictures_as
+from zeus_union.cache.writer import CacheWriter
 from zeus_union.stage1_instruct.building.encoding import EmbeddingsOfSubject
 from zeus_union.stage1_instruct.building.instructions import SubjectInstructions
 from zeus_union.stage1_instruct.building.reading import Pictures
@@ -16,20 +17,8 @@ T = TypeVar("T")
 
 
 def write_slices(writer: CacheWriter, report: BuildReport, subject: str, pictures: Pictures) -> None:
-    slices = pictures.slices
     with report.timing("writing slices", pictures.count):
-        writer.write_slices(
-            subject,
-            SubjectSlices(
-                grid=slices.grid,
-                numbers=slices.numbers,
-                images=slices.images,
-                masks=slices.masks,
-                modality_masks=slices.modality_masks,
-                native_masks=slices.native_masks,
-                sources=pictures.sources,
-            ),
-        )
+        writer.write_slices(subject, pictures_as(SubjectSlices, pictures.slices, sources=pictures.sources))
 
 
 def write_embeddings(

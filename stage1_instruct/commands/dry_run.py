@@ -73,6 +73,7 @@ def _say_times(
     trains: bool,
 ) -> None:
     """A line for each part, measured on slices of a real study, and the sum."""
+    from zeus_union.stage1_instruct.building.forecast import folder_there
     from zeus_union.stage1_instruct.building.trial import measure_parts
     from zeus_union.stage1_instruct.models.assembly import Models, best_device
     from zeus_union.stage1_instruct.profiles.profile import load_profile
@@ -83,7 +84,7 @@ def _say_times(
         click.echo("the models' weights are not here yet (zeus-instruct fetch), so the time is not measured")
         return
     models = Models(profile, device or best_device(), batch_size=options.batch_size)
-    folder = next(parent for parent in options.out.absolute().parents if parent.exists())
+    folder = folder_there(options.out)
     trains = trains and models.projected_llm.can_be_trained
     trial = measure_parts(dataset, models, options, trains, folder if os.access(folder, os.W_OK) else Path())
     hours = hours_of(missing.layers, trial)
@@ -95,9 +96,7 @@ def _say_times(
     )
     training = trial.training_minutes * max(1, splits) / 60
     if training:
-        click.echo(
-            f"  projection training: {time_in_words(training * 3600)} for {max(1, splits)} split{'s' * (splits > 1)}"
-        )
+        click.echo(f"  projection training: {time_in_words(training * 3600)} for {counted(max(1, splits), 'split')}")
     for part, why in trial.not_measured.items():
         click.echo(f"  {part}: not measured: {why}")
     of_views = sum(hours_of([layer for layer in missing.layers if view_of(layer.layer)], trial).values())

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.grid import THICK, Grid, to_square
+from zeus_union.cache.grid import THICK, to_square
+from zeus_union.cache.rows import SlicePictures
 from zeus_union.cache.terminal import counted
 from zeus_union.stage1_instruct.studies import intensity
 from zeus_union.stage1_instruct.studies.intensity import PERCENTILES, Window
@@ -35,26 +36,14 @@ def recipe() -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Slices:
+class Slices(SlicePictures):
     """The chosen slices of a study.
 
     Attributes:
-        grid: the study's, with the view of the slices.
-        numbers: int32 (n,), slice numbers in that view.
-        images: uint8 (n, M, 256, 256).
-        masks: uint8 (n, 256, 256), or None.
-        modality_masks: uint8 (n, M, 256, 256) where every modality was labelled on its own, or None.
-        native_masks: uint8 (n, rows, columns), the masks at the native resolution, or None.
         native_images: uint8 (n, M, rows, columns), intensities as in `images`; None where they come from a cache, which does
             not hold them.
     """
 
-    grid: Grid
-    numbers: NDArray[np.int32]
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8] | None
-    modality_masks: NDArray[np.uint8] | None
-    native_masks: NDArray[np.uint8] | None
     native_images: NDArray[np.uint8] | None
 
     def images_at(self, size: int, piece: slice = slice(None)) -> NDArray[np.uint8]:
