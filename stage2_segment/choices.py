@@ -69,3 +69,8 @@ RESIDENT = {
     "ram": "in main memory as a whole",
     "disk": "read batch by batch",
 }
+
+
+def default_aligner(recipe: str | None) -> str:
+    """The aligner of a run that names none; `recipe` None: the default one."""
+    return MLP if recipe == "paper" else RESIDUAL

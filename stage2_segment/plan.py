@@ -21,7 +21,7 @@ from zeus_union.cache.recipe import sha256_file
 from zeus_union.cache.terminal import choose, counted, nearest, some_of
 from zeus_union.stage2_segment.baselines.fusion import FusedNetwork
 from zeus_union.stage2_segment.baselines.pretrained import PUBLISHED, NoWeights, fitting_weights
-from zeus_union.stage2_segment.choices import MLP, NEEDS_PRETRAINED, RESIDUAL, ZEUS
+from zeus_union.stage2_segment.choices import MLP, NEEDS_PRETRAINED, ZEUS, default_aligner
 from zeus_union.stage2_segment.config import Architecture, Inputs, RunConfig, Split
 from zeus_union.stage2_segment.inputs.pictures import windows_of
 from zeus_union.stage2_segment.inputs.texts import STATE_PARTS
@@ -55,7 +55,7 @@ def plan_run(cache: Cache, *, run: Path, **given: Any) -> RunConfig:
     split = choose_split(
         cache, options["fold"], options["train_subjects"], options["test_subjects"], options["validation_subjects"]
     )
-    options["aligner"] = options["aligner"] or (MLP if options["recipe"] == "paper" else RESIDUAL)
+    options["aligner"] = options["aligner"] or default_aligner(options["recipe"])
     inputs = _inputs(cache, options, run, split)
     if inputs.encoder is not None:
         options["views"] = _views(cache, options, inputs)

@@ -14,7 +14,7 @@ from zeus_union.cache.reader import Cache
 from zeus_union.cache.terminal import choose, nearest, warn
 from zeus_union.stage1_instruct.profiles.named_yaml import names_in, read_named_yaml
 from zeus_union.stage2_segment.baselines.pretrained import PUBLISHED
-from zeus_union.stage2_segment.choices import TEXTS, ZEUS
+from zeus_union.stage2_segment.choices import MLP, TEXTS, ZEUS, default_aligner
 from zeus_union.stage2_segment.options import foreign_options, read_row
 
 FOLDER = Path(__file__).parents[1] / "grids"
@@ -161,8 +161,16 @@ def _row(
     options = {**for_all, **row, **above}
     if options.get("model") in weights:
         options["pretrained"] = weights[options["model"]]
-    foreign = set(foreign_options(options.get("model", ZEUS), (*for_all, *above))) - set(row)
+    foreign = {*foreign_options(options.get("model", ZEUS), (*for_all, *above)), *_needs_text(options)} - set(row)
     return GridRow(str(value["name"]), {name: options[name] for name in options if name not in foreign}, paper)
+
+
+def _needs_text(options: Mapping[str, Any]) -> set[str]:
+    """The options that mean nothing in a row, by its text and its aligner."""
+    if options.get("text") == "none":
+        return {"variant", "text_drop"}
+    aligner = options.get("aligner") or default_aligner(options.get("recipe"))
+    return {"text_drop"} if aligner == MLP else set()
 
 
 def _times_lists(rows: list[GridRow], lists: Mapping[str, Any], where: str) -> list[GridRow]:
@@ -176,6 +184,8 @@ def _times_lists(rows: list[GridRow], lists: Mapping[str, Any], where: str) -> l
             chosen = dict(zip(lists, values))
             named = [f"{option}={'+'.join(map(str, v)) if isinstance(v, list) else v}" for option, v in chosen.items()]
             options = {**row.options, **read_row(chosen, f"{where}, lists")}
+            needless = _needs_text(options) - _needs_text(row.options) - set(chosen)
+            options = {option: value for option, value in options.items() if option not in needless}
             alone = len(rows) == 1 and named
             name = ", ".join(named) if alone else ", ".join([row.name, *named])
             combined.append(GridRow(name, options, row.paper))
@@ -186,14 +196,14 @@ def _controls(base: GridRow, wanted: Sequence[str]) -> list[GridRow]:
     rows = []
     for control in choose(wanted, CONTROLS, "control"):
         options = {key: value for key, value in base.options.items() if key != "text"}
-        if control in ("none", UPPER_BOUND):
-            options.pop("variant", None)
         if control == UPPER_BOUND:
+            options.pop("variant", None)
             options["allow_leak"] = True
         if control == PROMPT:
             options["variant"] = (PROMPT,)
         else:
             options["text"] = control
+        options = {key: value for key, value in options.items() if key not in _needs_text(options)}
         rows.append(GridRow(f"{base.name}, text: {control}", options, control=control))
     return rows
 

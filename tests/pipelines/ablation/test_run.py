@@ -381,6 +381,32 @@ def test_options_for_every_row_reach_those_that_have_them(tmp_path: Path, toy: P
         plan_ablation(cache, read_grid(str(path), {}), tmp_path)
 
 
+def test_what_needs_a_text_does_not_reach_rows_without_one(tmp_path: Path, toy: Path) -> None:
+    """One command trains a grid and its controls, whichever of them have no text or an aligner that is all text."""
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "{rows: [{name: a}, {name: b, set: {aligner: mlp}}, {name: c, set: {text: none}}, {name: d, set: {recipe: paper}}],"
+        " controls: [none, shuffled-slices]}"
+    )
+    grid = read_grid(str(path), {"variant": "toy", "text_drop": "0.5"})
+    assert {row.name: {"variant", "text_drop"} & set(row.options) for row in grid.rows} == {
+        "a": {"variant", "text_drop"},
+        "b": {"variant"},
+        "c": set(),
+        "d": {"variant"},
+        "a, text: none": set(),
+        "a, text: shuffled-slices": {"variant", "text_drop"},
+    }
+    with Cache(toy) as cache:
+        assert plan_ablation(cache, grid, tmp_path)
+    path.write_text("{options: {text_drop: 0.5}, lists: {text: [instruction, none], aligner: [residual, mlp]}}")
+    rows = read_grid(str(path), {}).rows
+    assert ["text_drop" in row.options for row in rows] == [True, False, False, False]
+    path.write_text("rows: [{name: c, set: {text: none, text_drop: 0.5}}]")
+    with Cache(toy) as cache, pytest.raises(UserError, match="row c: --text-drop leaves out"):
+        plan_ablation(cache, read_grid(str(path), {}), tmp_path)
+
+
 @pytest.mark.parametrize("name", grid_names())
 def test_our_grids_can_be_read_and_have_the_papers_figures(name: str, toy: Path) -> None:
     grid = read_grid(name, {})
