@@ -146,9 +146,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 # Headings of --help, in the order in which they stand there.
-DATA, MODEL, BASELINES, OPTIMISATION, SPEED, OUTPUT, REST = (
+DATA, MODEL, ZEUS_ONLY, BASELINES_ONLY, OPTIMISATION, SPEED, OUTPUT, REST = (
     "Data and split",
     "Model",
+    "Zeus only",
     "Baselines only",
     "Optimisation",
     "Speed and memory",

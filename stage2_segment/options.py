@@ -12,8 +12,16 @@ from typing import Any, TypeVar
 import click
 
 from zeus_union.cache.errors import UserError
-from zeus_union.cache.terminal import BASELINES as BASELINES_ONLY
-from zeus_union.cache.terminal import DATA, MODEL, OPTIMISATION, choose, nearest, split_names
+from zeus_union.cache.terminal import (
+    BASELINES_ONLY,
+    DATA,
+    MODEL,
+    OPTIMISATION,
+    ZEUS_ONLY,
+    choose,
+    nearest,
+    split_names,
+)
 from zeus_union.stage2_segment.choices import (
     ALIGNERS,
     BASELINES,
@@ -126,9 +134,46 @@ OPTIONS: tuple[Option, ...] = (
         default="late",
     ),
     Option(
+        "text",
+        "inputs.text",
+        ZEUS_ONLY,
+        TEXTS,
+        "none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
+        "instruction, one for all slices, a random vector. oracle: captions from the true labels (zeus-instruct make-oracle), "
+        "the upper bound.  [default: instruction; none for a baseline]",
+        of=OF_ZEUS,
+        without="none",
+    ),
+    Option(
+        "variant",
+        "inputs.variants",
+        ZEUS_ONLY,
+        NAMES,
+        "Which instructions; with --instructions class one layer a class, separated by commas.  [default: the only ones]",
+        of=OF_ZEUS,
+    ),
+    Option(
+        "encoder",
+        "inputs.encoder",
+        ZEUS_ONLY,
+        click.STRING,
+        "Which embeddings.  [default: the only ones]",
+        of=OF_ZEUS,
+    ),
+    Option(
+        "views",
+        "recipe.views",
+        ZEUS_ONLY,
+        click.IntRange(0),
+        "Augmented copies of every training slice, of those that zeus-instruct build-cache --views made: each step draws the "
+        "slice or one of them. 0: none.  [default: all the cache has; 0 with --recipe paper]",
+        of=OF_ZEUS,
+        without=0,
+    ),
+    Option(
         "combine",
         "architecture.combine",
-        MODEL,
+        ZEUS_ONLY,
         COMBINES,
         "How the modalities' logits become one mask: "
         + "; ".join(f"{name}, {what}" for name, what in COMBINES.items())
@@ -139,7 +184,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "instructions",
         "architecture.instructions",
-        MODEL,
+        ZEUS_ONLY,
         INSTRUCTIONS,
         "modality: one instruction for all classes; class: one for each, which the decoder answers with a binary mask.",
         default="modality",
@@ -148,7 +193,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "form",
         "architecture.form",
-        MODEL,
+        ZEUS_ONLY,
         FORMS,
         "sentence: one embedding of the text; tokens: the LLM's states at its tokens (a variant with keep_states=yes).",
         default="sentence",
@@ -157,7 +202,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "aligner",
         "architecture.aligner",
-        MODEL,
+        ZEUS_ONLY,
         ALIGNERS,
         "residual: a learned token, to which the text adds a part that is nothing at the start; mlp: the paper's, the text "
         "alone makes the token.  [default: residual; mlp with --recipe paper]",
@@ -166,7 +211,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "aligner_depth",
         "architecture.aligner_depth",
-        MODEL,
+        ZEUS_ONLY,
         click.IntRange(1, 2),
         "Layers of f_tt.",
         default=2,
@@ -175,7 +220,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "iou_token",
         "architecture.iou_token",
-        MODEL,
+        ZEUS_ONLY,
         click.BOOL,
         "Keep SAM's IoU token among the tokens.",
         default=False,
@@ -228,43 +273,6 @@ OPTIONS: tuple[Option, ...] = (
         DATA,
         NAMES,
         "Only these, separated by commas.  [default: all]",
-    ),
-    Option(
-        "encoder",
-        "inputs.encoder",
-        DATA,
-        click.STRING,
-        "Which embeddings.  [default: the only ones]",
-        of=OF_ZEUS,
-    ),
-    Option(
-        "variant",
-        "inputs.variants",
-        DATA,
-        NAMES,
-        "Which instructions; with --instructions class one layer a class, separated by commas.  [default: the only ones]",
-        of=OF_ZEUS,
-    ),
-    Option(
-        "text",
-        "inputs.text",
-        DATA,
-        TEXTS,
-        "none: a learned token, the row that text has to beat. The others are controls: another slice's or modality's "
-        "instruction, one for all slices, a random vector. oracle: captions from the true labels (zeus-instruct make-oracle), "
-        "the upper bound.  [default: instruction; none for a baseline]",
-        of=OF_ZEUS,
-        without="none",
-    ),
-    Option(
-        "views",
-        "recipe.views",
-        DATA,
-        click.IntRange(0),
-        "Augmented copies of every training slice, of those that zeus-instruct build-cache --views made: each step draws the "
-        "slice or one of them. 0: none.  [default: all the cache has; 0 with --recipe paper]",
-        of=OF_ZEUS,
-        without=0,
     ),
     Option(
         "fold",
@@ -348,7 +356,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "lr_new",
         "recipe.lr_new",
-        OPTIMISATION,
+        ZEUS_ONLY,
         click.FloatRange(0, min_open=True),
         "Highest learning rate of what starts from nothing in Zeus: the aligner.  "
         "[default: as many times --lr as in the recipe: paper 1, stable 2]",
@@ -393,7 +401,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "text_drop",
         "recipe.text_drop",
-        OPTIMISATION,
+        ZEUS_ONLY,
         click.FloatRange(0, 1, max_open=True),
         "Chance of each slice to be answered without its text in a step, so that the learned token stays good alone; with "
         "the residual aligner.  [default: paper 0; stable 0.1]",
