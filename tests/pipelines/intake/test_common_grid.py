@@ -10,8 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from tests.pipelines.intake import pacs
@@ -34,6 +35,7 @@ def itk_image(volume: NDArray[Any], affine: NDArray[np.float64]) -> SimpleITK.Im
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
+@example(plane="axial", tilt=(0.0, 1.52587890625e-05, 0.0), spacing=(1.0, 1.0, 0.6), centre=(0.0, 0.0, 1.5))
 @given(
     plane=st.sampled_from(sorted(pacs.PLANES)),
     tilt=st.tuples(*[st.floats(-40, 40)] * 3),
@@ -50,7 +52,10 @@ def test_resampling_is_that_of_simpleitk(
     ours = resample_to(moving, Grid(moving.shape, affine), Grid((10, 9, 7), target), order=1)
     reference = itk_image(np.zeros((10, 9, 7)), target)
     theirs = SimpleITK.Resample(itk_image(moving, affine), reference, SimpleITK.Transform(), SimpleITK.sitkLinear, 0.0)
-    np.testing.assert_allclose(ours, SimpleITK.GetArrayFromImage(theirs).T, atol=2e-3)
+    at = apply_affine(np.linalg.inv(affine) @ target, np.moveaxis(np.indices((10, 9, 7)), 0, -1))
+    to_edge = np.minimum(np.abs(at + 0.5), np.abs(at - (np.array((9, 8, 5)) - 0.5))).min(axis=-1)
+    decided = to_edge > 1e-4  # on the edge itself rounding says whether a point is inside
+    np.testing.assert_allclose(ours[decided], SimpleITK.GetArrayFromImage(theirs).T[decided], atol=2e-3)
 
 
 def test_a_series_on_another_grid_of_one_frame_is_resampled(tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -155,7 +156,8 @@ KINDS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": gemma3,
     "qwen2_vl": qwen2_vl,
 }
-NEEDS_TORCHVISION = ("qwen2_vl",)
+# Their processors; that of Idefics3 did so before transformers 5.20.
+NEEDS_TORCHVISION = ("qwen2_vl", "idefics3") if Version(transformers.__version__) < Version("5.20") else ("qwen2_vl",)
 
 
 def write_vlm(kind: str, folder: Path) -> Path:

@@ -71,7 +71,7 @@ def test_a_baseline_learns_from_the_pictures_and_is_used_as_any_run(
             {"preset": "quarter", "merge": "mean"},
             "--merge, --preset apply to baselines only and this is zeus",
         ),
-        ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --combine, --variant"),
+        ({"model": "unet", "variant": ["toy"], "combine": "max"}, "leave out --variant, --combine"),
         ({"fusion": "early"}, "zeus has no early fusion"),
         ({"model": "vnet"}, "unknown model vnet; there are: zeus, unet, attention_unet"),
         ({"model": "unet", "fusion": "middle"}, "unknown fusion middle; there are: early, hybrid, late"),

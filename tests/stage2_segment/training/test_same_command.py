@@ -171,7 +171,7 @@ def test_default_folders_do_not_collide(toy_cache: Path, monkeypatch: pytest.Mon
     names = [run.name for run in runs]
     assert len({*names}) == len(rows) and {run.parent for run in runs} == {Path("runs")}
     assert "toy-hybrid-fold0-seed0-modalities-T1-batch-size-3" in names
-    assert "toy-hybrid-fold0-seed0-modalities-T1-text-none-batch-size-3" in names
+    assert "toy-hybrid-fold0-seed0-text-none-modalities-T1-batch-size-3" in names
 
 
 def test_quiet_says_results_alone_and_verbose_more(toy_cache: Path, run: Path, tmp_path: Path) -> None:
