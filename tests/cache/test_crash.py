@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -216,7 +217,7 @@ def test_killed_build_loses_nothing_and_resumes_equal_row_for_row(scenario: Scen
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", [FROM_NOTHING], indirect=True)
 def test_full_disk_is_told_and_resumed_from(scenario: Scenario, expected: dict) -> None:
-    """At every call that takes space; of writes that follow one another, at the first, the last and each thirtieth."""
+    """At half of the calls that take space, drawn; of writes that follow one another, the first, the last and each thirtieth."""
     checked = set()
     calls = scenario.calls()
     between = ["pwrite"] * 3
@@ -225,6 +226,7 @@ def test_full_disk_is_told_and_resumed_from(scenario: Scenario, expected: dict) 
         for n, name in enumerate(calls)
         if name in TAKES_SPACE and (n % 30 == 0 or calls[max(n - 1, 0) : n + 2] != between)
     ]
+    points = random.Random(0).sample(points, len(points) // 2)
     for n in points:
         made = itertools.count()
 

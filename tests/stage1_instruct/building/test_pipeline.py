@@ -212,7 +212,10 @@ class Disk:
 def test_a_build_killed_anywhere_resumes_to_the_same_bytes(
     dataset: Dataset, models: Models, expected: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill leaves what is on disk at that moment: copied at every call that changes it, in whichever thread."""
+    """A kill leaves what is on disk at that moment: copied at every call that changes it, in whichever thread.
+
+    Half of these states are resumed, drawn.
+    """
     work, left = tmp_path / "work", tmp_path / "left"
     states: set[tuple[object, ...]] = set()
     points = 0
@@ -233,7 +236,7 @@ def test_a_build_killed_anywhere_resumes_to_the_same_bytes(
     assert len(states) > 3 * SUBJECTS
     print(f"{points} crash points leave {len(states)} different states")
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for number in range(len(states)):
+    for number in random.Random(0).sample(range(len(states)), len(states) // 2):
         shutil.rmtree(work)
         shutil.copytree(left / str(number), work)
         build_cache(dataset, models, options(work / "c.h5"))
