@@ -203,7 +203,8 @@ def _controls(base: GridRow, wanted: Sequence[str]) -> list[GridRow]:
             options["variant"] = (PROMPT,)
         else:
             options["text"] = control
-        options = {key: value for key, value in options.items() if key not in _needs_text(options)}
+        needless = _needs_text(options)
+        options = {option: value for option, value in options.items() if option not in needless}
         rows.append(GridRow(f"{base.name}, text: {control}", options, control=control))
     return rows
 

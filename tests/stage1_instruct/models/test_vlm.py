@@ -86,7 +86,7 @@ def test_words_are_those_of_transformers_generate_one_by_one(
     folder = folder_of(kind)
     expected = [generated(folder, asked, picture) for asked, picture in zip(QUESTIONS, PICTURES)]
     assert texts(tiny_parts, folder) == expected
-    assert len(set(expected)) > len(expected) // 2
+    assert len(set(expected)) >= len(expected) - 1  # a Gemma of random weights says one thing twice with torch 2.6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -281,25 +281,25 @@ def test_damaged_processor_is_one_clear_error(copied: Path, tiny_parts: dict[str
     assert "\n" not in str(raised.value)
 
 
+NO_TEMPLATE = "cannot read a picture with a question by its chat template"
+
+
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "message"),
     [
-        ("<image>\n", ""),  # no place for the picture
-        ("<|user|>", "{{ raise_exception('no user here') }}"),
-        ("<|user|>", "{% if %}"),
-        ("message['content']", "message['words'].letters"),
+        # With some versions a picture that the prompt has no token for is refused, with others it is dropped.
+        ("<image>\n", "", f"{NO_TEMPLATE}|chat template of .* has no place for a picture"),
+        ("<|user|>", "{{ raise_exception('no user here') }}", NO_TEMPLATE),
+        ("<|user|>", "{% if %}", NO_TEMPLATE),
+        ("message['content']", "message['words'].letters", NO_TEMPLATE),
     ],
 )
 def test_template_that_takes_no_picture_is_one_clear_error(
-    before: str, after: str, copied: Path, tiny_parts: dict[str, str]
+    before: str, after: str, message: str, copied: Path, tiny_parts: dict[str, str]
 ) -> None:
     template = copied / "chat_template.jinja"
     template.write_text(template.read_text().replace(before, after))
-    # Which of the two it is depends on the version: some refuse a picture that the prompt has no token for, some drop it.
-    messages = (
-        "cannot read a picture with a question by its chat template|chat template of .* has no place for a picture"
-    )
-    with pytest.raises(UserError, match=messages) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         models(tiny_parts, copied).instructor.load()
     assert "\n" not in str(raised.value)
 
