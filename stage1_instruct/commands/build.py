@@ -26,6 +26,7 @@ from zeus_union.cache.terminal import (
     warn,
 )
 from zeus_union.stage1_instruct.commands.shared import (
+    encoder_of,
     load_models,
     open_studies,
     send_option,
@@ -373,7 +374,7 @@ def _build_rows(
     next_steps = []
     for row in rows:
         models = load_models(
-            profile, row.parts, device, options.batch_size, send_images_to=send_images_to, loaded=loaded
+            profile, row.parts, device, options.batch_size, encoder_of(options.layers), send_images_to, loaded
         )
         variant = row.variant or models.profile.name
         if len(rows) > 1:
@@ -425,7 +426,9 @@ def _is_trained(models: Models, options: BuildOptions) -> bool:
     """Whether the build trains a projection for these models."""
     if models.profile.instructor != "llm" or models.profile.projection != "auto":
         return False
-    return (options.trained_for is not None and options.trained_for.asked) or models.projected_llm.can_be_trained
+    if options.trained_for is not None and options.trained_for.asked:
+        return True
+    return "instructions" in options.layers and models.projected_llm.can_be_trained
 
 
 def _how_to_train(report: BuildReport, trained_for: Splits | None) -> str:

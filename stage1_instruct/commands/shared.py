@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -103,18 +103,24 @@ def open_studies(
     return replace(dataset, card=replace(dataset.card, subjects=chosen))
 
 
+def encoder_of(layers: Collection[str]) -> Literal["image"] | None:
+    """The `only` of `load_models` for a build of these layers."""
+    return None if "instructions" in layers else "image"
+
+
 def load_models(
     profile_name: str,
     parts: Mapping[str, str],
     device: str | None,
     batch_size: int | None = None,
-    text_only: bool = False,
+    only: Literal["text", "image"] | None = None,
     send_images_to: str | None = None,
     loaded: LoadedOnce | None = None,
 ) -> Models:
-    """The frozen models of a profile; their weights (`text_only`: the text encoder's) are fetched when missing.
+    """The frozen models of a profile; their weights are fetched when missing.
 
     Args:
+        only: the encoder that will be used, where no other model is: the weights of the others need not be there.
         loaded: the language model that profiles before this one have loaded.
     """
     from zeus_union.stage1_instruct.models.assembly import Models, best_device
@@ -123,7 +129,7 @@ def load_models(
     from zeus_union.stage1_instruct.weights.store import is_present
 
     profile = load_profile(profile_name, parts)
-    wanted = profile.text_needs if text_only else profile
+    wanted = {"text": profile.text_needs, "image": profile.image_needs}[only] if only else profile
     if not is_present(wanted):
         fetch(wanted)
     return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to, loaded=loaded)
@@ -141,7 +147,7 @@ def load_text_encoder(
     """
     from zeus_union.stage1_instruct.profiles.profile import parse_overrides
 
-    encoder = load_models(profile, parse_overrides(overrides), device, text_only=True).text_encoder
+    encoder = load_models(profile, parse_overrides(overrides), device, only="text").text_encoder
     recipes = {name: cache.recipe(f"instructions/{name}").get("text_encoder") for name in cache.variants}
     if not recipes or encoder.recipe() in recipes.values():
         return encoder

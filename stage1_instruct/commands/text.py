@@ -212,7 +212,7 @@ def sentences(
         variant = only_variant(opened.variants, variant)
         choose([variant], opened.variants, "variant")
         chosen = choose(split_names(subjects), opened.subjects, "subject")
-        models = load_models(profile, parse_overrides(overrides), device, text_only=True)
+        models = load_models(profile, parse_overrides(overrides), device, only="text")
         out = out or cache.with_name(f"{cache.stem}.{variant}.sentences.parquet")
         count = write_sentences(opened, variant, models.text_encoder, out, chosen)
     click.echo(f"{counted(count, 'sentence')} in {out}. Next: zeus-segment probe --run RUN --sentences {out}")

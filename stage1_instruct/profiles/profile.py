@@ -213,6 +213,11 @@ class Profile:
         of_text = {part: getattr(self, part) for part in self._wanted if part.startswith("text_")}
         return Needs(f"the text encoder of {self.name}", _known(of_text.values()))
 
+    @property
+    def image_needs(self) -> Needs:
+        """As `needs`, for the image encoder alone."""
+        return Needs(f"the image encoder of {self.name}", _known((self.encoder_weights,)))
+
 
 def _known(parts: Iterable[str]) -> tuple[str, ...]:
     """Those that `fetch` knows.

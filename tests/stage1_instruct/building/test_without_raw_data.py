@@ -243,3 +243,23 @@ def test_a_layer_that_new_subjects_lack_is_named_and_the_cache_stays(command: Co
     assert command.from_raw("--variant", "second", "--set", "instructor=prompt").exit_code == 0
     with Cache(command.path) as cache:
         assert cache.subjects == SUBJECTS and cache.variants == ("first", "second")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_embeddings_alone_need_the_weights_of_no_language_model(
+    nnunet: Path, random_litemedsam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("ZEUS_HOME", str(tmp_path / "home"))  # holds no weights
+    monkeypatch.setattr("zeus_union.stage1_instruct.weights.fetch.fetch", lambda profile: pytest.fail(profile.name))
+    path = tmp_path / "cache.h5"
+    built = CliRunner().invoke(
+        main,
+        ["build-cache", "--dataset", "nnunet", "--data-root", str(nnunet), "--out", str(path), *READING]
+        + ["--set", f"encoder_weights={random_litemedsam}", "--layers", "slices,embeddings", "--device", "cpu", *more],
+    )
+    assert built.exit_code == 0, built.output
+    if more:
+        assert "image encoder:" in built.output and "time on cpu" in built.output
+    else:
+        with Cache(path) as cache:
+            assert cache.encoders == ("litemedsam",) and not cache.variants

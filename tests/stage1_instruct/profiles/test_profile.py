@@ -108,10 +108,11 @@ def test_bare_prompt_needs_the_text_encoder_and_no_model_that_speaks() -> None:
     assert not paper.samples and paper.sees == "nothing"
 
 
-def test_text_encoder_alone_needs_no_other_weights(tmp_path: Path) -> None:
+def test_an_encoder_alone_needs_no_other_weights(tmp_path: Path) -> None:
     assert load_profile("paper").text_needs.needs == ("medclip-vit", "bio-clinicalbert")
     assert load_profile("lite").text_needs.needs == ("all-minilm-l6-v2",)
     assert load_profile("lite", {"text_encoder": str(tmp_path)}).text_needs.needs == ()
+    assert load_profile("paper").image_needs.needs == ("sam_vit_h",)
 
 
 def test_unknown_profile_names_those_there_are() -> None:
