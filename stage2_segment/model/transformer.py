@@ -48,9 +48,21 @@ class Attention(nn.Module):
     def _worth_folding(self, tokens: int) -> bool:
         return tokens <= self.head_width
 
+    @property
+    def _key_bias(self) -> Tensor:
+        """(inner,), with a gradient of 0: it adds the same to all of a query's scores, which the softmax takes out again.
+
+        Computed, the gradient would be rounding, which Adam scales up to steps of full size. It is 0 and not None, an error
+        where processes share a batch.
+        """
+        return self.k_proj.bias.detach() + 0 * self.k_proj.bias
+
+    def _keys(self, x: Tensor) -> Tensor:
+        return self._split(F.linear(x, self.k_proj.weight, self._key_bias))
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         """q (B, T, C), k and v (B, N, C) -> (B, T, C); `valid` (B, N): which of k and v are there, None: all."""
-        q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
+        q, k, v = self._split(self.q_proj(q)), self._keys(k), self._split(self.v_proj(v))
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_width)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, None], -math.inf)
@@ -62,7 +74,7 @@ class Attention(nn.Module):
             return self(q, placed, image)
         q = self._split(self.q_proj(q)) / math.sqrt(self.head_width)
         k_weight = self.k_proj.weight.view(self.heads, self.head_width, -1)
-        k_bias = self.k_proj.bias.view(self.heads, self.head_width, 1)
+        k_bias = self._key_bias.view(self.heads, self.head_width, 1)
         folded, shift = (q @ k_weight).flatten(1, 2), (q @ k_bias).flatten(1, 2)  # (B, heads T, C), (B, heads T, 1)
         if torch.is_autocast_enabled(image.device.type):
             seen = torch.softmax(scores_of(placed, folded) + shift, dim=-1) @ image
@@ -78,7 +90,7 @@ class Attention(nn.Module):
         """image (B, N, C) + `forward` of `placed` on few tokens k, v (B, T, C); `valid` (B, T)."""
         if not self._worth_folding(k.shape[1]):
             return image + self(placed, k, v, valid)
-        k, v = self._split(self.k_proj(k)) / math.sqrt(self.head_width), self._split(self.v_proj(v))
+        k, v = self._keys(k) / math.sqrt(self.head_width), self._split(self.v_proj(v))
         q_weight = self.q_proj.weight.view(self.heads, self.head_width, -1)
         q_bias = self.q_proj.bias.view(self.heads, self.head_width, 1)
         folded, shift = (k @ q_weight).flatten(1, 2), k @ q_bias  # (B, heads T, C), (B, heads, T, 1)

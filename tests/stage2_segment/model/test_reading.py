@@ -54,6 +54,21 @@ def test_weights_after_20_steps_are_those_of_segment_anything() -> None:
     assert max(float((expected[name] - before[name]).abs().max()) for name in before) > 1e-3
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [3, 40])  # 40 tokens are more than are worth folding
+def test_key_biases_have_a_gradient_of_nought_where_rounding_would_move_them(
+    count: int, precision: torch.dtype
+) -> None:
+    ours = transformers()[1].float()
+    _, image, place = (tensor.float() for tensor in inputs())
+    tokens = torch.randn(2, count, WIDTH, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        read, seen = ours(tokens, rows(image), rows(place)[0])
+    (read.float().pow(2).mean() + seen.float().pow(3).mean()).backward()
+    for name, weight in ours.named_parameters():
+        assert weight.grad is not None and bool(weight.grad.any()) != name.endswith("k_proj.bias"), name
+
+
 @pytest.mark.parametrize("image_learns", [True, False])
 def test_models_side_by_side_have_the_gradients_of_each(image_learns: bool) -> None:
     """vmap over weights, as `Stack` does, also where the image of the first layer wants no gradient."""
