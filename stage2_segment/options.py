@@ -336,7 +336,7 @@ OPTIONS: tuple[Option, ...] = (
         OPTIMISATION,
         click.IntRange(1),
         "Passes over the slices. With --resume more than before: the learning rate goes on as if so many had been planned, "
-        "and rises with that.  [default: paper 300; stable 30, more for few slices]",
+        "and rises with that.  [default: paper 300; stable 15, a baseline 30, more for few slices]",
     ),
     Option(
         "batch_size",
@@ -351,15 +351,14 @@ OPTIONS: tuple[Option, ...] = (
         OPTIMISATION,
         click.FloatRange(0, min_open=True),
         "Highest learning rate: of Zeus's pretrained decoder, of all of a baseline.  "
-        "[default: paper 1e-3; stable 2e-4, a baseline 1e-3]",
+        "[default: paper 1e-3; stable 4e-4, a baseline 1e-3]",
     ),
     Option(
         "lr_new",
         "recipe.lr_new",
         ZEUS_ONLY,
         click.FloatRange(0, min_open=True),
-        "Highest learning rate of what starts from nothing in Zeus: the aligner.  "
-        "[default: as many times --lr as in the recipe: paper 1, stable 2]",
+        "Highest learning rate of what starts from nothing in Zeus: the aligner.  [default: as --lr]",
         of=OF_ZEUS,
     ),
     Option(

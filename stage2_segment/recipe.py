@@ -62,17 +62,20 @@ class Recipe:
 
 
 BASELINE_LR = 1e-3
+# Of the stable recipe, for a network that starts from nothing.
+BASELINE_EPOCHS = 30
 
 RECIPES = {
     # From 10 slices to 10,000: warm-up and clipping keep the pretrained decoder from collapsing to empty masks; Dice
-    # over the batch and a set share of foreground keep empty slices from being the cheapest answer.
+    # over the batch and a set share of foreground keep empty slices from being the cheapest answer. Rate and epochs were
+    # chosen among 17 changes on four CHAOS subjects (docs/results): 2e-4 loses 0.02 of DSC, 30 epochs gain nothing.
     "stable": Recipe(
         name="stable",
-        epochs=30,
+        epochs=15,
         min_steps=300,
         batch_size=4,
         optimizer="adamw",
-        lr_pretrained=2e-4,
+        lr_pretrained=4e-4,
         lr_new=4e-4,
         weight_decay=1e-2,
         warmup=0.05,
@@ -111,7 +114,7 @@ def chosen_recipe(name: str, fields: Mapping[str, Any], *, one_rate: bool, slice
 
     Args:
         fields: lr_pretrained is the rate of all weights where there is one; alone, it takes lr_new along.
-        one_rate: of a model that trains all its weights at one rate; `BASELINE_LR` if none is given.
+        one_rate: of a baseline, which trains all its weights from nothing at one rate: `BASELINE_LR` if none is given.
         slices: to train on; without epochs there are as many as make the recipe's least number of steps.
     """
     recipe = RECIPES[name]
@@ -119,8 +122,9 @@ def chosen_recipe(name: str, fields: Mapping[str, Any], *, one_rate: bool, slice
     lr = chosen.get("lr_pretrained")
     if one_rate:
         chosen["lr_pretrained"] = chosen["lr_new"] = BASELINE_LR if lr is None else lr
+        recipe = replace(recipe, epochs=max(recipe.epochs, BASELINE_EPOCHS))
     elif lr is not None:
-        chosen.setdefault("lr_new", recipe.lr_new * lr / recipe.lr_pretrained)
+        chosen.setdefault("lr_new", lr)
     recipe = replace(recipe, **chosen)
     if "epochs" in chosen:
         return recipe

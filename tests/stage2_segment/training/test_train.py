@@ -21,7 +21,7 @@ from zeus_union.stage2_segment.checkpoint import load_config, load_state
 from zeus_union.stage2_segment.evaluation.evaluate import evaluate_run
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.recipe import RECIPES, Recipe
+from zeus_union.stage2_segment.recipe import RECIPES, Recipe, chosen_recipe
 from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
@@ -114,7 +114,7 @@ def test_resuming_a_finished_run_changes_nothing(whole_run: Path, toy_cache: Pat
 
 
 def test_a_run_is_never_overwritten_nor_resumed_with_other_options(whole_run: Path, toy_cache: Path) -> None:
-    with pytest.raises(UserError, match=r"other options \(.*recipe.lr_pretrained: 0.0002 -> 0.001"):
+    with pytest.raises(UserError, match=r"other options \(.*recipe.lr_pretrained: 0.0004 -> 0.001"):
         train_run(toy_cache, whole_run, epochs=3, seed=5, lr=1e-3, resume=True, **QUICK)
 
 
@@ -204,13 +204,23 @@ def test_without_text_a_learned_token_is_trained_and_no_instruction_is_read(toy_
             plan_run(cache, run=run, text="none", variant=[cache.variants[0]])
 
 
-def test_rates_and_share_can_be_chosen_and_otherwise_keep_the_recipes_ratio(toy_cache: Path) -> None:
+def test_rates_and_share_can_be_chosen_and_one_rate_is_of_all_weights(toy_cache: Path) -> None:
     with Cache(toy_cache) as cache:
         plain = RECIPES["stable"]
         faster = plan_run(cache, run=Path("run"), lr=2 * plain.lr_pretrained).recipe
         assert faster.lr_new == pytest.approx(2 * plain.lr_new)
         chosen = plan_run(cache, run=Path("run"), lr=1e-4, lr_new=3e-5, foreground_share=1.0).recipe
         assert (chosen.lr_pretrained, chosen.lr_new, chosen.foreground_share) == (1e-4, 3e-5, 1.0)
+
+
+def test_a_network_that_starts_from_nothing_trains_for_more_epochs() -> None:
+    epochs = {
+        (name, baseline): chosen_recipe(name, {}, one_rate=baseline, slices=10_000).epochs
+        for name in RECIPES
+        for baseline in (False, True)
+    }
+    assert epochs == {("stable", False): 15, ("stable", True): 30, ("paper", False): 300, ("paper", True): 300}
+    assert chosen_recipe("stable", {"epochs": 4}, one_rate=True, slices=10_000).epochs == 4
 
 
 def test_a_pickle_where_weights_or_state_should_be_is_never_run(
