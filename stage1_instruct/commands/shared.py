@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce
     from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
     from zeus_union.stage1_instruct.studies.study import Dataset
+    from zeus_union.stage1_instruct.weights.store import HasNeeds
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATASETS = ("demo", "chaos", "msd-prostate", "msd-brain", "msd", "nnunet")
@@ -129,7 +130,9 @@ def load_models(
     from zeus_union.stage1_instruct.weights.store import is_present
 
     profile = load_profile(profile_name, parts)
-    wanted = {"text": profile.text_needs, "image": profile.image_needs}[only] if only else profile
+    wanted: HasNeeds = profile
+    if only is not None:
+        wanted = profile.text_needs if only == "text" else profile.image_needs
     if not is_present(wanted):
         fetch(wanted)
     return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to, loaded=loaded)
