@@ -281,7 +281,7 @@ def _report(learners: Sequence[Learner], records: Sequence[dict[str, Any]], last
         say(_line(record, last))
     else:
         say(
-            f"{title}: epoch {record['epoch']}/{last}, {counted(len(records), 'run')}, {record['slices_per_s']:.1f} slices/s"
+            f"{title}: epoch {record['epoch']}/{last}, {counted(len(records), 'run')}, {speed_in_words(record['slices_per_s'])}"
         )
 
 
@@ -301,9 +301,14 @@ def _line(record: dict[str, Any], epochs: int) -> str:
     validated = ""
     if "validation_dsc" in record:
         validated = f"validation DSC {record['validation_dsc']:.3f}, mIoU {record['validation_miou']:.3f}, "
-    return (
-        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, {validated}{record['slices_per_s']:.1f} slices/s"
-    )
+    return f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.3f}, {validated}{speed_in_words(record['slices_per_s'])}"
+
+
+def speed_in_words(slices_per_s: float) -> str:
+    """For a reader: '6.3 slices/s', or '14.0 s a slice' of many runs side by side on a CPU."""
+    if 0 < slices_per_s < 1:
+        return f"{1 / slices_per_s:.1f} s a slice"
+    return f"{slices_per_s:.1f} slices/s"
 
 
 def _validated(split: Split) -> str:

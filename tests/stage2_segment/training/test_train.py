@@ -26,7 +26,7 @@ from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
 from zeus_union.stage2_segment.training.schedule import lr_factor
-from zeus_union.stage2_segment.training.train import train_run
+from zeus_union.stage2_segment.training.train import speed_in_words, train_run
 
 QUICK: dict[str, Any] = {
     "fusion": "hybrid",
@@ -211,6 +211,13 @@ def test_rates_and_share_can_be_chosen_and_one_rate_is_of_all_weights(toy_cache:
         assert faster.lr_new == pytest.approx(2 * plain.lr_new)
         chosen = plan_run(cache, run=Path("run"), lr=1e-4, lr_new=3e-5, foreground_share=1.0).recipe
         assert (chosen.lr_pretrained, chosen.lr_new, chosen.foreground_share) == (1e-4, 3e-5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"), [(6.32, "6.3 slices/s"), (1.0, "1.0 slices/s"), (0.072, "13.9 s a slice"), (0.0, "0.0 slices/s")]
+)
+def test_a_speed_is_never_rounded_to_nothing(rate: float, words: str) -> None:
+    assert speed_in_words(rate) == words
 
 
 def test_a_network_that_starts_from_nothing_trains_for_more_epochs() -> None:
