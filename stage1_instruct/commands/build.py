@@ -314,8 +314,8 @@ def _check_together(given: dict[str, Any]) -> None:
         raise UserError("--per-class asks for each class by its name; leave out --instance")
 
 
-def _splits(given: dict[str, Any]) -> Splits:
-    """Whom projections are trained for; takes its options out of `given`.
+def _splits(given: dict[str, Any]) -> Splits | None:
+    """Whom projections are trained for, None where no instructions are built; takes its options out of `given`.
 
     Raises:
         UserError: options that exclude one another.
@@ -332,8 +332,10 @@ def _splits(given: dict[str, Any]) -> Splits:
         raise UserError(f"{' and '.join(named)} exclude one another; give one of them")
     if named and given["projection"]:
         raise UserError(f"{named[0]} trains a projection and --projection gives one; leave out one of the two")
-    if named and "instructions" not in given["layers"]:
-        raise UserError(f"{named[0]} is about instructions and --layers leaves them out; give one of the two")
+    if "instructions" not in given["layers"]:
+        if named:
+            raise UserError(f"{named[0]} is about instructions and --layers leaves them out; give one of the two")
+        return None
     if subjects is not None:
         return Splits(None, tuple(split_names(subjects) or ()), asked=True)
     return Splits(None if folds else (fold or 0,), asked=bool(named))
@@ -426,9 +428,7 @@ def _is_trained(models: Models, options: BuildOptions) -> bool:
     """Whether the build trains a projection for these models."""
     if models.profile.instructor != "llm" or models.profile.projection != "auto":
         return False
-    if options.trained_for is not None and options.trained_for.asked:
-        return True
-    return "instructions" in options.layers and models.projected_llm.can_be_trained
+    return options.trained_for is not None and (options.trained_for.asked or models.projected_llm.can_be_trained)
 
 
 def _how_to_train(report: BuildReport, trained_for: Splits | None) -> str:

@@ -11,7 +11,7 @@ import click
 
 from zeus_union.cache.terminal import counted, in_words, time_in_words, warn
 from zeus_union.cache.view_layers import view_of
-from zeus_union.stage1_instruct.commands.shared import encoder_of
+from zeus_union.stage1_instruct.commands.shared import encoder_of, needed
 
 if TYPE_CHECKING:
     from zeus_union.stage1_instruct.building.forecast import Forecast, LayerForecast
@@ -39,8 +39,7 @@ def dry_run(
 
     profiles = [load_profile(profile_name, row.parts) for row in rows]
     names = [row.variant or profile.name for row, profile in zip(rows, profiles)]
-    can_train = profiles[0].instructor == "llm" and profiles[0].projection == "auto"
-    trains = can_train and options.trained_for is not None and "instructions" in options.layers
+    trains = options.trained_for is not None and profiles[0].instructor == "llm" and profiles[0].projection == "auto"
     instructions = [layer for name in names for layer in text_layers(dataset, options, name, trains)]
     missing = forecast(dataset, profiles[0].encoder, options, instructions)
     for layer in missing.layers:
@@ -82,7 +81,7 @@ def _say_times(
     from zeus_union.stage1_instruct.weights.store import is_present
 
     profile = load_profile(profile_name, rows[0].parts)
-    if not is_present(profile.image_needs if encoder_of(options.layers) else profile):
+    if not is_present(needed(profile, encoder_of(options.layers))):
         click.echo("the models' weights are not here yet (zeus-instruct fetch), so the time is not measured")
         return
     models = Models(profile, device or best_device(), batch_size=options.batch_size)

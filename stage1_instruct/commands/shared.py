@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zeus_union.stage1_instruct.models.assembly import Models
     from zeus_union.stage1_instruct.models.language.loaded_once import LoadedOnce
     from zeus_union.stage1_instruct.models.text.bert import InstructionEncoder
+    from zeus_union.stage1_instruct.profiles.profile import Profile
     from zeus_union.stage1_instruct.studies.study import Dataset
     from zeus_union.stage1_instruct.weights.store import HasNeeds
 
@@ -109,6 +110,13 @@ def encoder_of(layers: Collection[str]) -> Literal["image"] | None:
     return None if "instructions" in layers else "image"
 
 
+def needed(profile: Profile, only: Literal["text", "image"] | None) -> HasNeeds:
+    """The weights that have to be there; `only` as for `load_models`."""
+    if only is None:
+        return profile
+    return profile.text_needs if only == "text" else profile.image_needs
+
+
 def load_models(
     profile_name: str,
     parts: Mapping[str, str],
@@ -130,9 +138,7 @@ def load_models(
     from zeus_union.stage1_instruct.weights.store import is_present
 
     profile = load_profile(profile_name, parts)
-    wanted: HasNeeds = profile
-    if only is not None:
-        wanted = profile.text_needs if only == "text" else profile.image_needs
+    wanted = needed(profile, only)
     if not is_present(wanted):
         fetch(wanted)
     return Models(profile, device or best_device(), batch_size=batch_size, send_images_to=send_images_to, loaded=loaded)
