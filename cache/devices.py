@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -39,6 +40,22 @@ def usable_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name} cannot be used: {first_line(error)}; --device cpu always works") from error
     return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for bf16, so that it is faster than fp32 there.
+
+    torch's own answer for processors is yes for any with AVX-512, most of which turn every bf16 number into fp32 first.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def synchronise(device: torch.device) -> None:

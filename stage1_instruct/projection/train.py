@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from zeus_union.cache.devices import computes_bf16
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import counted
 from zeus_union.cache.terminal import say as say_to_terminal
@@ -27,7 +28,7 @@ from zeus_union.stage1_instruct.models.language.prompts import question
 from zeus_union.stage1_instruct.models.projected_llm import trained_projection
 from zeus_union.stage1_instruct.profiles.profile import NONE
 from zeus_union.stage1_instruct.projection.loop import Progress, TrainingRecipe, fit, steps_in_all
-from zeus_union.stage1_instruct.projection.objective import Captioning, computes_bf16
+from zeus_union.stage1_instruct.projection.objective import Captioning
 from zeus_union.stage1_instruct.projection.pairs import Pair, read_pairs, vision_features
 
 if TYPE_CHECKING:

@@ -32,6 +32,25 @@ from zeus_union.stage2_segment.plan import plan_run
 
 
 @pytest.mark.parametrize(
+    ("machine", "native", "taken", "expected"),
+    [
+        ("x86_64", True, True, True),
+        ("AMD64", False, True, False),  # AVX-512 alone: torch takes bf16 there, slower than fp32
+        ("aarch64", False, True, True),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_a_processor_computes_bf16_where_it_has_instructions_for_it(
+    machine: str, native: bool, taken: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: taken, raising=False)
+    assert devices.computes_bf16(torch.device("cpu")) is expected
+    assert devices.computes_bf16(torch.device("meta")) is False
+
+
+@pytest.mark.parametrize(
     ("cuda", "mps", "best"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
 def test_both_stages_take_cuda_before_mps_before_the_cpu(
