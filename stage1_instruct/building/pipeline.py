@@ -70,7 +70,7 @@ class Pipeline:
         """Args: count: of subjects, for messages."""
         self._build = build
         self._bar = bar
-        self._count = count
+        self._count, self._finished = count, 0
         self._reader = reader
         self._writing = writing
         self._open: list[Work] = []
@@ -271,11 +271,12 @@ class Pipeline:
             self._leave_out(work.subject, work.error)
             return
         report.subjects += 1
+        self._finished += 1
         now = time.perf_counter()
         left = report.time_left(work.count, report.elapsed + now - self._started)
         say(
             f"{work.subject}: {counted(work.count, 'slice-modality')} in {now - work.begun:.0f} s "
-            f"({report.subjects} of {self._count}){left}"
+            f"({self._finished} of {self._count}){left}"
         )
 
     def _leave_out(self, subject: str, error: UserError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -170,6 +171,8 @@ def test_another_fold_computes_projection_and_texts_alone_and_nothing_is_trained
         patch.setattr(reading, "load_study", refuse)
         said = labelled.built("--folds", "all")
     assert said.count("training 3 projections") == SUBJECTS - 1
+    counts = re.findall(r"\((\d+) of (\d+)\)", said)  # of the subjects that each of the three folds still needs
+    assert counts == [(str(number), str(SUBJECTS)) for number in range(1, SUBJECTS + 1)] * (SUBJECTS - 1)
     with Cache(labelled.path) as cache:
         assert cache.variants == tuple(f"lite@fold{fold}" for fold in range(SUBJECTS))
         for fold in range(SUBJECTS):
