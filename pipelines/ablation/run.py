@@ -31,7 +31,7 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.trained import TrainedRun
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
-from zeus_union.stage2_segment.training.train import shared_plan, train_together
+from zeus_union.stage2_segment.training.train import shared_plan, train_together, warn_of_learned_texts
 
 
 def run_ablation(
@@ -77,8 +77,9 @@ def _train_and_score(
     waiting = [run for run in runs if run.name not in finished]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {counted(len(runs), 'run')} finished already")
-    instructed = [run.config.inputs for run in waiting if run.config.inputs.text == "instruction"]
-    warn_of_texts(cache, (variant for inputs in instructed for variant in inputs.texts_read))
+    instructed = [run.config for run in waiting if run.config.inputs.text == "instruction"]
+    warn_of_texts(cache, (variant for config in instructed for variant in config.inputs.texts_read))
+    warn_of_learned_texts(cache, instructed)
     stacked = accelerator.device.type == "cuda" if stacked is None else stacked
     passes = [
         part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from zeus_union.stage2_segment.training.learner import Learner, take_batch
 from zeus_union.stage2_segment.training.memory import keep_freed_memory
 from zeus_union.stage2_segment.training.step import group_learners
 from zeus_union.stage2_segment.training.validation import Validation
+from zeus_union.stage2_segment.training_subjects import learned_their_texts
 
 
 def train_run(
@@ -105,6 +106,7 @@ def _train_alone(
             say(_what(cache, config, accelerator))
             warn_of_texts(cache, config.inputs.texts_read)
             _warn_of_what_is_known(config.inputs)
+            warn_of_learned_texts(cache, [config])
         train_together(cache, [learner], accelerator, resident=resident, validate_every=validate_every)
         if learner.stopped:
             raise UserError(learner.stopped)
@@ -294,6 +296,17 @@ def _warn_of_what_is_known(inputs: Inputs) -> None:
     if inputs.seen:
         warn(
             f"the projection was trained on {some_of(inputs.seen)}, which this run is tested on: its DSC will be too good"
+        )
+
+
+def warn_of_learned_texts(cache: Cache, configs: Iterable[RunConfig]) -> None:
+    """Of training subjects whose texts are better than those of any other subject will be."""
+    learned = dict.fromkeys(name for config in configs for name in learned_their_texts(cache, config))
+    if learned:
+        warn(
+            f"the texts of {some_of(list(learned))}, to train on, come from a projection that was trained on them, so masks of "
+            "other subjects may follow worse texts as far; --text none does without, and of two or more training subjects "
+            "zeus-instruct build-cache makes each half's texts with a projection of the other half"
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from zeus_union.stage2_segment.training_subjects import KnownSubjects, sources_of
+from zeus_union.stage2_segment.training.train import warn_of_learned_texts
+from zeus_union.stage2_segment.training_subjects import KnownSubjects, learned_their_texts, sources_of
 
 
 class Sources:
@@ -37,3 +39,28 @@ def test_one_image_in_common_is_the_same_patient_and_one_label_is_not(image: str
     )
     known = KnownSubjects(frozenset({"trained"}), frozenset(sources_of(cache, ["trained"])))
     assert known.among(cache, ["trained", "renamed", "other"]) == ("trained", "renamed")
+
+
+def run_of(train: list[str], **trained_on: Any) -> Any:
+    recipes = {"lite": {"projection": {"trained_on": trained_on}}, "prompt": {"llm": None}}
+    inputs = SimpleNamespace(instruction_recipes=recipes, texts_read=tuple(recipes))
+    return SimpleNamespace(inputs=inputs, split=SimpleNamespace(train=train))
+
+
+def test_texts_of_the_projection_that_learned_from_their_subject_are_told_from_crossed_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache: Any = Sources(anna={"a.nii": "A"}, ben={"b.nii": "B"}, carl={"c.nii": "C"}, another={"a.nii": "A"})
+    halves = [{"subjects": ["anna"], "sha256": "1"}, {"subjects": ["ben"], "sha256": "0"}]
+    crossed = run_of(["anna", "ben"], subjects=["anna", "ben"], crossed=halves)
+    assert learned_their_texts(cache, crossed) == ()
+    warn_of_learned_texts(cache, [crossed])
+    assert capsys.readouterr().err == ""
+    alone = run_of(["anna", "carl"], subjects=["anna"], crossed=[])
+    assert learned_their_texts(cache, alone) == ("anna",)
+    other_cache = run_of(["another", "ben"], subjects=["somebody"], digests=["A"])  # under another name, without halves
+    assert learned_their_texts(cache, other_cache) == ("another",)
+    warn_of_learned_texts(cache, [crossed, alone, alone])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the texts of anna, to train on, come from a projection that was trained on them" in said
+    assert "--text none" in said and said.count("anna") == 1
