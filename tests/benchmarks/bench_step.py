@@ -1,13 +1,13 @@
 """What a training step costs, against the code at another commit, in one run.
 
     python tests/benchmarks/bench_step.py --against COMMIT [--slices 1,2,4] [--threads 1,2] [--fusions hybrid,late]
-                                          [--runs 1] [--modalities 2] [--classes 4] [--rounds 7]
+                                          [--runs 1] [--modalities 2] [--classes 4] [--rounds 7] [--bf16]
 
 A step is what `Learner` does with a batch as the cache stores it: decode, forward, losses, backward, clip, AdamW. One
 process has this checkout's code, one the other commit's; they take turns, so that work beside them meets both. Printed
 are the best seconds of each, on the wall and of the processor, their ratios, and how far the weights are apart after 20
-steps from one start. `--runs 4` trains 4 runs stacked. Last, how near LiteMedSAM's image encoder is to the rate of this
-machine's matrix products (`--encoder`).
+steps from one start. `--runs 4` trains 4 runs stacked; with `--bf16` this checkout's steps are those of `--precision
+bf16`. Last, how near LiteMedSAM's image encoder is to the rate of this machine's matrix products (`--encoder`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--modalities", type=int, default=2)
     parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--bf16", action="store_true", help="this checkout's code in bf16, the other's in fp32")
     parser.add_argument("--no-weights", action="store_true", help="do not compare the weights")
     parser.add_argument("--encoder", action="store_true", help="LiteMedSAM's encoder alone")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -66,13 +67,16 @@ def _compare(given: argparse.Namespace) -> None:
                 for threads in map(int, given.threads.split(",")):
                     case = {"fusion": fusion, "slices": slices, "threads": threads, "runs": given.runs}
                     case |= {"modalities": given.modalities, "classes": given.classes}
-                    _row(case, old, new, given.rounds, not given.no_weights)
+                    _row(case, old, new, given.rounds, not given.no_weights, given.bf16)
 
 
-def _row(case: dict[str, Any], old: Path, new: Path, rounds: int, weights: bool) -> None:
+def _row(case: dict[str, Any], old: Path, new: Path, rounds: int, weights: bool, bf16: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("old.pt", "new.pt")]
-        servers = [_start({**case, "weights": str(file)}, site) for file, site in zip(files, (old, new))]
+        servers = [
+            _start({**case, "weights": str(file), "bf16": low}, site)
+            for file, site, low in zip(files, (old, new), (False, bf16))
+        ]
         best = [[9e9, 9e9], [9e9, 9e9]]
         for _ in range(rounds):
             for server, least in zip(servers, best):
@@ -191,12 +195,14 @@ def _training(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], di
     def step() -> None:
         images, truth = data._on_device(Stored(values, scale, offset, masks))
         assert truth is not None
-        if stack is None:
-            logits = [models[0](images, text[0], present)]
-        else:
-            logits = list(stack.logits(images, text, present))
+        with torch.autocast("cpu", torch.bfloat16, enabled=case["bf16"]):
+            if stack is None:
+                logits = [models[0](images, text[0], present)]
+            else:
+                logits = list(stack.logits(images, text, present))
         losses = [
-            segmentation_losses(part, one_hot(truth, classes), known=known_pixels(truth)).total for part in logits
+            segmentation_losses(part.float(), one_hot(truth, classes), known=known_pixels(truth)).total
+            for part in logits
         ]
         torch.stack(losses).sum().backward()
         if stack is not None:
