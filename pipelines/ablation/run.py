@@ -31,7 +31,12 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.trained import TrainedRun
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
-from zeus_union.stage2_segment.training.train import shared_plan, train_together, warn_of_learned_texts
+from zeus_union.stage2_segment.training.train import (
+    say_what_is_faster,
+    shared_plan,
+    train_together,
+    warn_of_learned_texts,
+)
 
 
 def run_ablation(
@@ -80,6 +85,7 @@ def _train_and_score(
     instructed = [run.config for run in waiting if run.config.inputs.text == "instruction"]
     warn_of_texts(cache, (variant for config in instructed for variant in config.inputs.texts_read))
     warn_of_learned_texts(cache, instructed)
+    say_what_is_faster((run.config for run in waiting), accelerator.device, "--set precision=bf16")
     stacked = accelerator.device.type == "cuda" if stacked is None else stacked
     passes = [
         part

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from zeus_union.cache.devices import computes_bf16
 from zeus_union.cache.errors import UserError
 from zeus_union.cache.folds import VALIDATED_FROM
 from zeus_union.cache.log import log_to
@@ -104,6 +106,7 @@ def _train_alone(
         if accelerator.is_main_process:
             detail(", ".join(f"{name} {version}" for name, version in config.versions.items()))
             say(_what(cache, config, accelerator))
+            say_what_is_faster([config], accelerator.device, "--precision bf16")
             warn_of_texts(cache, config.inputs.texts_read)
             _warn_of_what_is_known(config.inputs)
             warn_of_learned_texts(cache, [config])
@@ -296,6 +299,19 @@ def _warn_of_what_is_known(inputs: Inputs) -> None:
     if inputs.seen:
         warn(
             f"the projection was trained on {some_of(inputs.seen)}, which this run is tested on: its DSC will be too good"
+        )
+
+
+def say_what_is_faster(configs: Iterable[RunConfig], device: torch.device, option: str) -> None:
+    """That a processor trains Zeus's decoder faster in bf16 than in fp32; not measured for baselines and GPUs.
+
+    Args:
+        option: that would choose it.
+    """
+    in_fp32 = any(config.is_zeus and config.recipe.precision == "fp32" for config in configs)
+    if in_fp32 and device.type == "cpu" and computes_bf16(device):
+        say(
+            f"this processor computes bf16: with {option} a step takes about two thirds of the time, for masks that are as good"
         )
 
 

@@ -16,6 +16,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
+from zeus_union.stage2_segment.training import train as training
 from zeus_union.stage2_segment.training.learner import Learner, inverse_weights
 from zeus_union.stage2_segment.training.schedule import build_optimizer, ema_decay, running_mean
 from zeus_union.stage2_segment.training.train import train_run, train_together
@@ -157,3 +158,30 @@ def test_the_decoder_and_the_rest_have_rates_of_their_own(toy_cache: Path, fusio
         assert (decoder["lr"], rest["lr"]) == (1e-4, 3e-3)
         assert {id(p) for p in decoder["params"]} == {id(p) for p in model.decoders.parameters()}
         assert len(decoder["params"]) + len(rest["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "device", "native", "said"),
+    [
+        ("zeus", "fp32", "cpu", True, True),
+        ("zeus", "bf16", "cpu", True, False),
+        ("zeus", "fp32", "cpu", False, False),
+        ("unext", "fp32", "cpu", True, False),
+        ("zeus", "fp32", "meta", True, False),  # stands for a GPU, where nothing was measured
+    ],
+)
+def test_where_bf16_is_faster_it_is_said_with_the_option_that_chooses_it(
+    toy_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    precision: str,
+    device: str,
+    native: bool,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(training, "computes_bf16", lambda _: native)
+    with Cache(toy_cache) as cache:
+        config = plan_run(cache, run=Path("run"), model=model, precision=precision, **QUICK)
+    training.say_what_is_faster([config], torch.device(device), "--set precision=bf16")
+    assert ("with --set precision=bf16" in " ".join(capsys.readouterr().err.split())) is said
