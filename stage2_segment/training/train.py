@@ -320,9 +320,9 @@ def warn_of_learned_texts(cache: Cache, configs: Iterable[RunConfig]) -> None:
     learned = dict.fromkeys(name for config in configs for name in learned_their_texts(cache, config))
     if learned:
         warn(
-            f"the texts of {some_of(list(learned))}, to train on, come from a projection that was trained on them, so masks of "
-            "other subjects may follow worse texts as far; --text none does without, and of two or more training subjects "
-            "zeus-instruct build-cache makes each half's texts with a projection of the other half"
+            f"the texts of {some_of(list(learned))}, to train on, come from a projection that was trained on them: texts of "
+            "other subjects are worse, and their masks will follow these as far; --text none does without. Of two or more "
+            "training subjects zeus-instruct build-cache makes each half's texts with a projection of the other half"
         )
 
 
