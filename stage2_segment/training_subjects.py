@@ -86,13 +86,15 @@ def _trained_on(recipes: Iterable[Mapping[str, Any]]) -> KnownSubjects:
     return KnownSubjects(frozenset(names), frozenset(sources))
 
 
-def learned_their_texts(cache: Cache, config: RunConfig) -> tuple[str, ...]:
+def learned_their_texts(cache: Cache, variants: Sequence[str], train: Sequence[str]) -> tuple[str, ...]:
     """The training subjects whose texts come from a projection that was trained on them, not from that of the other half."""
-    recipes = [config.inputs.instruction_recipes[variant] for variant in config.inputs.texts_read]
-    crossed = {
-        name for recipe in recipes for half in trained_on(recipe).get("crossed") or () for name in half["subjects"]
-    }
-    return tuple(name for name in _trained_on(recipes).among(cache, config.split.train) if name not in crossed)
+    learned: list[str] = []
+    for variant in variants:
+        halves = trained_on(cache.recipe(f"instructions/{variant}")).get("crossed") or ()
+        crossed = {name for half in halves for name in half["subjects"]}
+        others = [name for name in train if name not in crossed]
+        learned += trained_by_projection(cache, [variant]).among(cache, others)
+    return tuple(dict.fromkeys(learned))
 
 
 def check_unseen(cache: Cache, variants: Sequence[str], test: Sequence[str], allow_seen: bool) -> tuple[str, ...]:

@@ -317,7 +317,8 @@ def say_what_is_faster(configs: Iterable[RunConfig], device: torch.device, optio
 
 def warn_of_learned_texts(cache: Cache, configs: Iterable[RunConfig]) -> None:
     """Of training subjects whose texts are better than those of any other subject will be."""
-    learned = dict.fromkeys(name for config in configs for name in learned_their_texts(cache, config))
+    read = dict.fromkeys((config.inputs.texts_read, config.split.train) for config in configs)
+    learned = dict.fromkeys(name for texts, train in read for name in learned_their_texts(cache, texts, train))
     if learned:
         warn(
             f"the texts of {some_of(list(learned))}, to train on, come from a projection that was trained on them: texts of "

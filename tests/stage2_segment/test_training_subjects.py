@@ -12,10 +12,15 @@ from zeus_union.stage2_segment.training_subjects import KnownSubjects, learned_t
 
 
 class Sources:
-    """A cache, as far as its source files go: subject -> file -> digest."""
+    """A cache, as far as its source files go: subject -> file -> digest; and, by variant, whom a projection was trained on."""
 
     def __init__(self, **subjects: dict[str, str]) -> None:
         self.subjects = subjects
+        self.trained_on: dict[str, Any] = {}
+
+    def recipe(self, layer: str) -> dict[str, Any]:
+        variant = layer.removeprefix("instructions/")
+        return {"projection": {"trained_on": self.trained_on[variant]}} if variant in self.trained_on else {"llm": None}
 
     def sources(self, subject: str) -> dict[str, str]:
         return self.subjects[subject]
@@ -41,10 +46,8 @@ def test_one_image_in_common_is_the_same_patient_and_one_label_is_not(image: str
     assert known.among(cache, ["trained", "renamed", "other"]) == ("trained", "renamed")
 
 
-def run_of(train: list[str], **trained_on: Any) -> Any:
-    recipes = {"lite": {"projection": {"trained_on": trained_on}}, "prompt": {"llm": None}}
-    inputs = SimpleNamespace(instruction_recipes=recipes, texts_read=tuple(recipes))
-    return SimpleNamespace(inputs=inputs, split=SimpleNamespace(train=train))
+def run_of(variants: tuple[str, ...], train: tuple[str, ...]) -> Any:
+    return SimpleNamespace(inputs=SimpleNamespace(texts_read=variants), split=SimpleNamespace(train=train))
 
 
 def test_texts_of_the_projection_that_learned_from_their_subject_are_told_from_crossed_ones(
@@ -52,14 +55,18 @@ def test_texts_of_the_projection_that_learned_from_their_subject_are_told_from_c
 ) -> None:
     cache: Any = Sources(anna={"a.nii": "A"}, ben={"b.nii": "B"}, carl={"c.nii": "C"}, another={"a.nii": "A"})
     halves = [{"subjects": ["anna"], "sha256": "1"}, {"subjects": ["ben"], "sha256": "0"}]
-    crossed = run_of(["anna", "ben"], subjects=["anna", "ben"], crossed=halves)
-    assert learned_their_texts(cache, crossed) == ()
+    cache.trained_on = {
+        "crossed": {"subjects": ["anna", "ben"], "crossed": halves},
+        "alone": {"subjects": ["anna"], "crossed": []},
+        "file": {"subjects": ["somebody"], "digests": ["A"]},  # of another cache, under another name, without halves
+    }
+    crossed, alone = run_of(("crossed", "prompt"), ("anna", "ben")), run_of(("alone", "prompt"), ("anna", "carl"))
+    assert learned_their_texts(cache, ("crossed", "prompt"), ("anna", "ben")) == ()
     warn_of_learned_texts(cache, [crossed])
     assert capsys.readouterr().err == ""
-    alone = run_of(["anna", "carl"], subjects=["anna"], crossed=[])
-    assert learned_their_texts(cache, alone) == ("anna",)
-    other_cache = run_of(["another", "ben"], subjects=["somebody"], digests=["A"])  # under another name, without halves
-    assert learned_their_texts(cache, other_cache) == ("another",)
+    assert learned_their_texts(cache, ("alone", "prompt"), ("anna", "carl")) == ("anna",)
+    assert learned_their_texts(cache, ("crossed", "alone"), ("anna", "ben")) == ("anna",)  # a class's texts are crossed
+    assert learned_their_texts(cache, ("file", "prompt"), ("another", "ben")) == ("another",)
     warn_of_learned_texts(cache, [crossed, alone, alone])
     said = " ".join(capsys.readouterr().err.split())
     assert "the texts of anna, to train on, come from a projection that was trained on them" in said
