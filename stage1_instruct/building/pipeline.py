@@ -55,7 +55,7 @@ def build_waiting(build: Build, waiting: Sequence[str]) -> None:
         try:
             with Worker("reader", READ_AHEAD + 1) as reader, Worker("writer", WRITES_WAITING) as writing:
                 pipeline = Pipeline(
-                    build, BuildBar(bar, build.options.out.name, len(waiting)), len(waiting), reader, writing
+                    build, BuildBar(bar, build.options.out.name, len(waiting)), waiting, reader, writing
                 )
                 claims.callback(pipeline.give_back)
                 pipeline.run(waiting)
@@ -66,11 +66,12 @@ def build_waiting(build: Build, waiting: Sequence[str]) -> None:
 class Pipeline:
     """Everything between the two threads."""
 
-    def __init__(self, build: Build, bar: BuildBar, count: int, reader: Worker, writing: Worker) -> None:
-        """Args: count: of subjects, for messages."""
+    def __init__(self, build: Build, bar: BuildBar, subjects: Sequence[str], reader: Worker, writing: Worker) -> None:
+        """Args: subjects: all that `run` is given, for messages."""
         self._build = build
         self._bar = bar
-        self._count, self._finished = count, 0
+        self._count, self._finished, self._built = len(subjects), 0, 0
+        self._missing = set(subjects)
         self._reader = reader
         self._writing = writing
         self._open: list[Work] = []
@@ -137,6 +138,7 @@ class Pipeline:
         finally:
             claimed.close()
         self._bar.end(subject)
+        self._missing.discard(subject)
         return None
 
     def _encoded(self, works: Iterator[Work]) -> Iterator[Work]:
@@ -264,6 +266,7 @@ class Pipeline:
     def _close(self, work: Work) -> None:
         """All of a subject is written, or it has failed."""
         self._open.remove(work)
+        self._missing.discard(work.subject)
         work.claimed.close()
         self._bar.end(work.subject)
         report = self._build.report
@@ -272,13 +275,18 @@ class Pipeline:
             return
         report.subjects += 1
         self._finished += 1
+        self._built += work.count
         now = time.perf_counter()
-        left = report.time_left(work.count, report.elapsed + now - self._started)
+        what = ""
+        if self._build.options.trained_for is not None:
+            what = "of the texts" if self._build.layers.instructions else "of the pictures"
+        left = report.time_left(now - self._started, self._built, self._missing, what)
         say(
             f"{work.subject}: {counted(work.count, 'slice-modality')} in {now - work.begun:.0f} s "
             f"({self._finished} of {self._count}){left}"
         )
 
     def _leave_out(self, subject: str, error: UserError) -> None:
+        self._missing.discard(subject)
         self._build.report.failures[subject] = str(error)
         warn(f"{subject} is left out: {error}")

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,8 +25,8 @@ class BuildReport:
         elapsed: seconds from the first subject to the last.
         done: slice-modalities by part.
         subjects: finished.
-        ahead: slice-modalities that were missing at the start, at most, as the headers say; 0: not known.
-        built: slice-modalities of finished subjects.
+        expected: subject -> slice-modalities, at most, as the headers say; empty: not known.
+        later: of these, how many the build goes through once more after the layers that it is at.
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
         without_texts: whether the instructions were left out, since training the projection behind them takes long.
@@ -37,8 +37,8 @@ class BuildReport:
     done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     elapsed: float = 0.0
     subjects: int = 0
-    ahead: int = 0
-    built: int = 0
+    expected: dict[str, int] = field(default_factory=dict)
+    later: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     complete: bool = False
     without_texts: bool = False
@@ -62,18 +62,20 @@ class BuildReport:
         """part -> seconds a slice-modality for which it was busy."""
         return {part: self.seconds[part] / self.done[part] for part in self.seconds if self.done[part]}
 
-    def time_left(self, count: int, elapsed: float) -> str:
+    def time_left(self, seconds: float, done: int, waiting: Collection[str], what: str) -> str:
         """What to say behind a subject that is finished: how long the others take this process at the rate so far.
 
         Args:
-            count: slice-modalities of the subject.
-            elapsed: seconds since the first subject was begun.
+            seconds: since the first subject of these layers was begun.
+            done: slice-modalities in that time.
+            waiting: subjects that these layers still miss.
+            what: the layers, "of the pictures"; '': all there are.
         """
-        self.built += count
-        left = self.ahead - self.built
-        if left <= 0 or not self.built:
+        left = sum(self.expected.get(subject, 0) for subject in waiting) + self.later
+        if not (left and done):
             return ""
-        return f"; about {time_in_words(left * elapsed / self.built)} left for one process"
+        time_left = " ".join(filter(None, (time_in_words(left * seconds / done), what)))
+        return f"; about {time_left} left for one process"
 
     def share(self, part: str) -> float:
         """Of the time from the first subject to the last, for how much a part was busy; of all parts more than 1."""

@@ -48,7 +48,7 @@ def look_ahead(build: Build, subjects: Sequence[str]) -> None:
     encoder = build.layers.embeddings.partition("/")[2]
     expected = forecast(dataset, encoder, options, texts, sizes=sizes, there=there)
     room = require_room(dataset, options, expected)
-    report.ahead = expected.slice_modalities
+    report.expected = {name: size.slices * len(dataset.card.modalities) for name, size in sizes.items()}
     free = in_words(shutil.disk_usage(options.out.parent).free)
     say(
         f"{options.out}: {counted(len(sizes), 'subject')} to build, at most {expected.slice_modalities:,} slice-modalities and "

@@ -58,7 +58,10 @@ def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, 
             return build
         candidates = {name for split in wanted for name in _candidates(build, split)}
         rest = [subject for subject in subjects if subject not in candidates]
+        expected = build.report.expected
+        build.report.later = sum(expected.get(subject, 0) for subject in rest)
         build_subjects(build, [subject for subject in subjects if subject in candidates])
+        build.report.later = 0
         if build.report.failures:
             say("a projection is trained once its training subjects are built; building the pictures of the others")
             build_subjects(build, rest)
@@ -77,7 +80,8 @@ def build_with_trained(build: Build, subjects: Sequence[str], recipes: Recipes, 
         build_subjects(build, rest)
         build.report.subjects = 0  # counted again as their texts are written
         instructions: dict[str, str] = {}
-        for split in wanted:
+        for after, split in zip(reversed(range(len(wanted))), wanted):
+            build.report.later = after * sum(build.report.expected.values())
             projection = projections[split] or _projection(build, recipes, split, splits, wait=True)
             assert projection is not None
             layers = begin_texts(build, recipes, _ending(split), projection)

@@ -173,6 +173,8 @@ def test_another_fold_computes_projection_and_texts_alone_and_nothing_is_trained
     assert said.count("training 3 projections") == SUBJECTS - 1
     counts = re.findall(r"\((\d+) of (\d+)\)", said)  # of the subjects that each of the three folds still needs
     assert counts == [(str(number), str(SUBJECTS)) for number in range(1, SUBJECTS + 1)] * (SUBJECTS - 1)
+    behind = re.findall(r"\(\d+ of \d+\)(; about \d+ \w+ of the texts left for one process)?", said)
+    assert all(behind[:-1]) and not behind[-1]  # as long as there is a text to write, of this fold or a later one
     with Cache(labelled.path) as cache:
         assert cache.variants == tuple(f"lite@fold{fold}" for fold in range(SUBJECTS))
         for fold in range(SUBJECTS):
