@@ -13,7 +13,7 @@ from zeus_union.cache.errors import UserError
 from zeus_union.cache.terminal import Verbosity, counted
 from zeus_union.pipelines.ablation.grid import read_grid
 from zeus_union.stage1_instruct.profiles.profile import load_profile
-from zeus_union.stage2_segment.training import train
+from zeus_union.stage2_segment.training import messages
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("cache", "stage1_instruct", "stage2_segment", "pipelines")
@@ -75,8 +75,8 @@ def test_texts_that_know_the_answer_are_warned_of_also_where_nothing_else_is_sai
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal, "_verbosity", Verbosity.QUIET)
-    train._warn_of_what_is_known(SimpleNamespace(leaks=("oracle",), seen=("anna",)))  # type: ignore[arg-type]
+    messages.warn_of_what_is_known(SimpleNamespace(leaks=("oracle",), seen=("anna",)))  # type: ignore[arg-type]
     said = " ".join(capsys.readouterr().err.split())
     assert "oracle were made from the true labels" in said and "trained on anna" in said
-    train._warn_of_what_is_known(SimpleNamespace(leaks=(), seen=()))  # type: ignore[arg-type]
+    messages.warn_of_what_is_known(SimpleNamespace(leaks=(), seen=()))  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""

@@ -31,12 +31,8 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.trained import TrainedRun
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
-from zeus_union.stage2_segment.training.train import (
-    say_what_is_faster,
-    shared_plan,
-    train_together,
-    warn_of_learned_texts,
-)
+from zeus_union.stage2_segment.training.messages import say_what_is_faster, warn_of_learned_texts
+from zeus_union.stage2_segment.training.train import shared_plan, train_together
 
 
 def run_ablation(

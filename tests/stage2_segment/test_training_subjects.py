@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zeus_union.stage2_segment.training.train import warn_of_learned_texts
+from zeus_union.stage2_segment.training.messages import warn_of_learned_texts
 from zeus_union.stage2_segment.training_subjects import KnownSubjects, learned_their_texts, sources_of
 
 

@@ -16,7 +16,7 @@ from zeus_union.stage2_segment.inputs.run_inputs import RunInputs
 from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.model import build_model
 from zeus_union.stage2_segment.plan import plan_run
-from zeus_union.stage2_segment.training import train as training
+from zeus_union.stage2_segment.training import messages
 from zeus_union.stage2_segment.training.learner import Learner, inverse_weights
 from zeus_union.stage2_segment.training.schedule import build_optimizer, ema_decay, running_mean
 from zeus_union.stage2_segment.training.train import train_run, train_together
@@ -180,8 +180,8 @@ def test_where_bf16_is_faster_it_is_said_with_the_option_that_chooses_it(
     native: bool,
     said: bool,
 ) -> None:
-    monkeypatch.setattr(training, "computes_bf16", lambda _: native)
+    monkeypatch.setattr(messages, "computes_bf16", lambda _: native)
     with Cache(toy_cache) as cache:
         config = plan_run(cache, run=Path("run"), model=model, precision=precision, **QUICK)
-    training.say_what_is_faster([config], torch.device(device), "--set precision=bf16")
+    messages.say_what_is_faster([config], torch.device(device), "--set precision=bf16")
     assert ("with --set precision=bf16" in " ".join(capsys.readouterr().err.split())) is said

@@ -25,8 +25,9 @@ from zeus_union.stage2_segment.recipe import RECIPES, Recipe, chosen_recipe
 from zeus_union.stage2_segment.trained import load_trained
 from zeus_union.stage2_segment.training.learner import Learner
 from zeus_union.stage2_segment.training.losses import Losses
+from zeus_union.stage2_segment.training.messages import speed_in_words
 from zeus_union.stage2_segment.training.schedule import lr_factor
-from zeus_union.stage2_segment.training.train import speed_in_words, train_run
+from zeus_union.stage2_segment.training.train import train_run
 
 QUICK: dict[str, Any] = {
     "fusion": "hybrid",
