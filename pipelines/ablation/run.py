@@ -31,7 +31,7 @@ from zeus_union.stage2_segment.inputs.slices import SliceData
 from zeus_union.stage2_segment.native import predict_subject
 from zeus_union.stage2_segment.trained import TrainedRun
 from zeus_union.stage2_segment.training.learner import Learner, check_same_plan
-from zeus_union.stage2_segment.training.messages import say_what_is_faster, warn_of_learned_texts
+from zeus_union.stage2_segment.training.messages import say_what_is_faster, say_what_views_bring, warn_of_learned_texts
 from zeus_union.stage2_segment.training.train import shared_plan, train_together
 
 
@@ -82,6 +82,7 @@ def _train_and_score(
     warn_of_texts(cache, (variant for config in instructed for variant in config.inputs.texts_read))
     warn_of_learned_texts(cache, instructed)
     say_what_is_faster((run.config for run in waiting), accelerator.device, "--set precision=bf16")
+    say_what_views_bring(cache, (run.config for run in waiting))
     stacked = accelerator.device.type == "cuda" if stacked is None else stacked
     passes = [
         part

@@ -42,6 +42,16 @@ def say_what_is_faster(configs: Iterable[RunConfig], device: torch.device, optio
         )
 
 
+def say_what_views_bring(cache: Cache, configs: Iterable[RunConfig]) -> None:
+    """That a cache without augmented copies can have them; the paper's recipe reads none."""
+    encoders = {config.inputs.encoder for config in configs if config.is_zeus and config.recipe.name != "paper"}
+    if any(not cache.views(encoder) for encoder in encoders if encoder):
+        say(
+            f"{cache.path} has no augmented copies of its slices: its build-cache command with --views 2 adds them, and masks "
+            "of new subjects are better for it"
+        )
+
+
 def warn_of_learned_texts(cache: Cache, configs: Iterable[RunConfig]) -> None:
     """Of training subjects whose texts are better than those of any other subject will be."""
     read = dict.fromkeys((config.inputs.texts_read, config.split.train) for config in configs)

@@ -31,6 +31,7 @@ from zeus_union.stage2_segment.training.messages import (
     epoch_line,
     plan_line,
     say_what_is_faster,
+    say_what_views_bring,
     speed_in_words,
     warn_of_learned_texts,
     warn_of_what_is_known,
@@ -110,6 +111,7 @@ def _train_alone(
             detail(", ".join(f"{name} {version}" for name, version in config.versions.items()))
             say(plan_line(cache, config, accelerator))
             say_what_is_faster([config], accelerator.device, "--precision bf16")
+            say_what_views_bring(cache, [config])
             warn_of_texts(cache, config.inputs.texts_read)
             warn_of_what_is_known(config.inputs)
             warn_of_learned_texts(cache, [config])

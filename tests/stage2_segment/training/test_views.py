@@ -33,6 +33,7 @@ from zeus_union.stage2_segment.inputs.slices import Batch, SliceData, draw_views
 from zeus_union.stage2_segment.inputs.staging import Staging
 from zeus_union.stage2_segment.plan import plan_run
 from zeus_union.stage2_segment.training.learner import Learner
+from zeus_union.stage2_segment.training.messages import say_what_views_bring
 from zeus_union.stage2_segment.training.train import shared_plan, train_run, train_together
 
 QUICK: dict[str, Any] = {
@@ -244,6 +245,29 @@ def test_only_training_reads_views(
 
 
 # What is refused, and what is taken where nothing is said.
+
+
+@pytest.mark.parametrize(
+    ("viewed", "given", "said"),
+    [
+        (False, {}, True),
+        (False, {"recipe": "paper"}, False),
+        (False, {"model": "unext"}, False),
+        (True, {"views": 0}, False),  # whoever leaves them out knows of them
+        (True, {}, False),
+    ],
+)
+def test_where_there_are_none_it_is_said_how_to_have_them(
+    toy_cache: Path,
+    viewed_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    viewed: bool,
+    given: dict[str, Any],
+    said: bool,
+) -> None:
+    with Cache(viewed_cache if viewed else toy_cache) as cache:
+        say_what_views_bring(cache, [plan_run(cache, run=Path("run"), **given)])
+    assert ("build-cache command with --views 2" in " ".join(capsys.readouterr().err.split())) is said
 
 
 def test_all_views_are_taken_unless_the_recipe_is_the_papers_or_the_model_sees_pictures(viewed_cache: Path) -> None:
