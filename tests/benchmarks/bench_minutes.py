@@ -1,8 +1,10 @@
 """DSC against the minutes there are, from nothing: `python tests/benchmarks/bench_minutes.py CACHE --train A,B --test C --table T`.
 
-A run of its own for every budget, whose schedule ends there. What a step takes is measured on this CPU; Zeus pays besides
-for the image encoder, over the training slices and their views (`--encode` seconds each). A network sees the cache's
-pictures, augmented. With `--device cuda` a GPU trains as many epochs as fit into the CPU's minutes.
+A run of its own for every budget, whose schedule ends there. What a step takes is measured on this CPU. Zeus pays besides
+for the image encoder, over the training slices and their views (`--encode` seconds each), and with text for the projection
+and the language model (`--projection` seconds, `--text` seconds a slice): the cache has both, this counts them. A network
+sees the cache's pictures, augmented. With `--device cuda` a GPU trains as many epochs as fit into the CPU's minutes; with
+`--train-in bf16` they are trained in that.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from zeus_union.stage2_segment.training.train import train_run
 
 METHODS: dict[str, dict[str, Any]] = {
     "Zeus, no text": {"text": "none"},
+    "Zeus, instruction": {},
     "UNeXt": {"model": "unext"},
     "U-Net, a quarter as wide": {"model": "unet", "preset": "quarter"},
     "U-Net": {"model": "unet"},
 }
 BUDGETS = (5, 10, 20, 40)  # minutes
-VIEWS = {40: 4}  # where there is time to encode them
+VIEWS_SHARE = 0.5  # of what a run has beside its texts, at most, for the image encoder
 COLUMNS = ("method", "minutes", "views", "epochs", "steps", "subject", "class", "dsc")
 
 
@@ -45,41 +48,67 @@ class Planned:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Stage1:
+    """Seconds of what comes before training.
+
+    Attributes:
+        encode: of the image encoder for a slice-modality.
+        projection: of training it.
+        text: of an instruction and its embedding.
+    """
+
+    encode: float
+    projection: float
+    text: float
+
+
 def plan(
-    cache: Cache, split: dict[str, Any], encode: float, given: dict[str, float], budgets: list[int]
+    cache: Cache,
+    split: dict[str, Any],
+    methods: list[str],
+    stage1: Stage1,
+    given: dict[str, float],
+    budgets: list[int],
 ) -> Iterator[Planned]:
     """The runs that fit, each for as many whole epochs as its minutes have.
 
     Args:
-        encode: seconds of the image encoder for a slice-modality.
         given: method -> seconds a step, in place of what is measured here.
     """
     times = StepTimes(torch.device("cpu"))
-    for method, chosen in METHODS.items():
+    for method in methods:
         for minutes in budgets:
-            views = VIEWS.get(minutes, 0) if method.startswith("Zeus") else None
-            options = {**split, **chosen, "fusion": "hybrid", "views": views}
+            options = {**split, **METHODS[method], "fusion": "hybrid"}
             config = plan_run(cache, run=Path("run"), **options)
             step = given.get(method) or times.of(config)
             batches = batches_an_epoch(cache, config)
-            left = 60 * minutes
+            left = 60.0 * minutes
             if config.is_zeus:
                 slices = len(cache.rows_of(config.split.train)) * len(config.inputs.modalities)
-                left -= slices * (1 + config.recipe.views) * encode
+                if config.architecture.text_width:
+                    left -= stage1.projection + slices * stage1.text
+                passes = math.floor(VIEWS_SHARE * left / (slices * stage1.encode))
+                options["views"] = max(0, min(passes - 1, cache.views(config.inputs.encoder)))
+                left -= slices * (1 + options["views"]) * stage1.encode
             epochs = math.floor(left / (step * batches))
-            print(f"{method}, {minutes} minutes: {step:.2f} s a step, {max(epochs, 0)} epochs of {batches}", flush=True)
+            print(
+                f"{method}, {minutes} minutes: {step:.2f} s a step, {options.get('views', 0)} views, {max(epochs, 0)} epochs "
+                f"of {batches}",
+                flush=True,
+            )
             if epochs > 0:
                 yield Planned(method, minutes, epochs * batches, {**options, "epochs": epochs})
 
 
-def measure(path: Path, planned: Planned, folder: Path, device: str | None) -> list[dict[str, Any]]:
+def measure(path: Path, planned: Planned, folder: Path, device: str | None, precision: str) -> list[dict[str, Any]]:
     """Trains and evaluates: a row for each subject and class."""
     run = folder / f"{planned.method}-{planned.minutes}"
-    train_run(path, run, device=device, validate_every=0, **planned.options)
+    train_run(path, run, device=device, precision=precision, validate_every=0, **planned.options)
     about = {
         "method": planned.method,
         "minutes": planned.minutes,
-        "views": planned.options["views"] or 0,
+        "views": planned.options.get("views", 0),
         "epochs": planned.options["epochs"],
         "steps": planned.steps,
     }
@@ -104,7 +133,7 @@ def draw(table: list[dict[str, str]], path: Path) -> None:
                 of.setdefault(int(row["minutes"]), []).append(float(row["dsc"]))
         minutes = sorted(of)
         axes.plot(minutes, [sum(of[m]) / len(of[m]) for m in minutes], marker="o", label=method)
-    axes.set(xlabel="minutes on two CPU cores, the image encoder's included", ylabel="DSC", ylim=(0, 1), xlim=(0, None))
+    axes.set(xlabel="minutes on two CPU cores, stage 1 included", ylabel="DSC", ylim=(0, 1), xlim=(0, None))
     axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path)
@@ -115,10 +144,14 @@ def main() -> None:
     parser.add_argument("cache", type=Path, nargs="?")
     parser.add_argument("--train", help="subjects, separated by commas")
     parser.add_argument("--test", help="likewise")
+    parser.add_argument("--method", action="append", choices=METHODS, help="again for more; all")
     parser.add_argument("--minutes", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--encode", type=float, default=0.95, help="seconds of the image encoder a slice-modality")
+    parser.add_argument("--projection", type=float, default=300, help="seconds of its training")
+    parser.add_argument("--text", type=float, default=0.25, help="seconds of an instruction a slice-modality")
     parser.add_argument("--step", action="append", default=[], metavar="METHOD=SECONDS", help="in place of measuring")
     parser.add_argument("--device", help="to train on")
+    parser.add_argument("--train-in", default="fp32", help="bf16: the same steps, in less time")
     parser.add_argument("--table", type=Path, required=True, help="where the rows go, as CSV; to draw without CACHE")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
@@ -126,13 +159,14 @@ def main() -> None:
         split = {"train_subjects": arguments.train.split(","), "test_subjects": arguments.test.split(",")}
         given = {name: float(seconds) for name, seconds in (each.split("=") for each in arguments.step)}
         budgets = [int(minutes) for minutes in arguments.minutes.split(",")]
+        stage1 = Stage1(arguments.encode, arguments.projection, arguments.text)
         with Cache(arguments.cache) as cache:
-            planned = list(plan(cache, split, arguments.encode, given, budgets))
+            planned = list(plan(cache, split, arguments.method or list(METHODS), stage1, given, budgets))
         with tempfile.TemporaryDirectory() as folder, arguments.table.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             for each in planned:
-                writer.writerows(measure(arguments.cache, each, Path(folder), arguments.device))
+                writer.writerows(measure(arguments.cache, each, Path(folder), arguments.device, arguments.train_in))
                 file.flush()
     if arguments.plot:
         with arguments.table.open() as file:
