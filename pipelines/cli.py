@@ -55,9 +55,6 @@ def main() -> None:
 @click.option("--subjects", type=click.IntRange(2), default=6, show_default=True, help="How many phantoms.")
 @click.option("--slice-step", type=click.IntRange(1), default=2, show_default=True, help="Every n-th slice.")
 @click.option("--epochs", type=click.IntRange(1), default=16, show_default=True, help="Epochs of stage 2.")
-@click.option(
-    "--caption-epochs", type=click.IntRange(1), help="Epochs of the projection's training.  [default: about 150 steps]"
-)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default=None, help=devices.HELP)
 def demo(
@@ -65,7 +62,6 @@ def demo(
     subjects: int,
     slice_step: int,
     epochs: int,
-    caption_epochs: int | None,
     seed: int,
     device: str | None,
 ) -> None:
@@ -75,7 +71,7 @@ def demo(
     """
     from zeus_union.pipelines.demo import run_demo
 
-    picture = run_demo(out, subjects, slice_step, epochs, caption_epochs, seed, device)
+    picture = run_demo(out, subjects, slice_step, epochs, seed, device)
     click.echo(f"{picture} shows the result; the masks are in {out / 'masks'}. Next: zeus report {out / 'run'}")
 
 

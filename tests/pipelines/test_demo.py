@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -15,8 +16,9 @@ from zeus_union.cache.verify import verify
 from zeus_union.pipelines.cli import main as zeus
 from zeus_union.stage1_instruct.cli import main as zeus_instruct
 from zeus_union.stage1_instruct.datasets import open_dataset
+from zeus_union.stage1_instruct.projection import fold as fold_training
 
-SMALL = ["--subjects", "2", "--slice-step", "6", "--epochs", "1", "--caption-epochs", "1"]
+SMALL = ["--subjects", "2", "--slice-step", "6", "--epochs", "1"]
 
 
 def run(command, *arguments: str | Path) -> Result:
@@ -27,7 +29,9 @@ def run(command, *arguments: str | Path) -> Result:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small demo, both stages on the embedded models."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    result = run(zeus, "demo", "--out", out, *SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold_training, "RECIPE", replace(fold_training.RECIPE, steps=3))
+        result = run(zeus, "demo", "--out", out, *SMALL)
     assert result.exit_code == 0, result.output
     return out
 
@@ -48,7 +52,8 @@ def test_the_demos_cache_is_sound_and_every_image_has_its_instruction(demo: Path
         assert all(row["text"].strip() and row["output_tokens"] > 0 for row in texts)
         assert all(cache.card.terms[row["modality"]] in row["prompt"] for row in texts)
         recipe = cache.recipe(f"instructions/{cache.variants[0]}")
-        assert recipe["projection"] != "untrained"
+        train = [name for name in cache.subjects if cache.rows["fold"][cache.rows_of([name])[0]] != 0]
+        assert recipe["projection"]["trained_on"]["subjects"] == train
 
 
 @pytest.mark.slow
@@ -91,18 +96,18 @@ def test_report_draws_a_run(demo: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_another_prompt_under_the_same_name_is_refused_and_under_another_is_added(demo: Path):
     common = ["build-cache", "--dataset", "demo", "--data-root", demo / "data", "--out", demo / "cache" / "demo.h5"]
-    common += ["--slice-step", "6", "--set", "template=xraygpt", "--set", "projection=untrained"]
-    common += ["--set", "max_new_tokens=8"]
-    refused = CliRunner().invoke(zeus_instruct, [str(argument) for argument in common])
+    common += ["--slice-step", "6", "--set", "projection=untrained", "--set", "max_new_tokens=8"]
+    with Cache(demo / "cache" / "demo.h5") as cache:
+        rows = np.arange(len(cache.rows))
+        before = cache.text_embeddings("lite@fold0", rows), cache.read_embeddings("litemedsam", rows, [0]).values
+    assert run(zeus_instruct, *common, "--variant", "other").exit_code == 0
+    another = [str(argument) for argument in (*common, "--set", "template=xraygpt", "--variant", "other")]
+    refused = CliRunner().invoke(zeus_instruct, another)
     assert refused.exit_code == 2
     assert "template" in refused.output and "--variant" in refused.output
     with Cache(demo / "cache" / "demo.h5") as cache:
-        rows = np.arange(len(cache.rows))
-        before = cache.text_embeddings("lite", rows), cache.read_embeddings("litemedsam", rows, [0]).values
-    assert run(zeus_instruct, *common, "--variant", "xraygpt").exit_code == 0
-    with Cache(demo / "cache" / "demo.h5") as cache:
-        assert cache.variants == ("lite", "xraygpt")
-        np.testing.assert_array_equal(before[0], cache.text_embeddings("lite", rows))
+        assert cache.variants == ("lite@fold0", "other")
+        np.testing.assert_array_equal(before[0], cache.text_embeddings("lite@fold0", rows))
         np.testing.assert_array_equal(before[1], cache.read_embeddings("litemedsam", rows, [0]).values)
 
 
