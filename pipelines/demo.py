@@ -86,11 +86,12 @@ def run_demo(
         print_tables(as_table(evaluate_run(run, cache, device=device)))
 
         say("4/4 masks in the studies' own grids, and a picture")
-        held_out = load_config(run).split.test
+        config = load_config(run)
+        held_out = config.split.test
         predict_run(run, cache, out / "masks", subjects=held_out, device=device)
         rows = slices_of(cache, held_out)
         predictions = load_trained(run, device=device).predict(cache, rows)
         picture = out / "picture.png"
-        draw_run(cache, rows, predictions, profile.name, picture, "zeus demo: held-out phantoms")
+        draw_run(cache, rows, predictions, config.inputs.variants[0], picture, "zeus demo: held-out phantoms")
     say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
     return picture

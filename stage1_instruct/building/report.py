@@ -26,7 +26,7 @@ class BuildReport:
         done: slice-modalities by part.
         subjects: finished.
         expected: subject -> slice-modalities, at most, as the headers say; empty: not known.
-        later: of these, how many the build goes through once more after the layers that it is at.
+        later: slice-modalities that wait behind the subjects and layers it is at: others' pictures, other folds' texts.
         failures: subject -> why it could not be built.
         complete: whether the cache is finished; not so where other parts of it are still being built.
         without_texts: whether the instructions were left out, since training the projection behind them takes long.
