@@ -68,7 +68,7 @@ BASELINE_EPOCHS = 30
 RECIPES = {
     # From 10 slices to 10,000: warm-up and clipping keep the pretrained decoder from collapsing to empty masks; Dice
     # over the batch and a set share of foreground keep empty slices from being the cheapest answer. Rate and epochs were
-    # chosen among 20 changes on four CHAOS subjects (docs/results): 2e-4 loses 0.02 of DSC, 30 epochs gain nothing.
+    # chosen among 17 changes on four CHAOS subjects (docs/results): 2e-4 loses 0.02 of DSC, 30 epochs gain nothing.
     "stable": Recipe(
         name="stable",
         epochs=15,

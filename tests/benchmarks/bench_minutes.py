@@ -78,14 +78,14 @@ def plan(
     """
     times = StepTimes(torch.device("cpu"))
     for method in methods:
+        config = plan_run(cache, run=Path("run"), fusion="hybrid", **split, **METHODS[method])
+        step = given.get(method) or times.of(config)
+        batches = batches_an_epoch(cache, config)
+        slices = len(cache.rows_of(config.split.train)) * len(config.inputs.modalities)
         for minutes in budgets:
             options = {**split, **METHODS[method], "fusion": "hybrid"}
-            config = plan_run(cache, run=Path("run"), **options)
-            step = given.get(method) or times.of(config)
-            batches = batches_an_epoch(cache, config)
             left = 60.0 * minutes
             if config.is_zeus:
-                slices = len(cache.rows_of(config.split.train)) * len(config.inputs.modalities)
                 if config.architecture.text_width:
                     left -= stage1.projection + slices * stage1.text
                 passes = math.floor(VIEWS_SHARE * left / (slices * stage1.encode))
@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=METHODS, help="again for more; all")
     parser.add_argument("--minutes", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--encode", type=float, default=0.95, help="seconds of the image encoder a slice-modality")
-    parser.add_argument("--projection", type=float, default=300, help="seconds of its training")
-    parser.add_argument("--text", type=float, default=0.25, help="seconds of an instruction a slice-modality")
+    parser.add_argument("--projection", type=float, default=540, help="seconds of its training")
+    parser.add_argument("--text", type=float, default=0.4, help="seconds of an instruction a slice-modality")
     parser.add_argument("--step", action="append", default=[], metavar="METHOD=SECONDS", help="in place of measuring")
     parser.add_argument("--device", help="to train on")
     parser.add_argument("--train-in", default="fp32", help="bf16: the same steps, in less time")
