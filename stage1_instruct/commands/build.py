@@ -95,7 +95,8 @@ READING = (
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Every n-th slice; the masks that predict writes are filled between them.",
+    help="Every n-th slice; the masks that predict writes are filled between them. Slices 1 mm apart are near-copies: every "
+    "4th of BraTS 2013 gave masks no worse than all of them, in a quarter of the time.",
 )
 @click.option(
     "--view",
