@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from zeus_union.cache.devices import synchronise
 from zeus_union.cache.reader import Cache
 from zeus_union.stage1_instruct.models.image.litemedsam import LiteMedSAM
 from zeus_union.stage2_segment.config import RunConfig
@@ -69,12 +70,10 @@ def train(
     """DSC of each test subject, seconds a step, trained parameters."""
     torch.manual_seed(config.seed)
     model = pretrained(cache, config, device)
-    encoder = LiteMedSAM()._model
+    encoder = LiteMedSAM(device=device)._model
     optimizer = build_optimizer(model, config.recipe)
     if rank:
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), encoder)
-    encoder.to(device)
-    if rank:
         added = [weights for name, weights in encoder.named_parameters() if "lora_" in name]
         optimizer.add_param_group({"params": added, "lr": lr, "highest_lr": lr})
     rows, augment = cache.rows_of(config.split.train), config.recipe.augment
@@ -87,7 +86,7 @@ def train(
         with torch.set_grad_enabled(rank > 0):
             embeddings = embed(encoder, batch.images)
         update(config, model, optimizer, embeddings, batch.masks, step, steps)
-    synchronize(device)
+    synchronise(device)
     seconds = (time.perf_counter() - started) / steps
     trained = sum(weights.numel() for group in optimizer.param_groups for weights in group["params"])
     return {name: test(cache, config, encoder, model, name, device) for name in config.split.test}, seconds, trained
@@ -158,7 +157,7 @@ def seconds_from_cache(cache: Cache, config: RunConfig, device: torch.device, st
     for step, batch in enumerate(data.batches(positions)):
         assert batch.masks is not None
         update(config, model, optimizer, batch.images, batch.masks, step, steps)
-    synchronize(device)
+    synchronise(device)
     return (time.perf_counter() - started) / steps
 
 
@@ -168,11 +167,6 @@ def pretrained(cache: Cache, config: RunConfig, device: torch.device) -> Zeus:
     assert isinstance(model, Zeus)
     model.load_pretrained(cache.constants(config.inputs.embedding_layer))
     return model.to(device)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -78,12 +78,13 @@ def plan(
     """
     times = StepTimes(torch.device("cpu"))
     for method in methods:
-        config = plan_run(cache, run=Path("run"), fusion="hybrid", **split, **METHODS[method])
+        asked = {**split, **METHODS[method], "fusion": "hybrid"}
+        config = plan_run(cache, run=Path("run"), **asked)
         step = given.get(method) or times.of(config)
         batches = batches_an_epoch(cache, config)
         slices = len(cache.rows_of(config.split.train)) * len(config.inputs.modalities)
         for minutes in budgets:
-            options = {**split, **METHODS[method], "fusion": "hybrid"}
+            options = dict(asked)
             left = 60.0 * minutes
             if config.is_zeus:
                 if config.architecture.text_width:
